@@ -1,0 +1,357 @@
+"""Folders of real chest X-rays -> rows of image path, report, labels, patient, split and view.
+
+Each layout has one reader, which turns the folder's own tables into rows and does nothing else: it opens no
+image and trusts no path. To add a layout, write its reader and enter it in LAYOUTS beside the file that gives
+it away.
+"""
+
+import csv
+import gzip
+import io
+import re
+import xml.etree.ElementTree as ET
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+
+from labels import LABELS, sections
+
+
+class DataError(ValueError):
+    """The data set cannot be used; the message names the path, what is wrong and what was expected."""
+
+
+@dataclass(frozen=True)
+class Row:
+    image: str                               # path inside the folder, as the table gives it
+    report: str                              # the prompt; empty: the row is of no use
+    labels: tuple[float, ...] | None = None  # 14, the set's own, where the report was composed from them
+    patient: str = ""                        # empty: unknown
+    split: str = ""                          # as the table gives it; empty: not given
+    view: str = ""                           # lower case
+    aspect: float | None = None              # true width / height, where the stored image was squeezed
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Tables
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, gzipped if it is named so -> its text."""
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return data.decode("utf-8-sig")  # drops a byte-order mark
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text: byte 0x{data[error.start]:02x} at position {error.start}; "
+                        "save the table as UTF-8") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def read_table(path: Path, needed: Collection[str], more: Collection[str] = ()) -> list[dict[str, str]]:
+    """CSV (RFC 4180, the first line names the columns) -> one dict a line, of the columns asked for.
+
+    Column names are lower case, cells stripped, missing cells empty. "a|b" among the needed is satisfied by
+    either. Raises DataError where needed columns are missing.
+    """
+    lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        columns = [name.strip().lower() for name in next(lines, [])]
+        if not all(set(name.split("|")) & set(columns) for name in needed):
+            raise DataError(f"{path}: expected the columns {', '.join(needed).replace('|', ' or ')}; "
+                            f"found {', '.join(map(repr, columns)) or 'none'}")
+        names = [*"|".join(needed).split("|"), *more]
+        place = {name: columns.index(name) for name in names if name in columns}
+        blank = dict.fromkeys(names, "")
+        return [blank | {name: cells[i].strip() for name, i in place.items() if i < len(cells)}
+                for cells in lines if cells]
+    except csv.Error as error:
+        raise DataError(f"{path}: line {lines.line_num}: not a CSV table: {error}") from None
+
+
+def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> str:
+    """The words that condition the image. A report with section headers is cut to the sections asked for.
+
+    "report": the report column (its impression, or else its findings, where it has headers), or else the
+    impression column, or else findings. "impression" and "findings" fall back on each other; "both" joins.
+    """
+    parts = sections(report) if report else {}
+    findings, impression = findings or parts.get("findings", ""), impression or parts.get("impression", "")
+    if prompt == "both":
+        text = f"{findings} {impression}"
+    elif prompt == "findings":
+        text = findings or impression
+    elif prompt == "report" and report and not {"findings", "impression"} & set(parts):
+        text = parts.get("last_paragraph", report)
+    else:
+        text = impression or findings
+    return " ".join((text if text.strip() else report).split())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Labels of images that came without a report
+
+# Terms of CheXpert and NIH ChestX-ray14 -> CheXpert label, and words that the labeler reads the same way.
+TERMS = {name.lower(): (name, name.lower()) for name in LABELS} | {
+    "no finding": ("No Finding", "no acute cardiopulmonary abnormality"),
+    "normal": ("No Finding", "normal chest"),
+    "enlarged cardiomediastinum": ("Enlarged Cardiomediastinum", "widened mediastinum"),
+    "lung lesion": ("Lung Lesion", "lung nodule"),
+    "pleural other": ("Pleural Other", "pleural thickening"),
+    "support devices": ("Support Devices", "support device"),
+    "effusion": ("Pleural Effusion", "pleural effusion"),
+    "infiltration": ("Lung Opacity", "infiltration"),
+    "infiltrate": ("Lung Opacity", "infiltrate"),
+    "mass": ("Lung Lesion", "lung mass"),
+    "nodule": ("Lung Lesion", "lung nodule"),
+    "pleural thickening": ("Pleural Other", "pleural thickening"),
+    "fibrosis": ("Pleural Other", "fibrosis"),
+    "emphysema": (None, "emphysema"),
+    "hernia": (None, "hiatal hernia"),
+}
+
+
+def known_terms(cell: str) -> list[str]:
+    """"Effusion|Pleural_Thickening|Zebra" -> ["effusion", "pleural thickening"]: those that TERMS has.
+
+    "No Finding" beside a finding is left out.
+    """
+    terms = [" ".join(term.replace("_", " ").lower().split()) for term in cell.split("|")]
+    terms = [term for term in terms if term in TERMS]
+    return [term for term in terms if TERMS[term][0] != "No Finding"] or terms
+
+
+def terms_to_labels(terms: list[str], vocabulary: set[str]) -> tuple[float, ...]:
+    """Listed labels are 1, others 0 if the set lists them anywhere, else nan. "No Finding" is 1 or nan."""
+    present = {TERMS[term][0] for term in terms}
+    used = {TERMS[term][0] for term in vocabulary} - {"No Finding"}
+    return tuple(1.0 if name in present else 0.0 if name in used else nan for name in LABELS)
+
+
+LABEL_COLUMNS = [name.lower() for name in LABELS]
+
+
+def cells_to_labels(cells: dict[str, str]) -> tuple[float, ...]:
+    """Cells of CheXpert's 14 columns ("1.0", "0.0", "-1.0" or empty) -> labels."""
+    values = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0}
+    return tuple(values.get(cells[column], nan) for column in LABEL_COLUMNS)
+
+
+def compose_report(present: list[str], possible: list[str] = (), absent: list[str] = ()) -> str:
+    """Terms -> a short report that says just them; "" for none."""
+    words = [list(dict.fromkeys(TERMS[term][1] for term in terms)) for terms in (present, possible, absent)]
+    parts = [", ".join(words[0]), *(f"possible {word}" for word in words[1])]
+    parts.append(f"no {' or '.join(words[2])}" if words[2] else "")
+    return " ".join(f"{part.capitalize()}." for part in parts if part)
+
+
+def compose_from_labels(labels: tuple[float, ...]) -> str:
+    """14 labels -> a short report that the labeler reads back as the same."""
+    named = [[name.lower() for name, value in zip(LABELS, labels, strict=True) if value == wanted]
+             for wanted in (1, -1, 0)]
+    return compose_report(*named)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Layouts. A reader gets the folder and the table that gave its layout away.
+
+def true_aspect(width: str, height: str) -> float | None:
+    """Two cells -> width / height; None if they do not say."""
+    try:
+        aspect = float(width) / float(height)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return aspect if 0.25 <= aspect <= 4 else None
+
+
+def plain_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
+    """metadata.csv: `image`, and `report`, `findings`, `impression` or `labels` ('|' between terms).
+
+    Optional: `patient_id`, `split`, `view`, and `orig_width`, `orig_height` of images stored as a square.
+    """
+    table = read_table(path, ["image", "report|findings|impression|labels"],
+                       ["patient_id", "split", "view", "orig_width", "orig_height"])
+    vocabulary = {term for cells in table for term in known_terms(cells["labels"])}
+    for cells in table:
+        report = choose_prompt(cells["report"], cells["findings"], cells["impression"], prompt)
+        labels = None
+        if not report:
+            terms = known_terms(cells["labels"])
+            report, labels = compose_report(terms), terms_to_labels(terms, vocabulary)
+        yield Row(cells["image"], report, labels, cells["patient_id"], cells["split"].lower(),
+                  cells["view"].lower(), true_aspect(cells["orig_width"], cells["orig_height"]))
+
+
+def mimic_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
+    """MIMIC-CXR-JPG: mimic-cxr-2*-{metadata,split,chexpert}.csv[.gz], files/p10/p10000032/s50414267/*.jpg.
+
+    Reports are MIMIC-CXR's: files/p10/p10000032/s50414267.txt, or all in mimic-cxr-reports.zip. A study
+    without one gets a report composed from its CheXpert labels.
+    """
+    keys = ["dicom_id", "subject_id", "study_id"]
+    split, labels = {}, {}
+    for other in folder.glob("mimic-cxr-2*-split.csv*"):
+        split = {cells["dicom_id"]: cells["split"] for cells in read_table(other, ["dicom_id", "split"])}
+    for other in folder.glob("mimic-cxr-2*-chexpert.csv*"):
+        table = read_table(other, ["study_id", *LABEL_COLUMNS])
+        labels = {cells["study_id"]: cells_to_labels(cells) for cells in table}
+    read = report_reader(folder)
+    for cells in read_table(path, [*keys, "viewposition"]):
+        dicom, subject, study = (cells[key] for key in keys)
+        if not (subject.isdecimal() and study.isdecimal()):  # they become part of a path
+            yield Row(f"subject {subject}, study {study}", "")
+            continue
+        view = cells["viewposition"].lower()
+        stem = f"files/p{subject[:2]}/p{subject}/s{study}"
+        report = choose_prompt(read(f"{stem}.txt"), "", "", prompt) if view in ("pa", "ap") else ""
+        own = None if report else labels.get(study)
+        yield Row(f"{stem}/{dicom}.jpg", report or (compose_from_labels(own) if own else ""), own, subject,
+                  split.get(dicom, ""), view if view in ("pa", "ap") else "lateral or unknown")
+
+
+def report_reader(folder: Path) -> Callable[[str], str]:
+    """folder -> a function from a report's path to its text, out of the zip if there is one; "" if absent."""
+    archive = folder / "mimic-cxr-reports.zip"
+    if archive.is_file():
+        try:
+            reports = zipfile.ZipFile(archive)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{archive}: cannot be read: {error}") from None
+        names = set(reports.namelist())
+        return lambda name: reports.read(name).decode("utf-8", "replace") if name in names else ""
+    return lambda name: (folder / name).read_text("utf-8", "replace") if (folder / name).is_file() else ""
+
+
+def openi_xml_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
+    """Open-I as published: ecgen-radiology/N.xml, and images in the folder or below, named by their ids.
+
+    The files name no views: laterals are left out only where indiana_projections.csv lies there as well.
+    """
+    place = image_places(folder)
+    views = openi_views(folder)
+    for file in sorted(path.glob("*.xml"), key=lambda file: (len(file.name), file.name)):
+        try:
+            root = ET.fromstring(read_text(file))
+        except ET.ParseError:
+            yield Row(str(file.relative_to(folder)), "")
+            continue
+        parts = {text.get("Label"): text.text or "" for text in root.iter("AbstractText")}
+        report = choose_prompt("", parts.get("FINDINGS", ""), parts.get("IMPRESSION", ""), prompt)
+        patient = root.find("uId")
+        for image in root.iter("parentImage"):
+            name = image.get("id", "")
+            yield Row(place.get(name, name), report, view=views.get(openi_key(name), ""),
+                      patient="" if patient is None else patient.get("id", ""))
+
+
+def openi_csv_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
+    """Open-I as on Kaggle: indiana_reports.csv, indiana_projections.csv, images in the folder or below."""
+    place = image_places(folder)
+    texts = {cells["uid"]: cells for cells in read_table(path, ["uid", "findings", "impression"])}
+    for cells in read_table(folder / "indiana_projections.csv", ["uid", "filename", "projection"]):
+        text = texts.get(cells["uid"], {"findings": "", "impression": ""})
+        report = choose_prompt("", text["findings"], text["impression"], prompt)
+        name = cells["filename"]
+        yield Row(place.get(Path(name).stem, name), report, patient=cells["uid"],
+                  view=cells["projection"].lower())
+
+
+def openi_views(folder: Path) -> dict[str, str]:
+    """{openi_key: "frontal" or "lateral"}, from indiana_projections.csv if it is there."""
+    path = folder / "indiana_projections.csv"
+    table = read_table(path, ["filename", "projection"]) if path.is_file() else []
+    return {openi_key(cells["filename"]): cells["projection"].lower() for cells in table}
+
+
+def openi_key(name: str) -> str:
+    """"CXR1_1_IM-0001-4001", "CXR1_IM-0001-4001" and "1_IM-0001-4001.dcm.png" -> "1_IM-0001-4001" """
+    return re.sub(r"^(?:CXR)?(\d+)_(?:\d+_)?(IM-[\d-]+).*", r"\1_\2", name)
+
+
+def image_places(folder: Path) -> dict[str, str]:
+    """{name without suffix: path inside the folder} of the images in the folder and two levels below."""
+    found = {}
+    for pattern in ("*", "*/*", "*/*/*"):
+        for path in folder.glob(pattern):
+            if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
+                found[path.stem] = str(path.relative_to(folder))
+    return found
+
+
+def chexpert_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
+    """CheXpert: train.csv and valid.csv with 14 labels, no reports; Path starts at the folder or above it."""
+    for file, split in ((path, "train"), (folder / "valid.csv", "val")):
+        table = read_table(file, ["path", "frontal/lateral", *LABEL_COLUMNS]) if file.is_file() else []
+        for cells in table:
+            image = below(folder, cells["path"])
+            labels = cells_to_labels(cells)
+            yield Row(image, compose_from_labels(labels), labels, patient_in(image), split,
+                      cells["frontal/lateral"].lower())
+
+
+def chexpert_plus_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
+    """CheXpert Plus: df_chexpert_plus_*.csv with reports by section; images as .jpg, or .png in PNG/."""
+    png = (folder / "PNG").is_dir()
+    for cells in read_table(path, ["path_to_image", "deid_patient_id", "frontal_lateral", "split",
+                                   "section_findings", "section_impression"], ["report"]):
+        image = below(folder, cells["path_to_image"])
+        if png:
+            image = f"PNG/{image.rpartition('.')[0]}.png"
+        findings, impression = cells["section_findings"], cells["section_impression"]
+        whole = "" if findings or impression else cells["report"]
+        report = choose_prompt(whole, findings, impression, prompt)
+        yield Row(image, report, patient=cells["deid_patient_id"], split=cells["split"].lower(),
+                  view=cells["frontal_lateral"].lower())
+
+
+def below(folder: Path, name: str) -> str:
+    """"CheXpert-v1.0-small/train/..." -> "train/...", unless the folder holds that first part."""
+    first, _, rest = name.partition("/")
+    return rest if first.startswith("CheXpert") and not (folder / first).is_dir() else name
+
+
+def patient_in(name: str) -> str:
+    """"train/patient00001/study1/..." -> "patient00001"; "" if there is none"""
+    return "".join(re.findall(r"patient\d+", name)[:1])
+
+
+def nih_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
+    """NIH ChestX-ray14: Data_Entry_2017*.csv, test_list.txt, images in images*/. It has no reports, and its
+    labels are 1 where listed, else 0. Images are stored as squares."""
+    place = image_places(folder)
+    table = read_table(path, ["image index", "finding labels", "patient id"],
+                       ["originalimage[width", "height]"])  # the name holds a comma: it reads as two columns
+    listed = folder / "test_list.txt"
+    tests = set(read_text(listed).split()) if listed.is_file() else set()
+    vocabulary = {term for cells in table for term in known_terms(cells["finding labels"])}
+    for cells in table:
+        name, terms = cells["image index"], known_terms(cells["finding labels"])
+        yield Row(place.get(Path(name).stem, name), compose_report(terms), terms_to_labels(terms, vocabulary),
+                  cells["patient id"], "test" if name in tests else "",
+                  aspect=true_aspect(cells["originalimage[width"], cells["height]"]))
+
+
+# A layout's name, the file or folder that gives it away, its reader; the first that is found counts.
+LAYOUTS = (
+    ("images + metadata.csv", "metadata.csv", plain_rows),
+    ("MIMIC-CXR-JPG", "mimic-cxr-2*-metadata.csv*", mimic_rows),
+    ("Open-I (XML)", "ecgen-radiology", openi_xml_rows),
+    ("Open-I (indiana_*.csv)", "indiana_reports.csv", openi_csv_rows),
+    ("CheXpert Plus", "df_chexpert_plus*.csv", chexpert_plus_rows),
+    ("CheXpert", "train.csv", chexpert_rows),
+    ("NIH ChestX-ray14", "Data_Entry_2017*.csv", nih_rows),
+)
+
+
+def read_rows(folder: Path, prompt: str) -> tuple[str, list[Row]]:
+    """folder -> its layout's name and all its rows, unchecked. Raises DataError if none is recognised."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    for name, pattern, reader in LAYOUTS:
+        for path in sorted(folder.glob(pattern)):
+            return name, list(reader(folder, path, prompt))
+    found = "has none of them" if any(folder.iterdir()) else "is empty"
+    raise DataError(f"{folder}: expected metadata.csv, or the files of MIMIC-CXR-JPG, Open-I, CheXpert, "
+                    f"CheXpert Plus or NIH ChestX-ray14; the folder {found}")

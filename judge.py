@@ -1,0 +1,263 @@
+"""The judge: networks that score generated images and gave no reward in training.
+
+Independent of rewards.py in three ways: another architecture (ConvNeXt-like blocks where the rewards have ResNets, a
+bag of hashed n-grams where they have a transformer), another seed, other data (data.load's "judge": phantoms of another
+seed with their true factors; of real sets, patients that no stage saw).
+
+One image tower has three heads. Findings: 14 CheXpert logits, binary cross-entropy; phantoms are taught by what the
+image shows, real images by what the report says (uncertain left out, not mentioned negative). Posture: psi, smooth L1;
+phantoms are taught by the true psi, real images by known warps of well-positioned ones. Embedding: image and report
+side by side, symmetric InfoNCE. The features behind the heads serve FID, KID, precision ... coverage and nearest images.
+"""
+import hashlib
+import json
+import math
+import re
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from labels import LABELS
+
+IDENTITY = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0])   # psi = (s_x, s_y, t_x, t_y, theta) of a canonical chest
+PSI_UNIT = 0.1                                       # what the posture head and its loss count in
+BATCH = 128
+
+# ------------------------------------------------------------------------------------------------ networks
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    seed: int = 90_001
+    size: int = 64            # px; larger images are reduced to 224 at most
+    width: int = 48           # channels of the first stage; doubled at every halving of the side
+    embed: int = 64           # dimensions of the shared image-report space
+    buckets: int = 8192       # rows of the hashed n-gram table
+    steps: int = 900          # at most; a small set is seen 32 times and no more
+    batch: int = 64
+    lr: float = 6e-3
+    weight_decay: float = 0.05
+
+
+class Block(nn.Module):
+    """ConvNeXt block (Liu et al. 2022): b c h w -> b c h w; batch norm, which learns faster in a few hundred steps"""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 5, padding=2, groups=width, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.mlp = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.norm(self.depthwise(x)))
+
+
+class Judge(nn.Module):
+    """One image tower with three heads - findings, posture, embedding - and a bag-of-n-grams text tower."""
+
+    def __init__(self, config: JudgeConfig):
+        super().__init__()
+        self.config = config
+        stages = max(int(math.log2(config.size / 8)) - 1, 1)          # from size / 4 px down to 8 (64 px: 16, 8)
+        widths = [min(config.width * 2**i, 384) for i in range(stages)]
+        layers = [nn.Conv2d(1, widths[0], 4, 4), Block(widths[0])]
+        for before, width in zip(widths, widths[1:], strict=False):
+            layers += [nn.GroupNorm(1, before), nn.Conv2d(before, width, 2, 2), Block(width), Block(width)]
+        self.tower = nn.Sequential(*layers)
+        self.norm = nn.LayerNorm(2 * widths[-1])
+        self.findings = nn.Linear(2 * widths[-1], len(LABELS))
+        self.where = nn.Conv2d(widths[-1], 32, 1)                     # posture needs positions, not their mean
+        self.posture = nn.Sequential(nn.Linear(32 * 16, 128), nn.GELU(), nn.Linear(128, len(IDENTITY)))
+        self.image_embed = nn.Linear(2 * widths[-1], config.embed)
+        self.ngrams = nn.EmbeddingBag(config.buckets, 128, mode="mean")
+        self.text_embed = nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 256), nn.GELU(), nn.Linear(256, config.embed))
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())   # CLIP's inverse temperature
+
+        self.register_buffer("judged", torch.ones(len(LABELS), dtype=torch.bool))   # findings with both classes
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """images: b 1 h w in [0, 1] -> findings: b 14 logits, psi: b 5, embedding: b e unit length, features: b d"""
+        if images.shape[-1] != self.config.size:
+            images = F.interpolate(images, (self.config.size, self.config.size), mode="bilinear", antialias=True)
+        x = self.tower((4 * images - 2).contiguous(memory_format=torch.channels_last))               # b d 8 8
+        # The mean sees what fills the chest, the maximum a nodule of a few pixels.
+        pooled = torch.cat([reduce(x, "b c h w -> b c", how) for how in ("mean", "max")], 1)         # b 2d
+        features = self.norm(pooled)
+        places = F.adaptive_avg_pool2d(F.gelu(self.where(x)), 4).flatten(1)
+        return {"findings": self.findings(features), "features": features,
+                "psi": IDENTITY.to(x.device) + PSI_UNIT * self.posture(places),
+                "embedding": F.normalize(self.image_embed(features), dim=-1)}
+
+    def embed_reports(self, grams: list[Tensor]) -> Tensor:
+        """b tensors of n-gram rows -> b e, unit length"""
+        lengths = torch.tensor([0] + [len(g) for g in grams[:-1]])
+        device = self.log_scale.device
+        bags = self.ngrams(torch.cat(grams).to(device), lengths.cumsum(0).to(device))
+        return F.normalize(self.text_embed(bags), dim=-1)
+
+
+def ngrams(report: str, buckets: int) -> Tensor:
+    """Report -> rows of its words, word pairs and word triples (crc32: the same in every process)."""
+    words = re.findall(r"[a-z0-9]+|[.]", report.lower()) or ["."]
+    grams = [" ".join(words[i:i + n]) for n in (1, 2, 3) for i in range(len(words) - n + 1)]
+    return torch.tensor([zlib.crc32(g.encode()) % buckets for g in grams])
+
+
+def prompt_labels(labels: Tensor) -> Tensor:
+    """n 14 in {1, 0, -1 uncertain, nan not mentioned} -> n 14 in {1, 0, nan ignored}"""
+    return torch.where(labels == -1, math.nan, labels.nan_to_num(0))
+
+
+# ------------------------------------------------------------------------------------------------ training the judge
+
+
+def affine(psi: Tensor) -> Tensor:
+    """psi: b 5 -> b 3 3, the map from canonical to image coordinates in [-1, 1] (METHOD: psi canonicalises by sampling)."""
+    s_x, s_y, t_x, t_y, theta = psi.unbind(-1)
+    cos, sin, zero, one = theta.cos(), theta.sin(), torch.zeros_like(theta), torch.ones_like(theta)
+    rows = torch.stack([s_x * cos, -s_y * sin, t_x, s_x * sin, s_y * cos, t_y, zero, zero, one], -1)
+    return rearrange(rows, "b (r c) -> b r c", r=3)
+
+
+def reposition(images: Tensor, psi: Tensor, new: Tensor) -> Tensor:
+    """(images: b 1 h w in pose psi: b 5, new: b 5) -> the same chests in pose `new`.
+
+    The canonical chest is c(p) = x(A p). It has to be c(p) = x'(A' p), so x'(u) = x(A A'^-1 u).
+    """
+    matrix = (affine(psi) @ torch.linalg.inv(affine(new)))[:, :2]
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def jitter(psi: Tensor, generator: torch.Generator) -> Tensor:
+    """psi: b 5 -> b 5, a random pose near it: scales by up to 12 %, shifts by up to 0.15, rotation by up to 0.15 rad."""
+    reach = torch.tensor([0.12, 0.12, 0.15, 0.15, 0.15])
+    offset = reach * (2 * torch.rand(psi.shape, generator=generator) - 1)
+    return torch.cat([psi[:, :2] * (1 + offset[:, :2]), psi[:, 2:] + offset[:, 2:]], 1)
+
+
+def roughen(images: Tensor, generator: torch.Generator) -> Tensor:
+    """b 1 h w -> b 1 h w: a random share of blur, exposure and noise, so that a VAE's softness is nothing unseen."""
+    strength = torch.rand(4, len(images), 1, 1, 1, generator=generator)
+    soft = F.avg_pool2d(F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), 3, 1, 1, count_include_pad=False)
+    images = images.lerp(soft, strength[0])
+    images = images * (0.85 + 0.3 * strength[1]) + 0.1 * (strength[2] - 0.5)
+    noise = torch.randn(images.shape, generator=generator)
+    return (images + 0.04 * strength[3] * noise).clamp(0, 1)
+
+
+def native_posture(chests) -> Tensor:
+    """-> n 5. Phantoms: the truth. Real images: identity for the half nearest to the mean chest, nan for the rest.
+
+    Without labels, well-positioned images stand for the canonical pose; the known warps of `jitter` then supervise.
+    """
+    if chests.posture is not None:
+        return chests.posture
+    parts = torch.arange(len(chests)).split(512)
+    x = torch.cat([F.interpolate(chests.images(part).float() / 255, (32, 32), mode="area") for part in parts])
+    x = (x - reduce(x, "n c h w -> n 1 1 1", "mean")) / x.std((1, 2, 3), keepdim=True).clamp(min=1e-3)
+    mean = x.mean(0)
+    for _ in range(3):
+        distance = reduce((x - mean) ** 2, "n c h w -> n", "mean")
+        near = distance.argsort(stable=True)[:max(len(x) // 2, 1)]
+        mean = x[near].mean(0)
+    psi = torch.full((len(x), len(IDENTITY)), math.nan)
+    psi[near] = IDENTITY
+    return psi
+
+
+def judge_loss(judge: Judge, images: Tensor, targets: Tensor, psi: Tensor, grams: list[Tensor], same: Tensor) -> Tensor:
+    """(images: b 1 h w, targets: b 14 in {1, 0, nan}, psi: b 5 or nan, same: b b, equal reports) -> scalar."""
+    out = judge(images)
+    known = ~targets.isnan()
+    findings = F.binary_cross_entropy_with_logits(out["findings"][known], targets[known])
+    posed = ~psi.isnan().any(1)
+    error = (out["psi"] - psi)[posed] / PSI_UNIT
+    posture = F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.3) if posed.any() else findings.new_zeros(())
+    logits = judge.log_scale.exp().clamp(max=100) * out["embedding"] @ judge.embed_reports(grams).T
+    # The same sentence under two images is no wrong answer: only the diagonal stands for it.
+    logits = logits.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device), -math.inf)
+    own = torch.arange(len(images), device=images.device)
+    return 4 * findings + posture + 0.3 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def train_judge(chests, config: JudgeConfig, device: torch.device) -> Judge:
+    """Chests of data.load's "judge" -> the trained judge, in eval mode. AdamW, warm-up and cosine."""
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        judge = Judge(config).to(device, memory_format=torch.channels_last).train()
+    targets = prompt_labels(chests.labels) if chests.truth is None else chests.truth
+    judge.judged.copy_((targets == 1).any(0) & (targets == 0).any(0))
+    posture = native_posture(chests)
+    grams = [ngrams(report, config.buckets) for report in chests.reports]
+    number = {report: i for i, report in enumerate(dict.fromkeys(chests.reports))}
+    report_id = torch.tensor([number[report] for report in chests.reports])
+    steps = min(config.steps, math.ceil(32 * len(chests) / config.batch))
+    optimizer = torch.optim.AdamW(judge.parameters(), config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, steps, pct_start=0.1)
+    bar = tqdm(range(steps), "judge", unit="step")
+    for step in bar:
+        index = torch.randint(len(chests), (config.batch,), generator=generator)
+        images, psi = chests.images(index).float() / 255, posture[index]
+        new = jitter(psi.where(~psi.isnan(), IDENTITY), generator)
+        images = roughen(reposition(images, psi.where(~psi.isnan(), IDENTITY), new), generator)
+        loss = judge_loss(judge, images.to(device), targets[index].to(device), (new + 0 * psi).to(device),
+                          [grams[i] for i in index], report_id[index, None] == report_id[index])
+        if not math.isfinite(loss.item()):
+            raise ValueError(f"judge: loss is {loss.item()} at step {step}, seed {config.seed}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    return judge.eval().requires_grad_(False)
+
+
+def load_judge(path: Path, chests, device: torch.device) -> Judge:
+    """The judge kept at `path` if it was trained with these settings on these images; else train it and keep it there."""
+    config = JudgeConfig(size=min(chests.size, 224))
+    identity = json.dumps([asdict(config), chests.size, chests.reports, chests.labels.nan_to_num(9).tolist()])
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    try:
+        with safe_open(path, "pt") as file:
+            fits = (file.metadata() or {}).get("digest") == digest
+        if fits:
+            judge = Judge(config)
+            judge.load_state_dict(load_file(path))
+            return judge.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    except FileNotFoundError:
+        pass
+    except (SafetensorError, RuntimeError) as error:   # truncated, or of an older version of this file
+        print(f"judge: {path} cannot be used ({str(error).splitlines()[0]}); training it again")
+    judge = train_judge(chests, config, device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({k: v.cpu().contiguous() for k, v in judge.state_dict().items()}, temporary, {"digest": digest})
+    temporary.replace(path)
+    return judge
+
+
+@torch.no_grad()
+def look(judge: Judge, images: Tensor) -> dict[str, Tensor]:
+    """images: n 1 h w, [0, 1] or uint8 -> the judge's outputs on the CPU, in float32"""
+    device, parts = judge.log_scale.device, []
+    for batch in images.split(BATCH):
+        batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
+        parts.append({name: value.float().cpu() for name, value in judge(batch.to(device)).items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def features_of(judge: Judge, chests, index: Tensor) -> Tensor:
+    """-> n d, the features of these images, a batch of images in memory at a time"""
+    return torch.cat([look(judge, chests.images(part))["features"] for part in index.split(BATCH)])

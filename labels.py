@@ -1,0 +1,298 @@
+r"""Report text -> sections and CheXpert labels, by rules.
+
+The labels are those of the CheXpert labeler (Irvin et al., AAAI 2019, arXiv 1901.07031): find every *mention*
+of a finding, decide for each whether the report affirms, denies or doubts it, then merge those of a label.
+
+    1.0 present      0.0 absent      -1.0 uncertain      nan not mentioned
+
+    "Small left effusion, no pneumothorax. The heart may be enlarged."
+     -> Pleural Effusion 1, Pneumothorax 0, Cardiomegaly -1
+
+The original matches dependency parses. This file reads each clause from left to right instead, which needs no
+parser and labels thousands of reports a second. Words that deny or doubt ("cues") reach a mention through
+lists ("no A, B or C") and stop where the clause turns to something else.
+"""
+
+import re
+from functools import lru_cache
+from math import isnan, nan
+
+import torch
+from torch import Tensor
+
+LABELS = (
+    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Lesion", "Lung Opacity", "Edema",
+    "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other",
+    "Fracture", "Support Devices",
+)
+PRESENT, ABSENT, UNCERTAIN = 1.0, 0.0, -1.0
+WINDOW = 300  # characters of context either side of a mention; bounds the time a hostile text can take
+
+
+def cues(lines: str) -> str:
+    """One alternative a line -> a regular expression, each starting at a word."""
+    return r"\b(?:" + "|".join(line.strip() for line in lines.strip().splitlines()) + ")"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Mentions. A *finding* is a disease word, present unless the clause says otherwise. An *organ* ("heart size")
+# says nothing until the clause judges it; one never judged is no mention. (The original calls it positive:
+# "the heart and lungs are seen" would be cardiomegaly.) "Other" findings only speak against "No Finding".
+
+FINDINGS = {
+    "Enlarged Cardiomediastinum": r"""
+        widen(?:ed|ing)(?: of)?(?: the)? (?:superior )?mediastin
+        mediastinal (?:widening|enlargement)""",
+    "Cardiomegaly": r"cardiomegaly|(?:cardiac|heart) enlargement|enlargement of the (?:heart|cardiac)",
+    "Lung Lesion": r"""
+        (?<!body )mass(?!ive|achu)|lump(?!ect)|cavitary lesion|\w*carcinoma|neoplas|tumor
+        (?<!\bcalcified )(?:micro)?nodul(?:es?\b|ar (?:densit|opaci))""",
+    "Lung Opacity": r"""
+        opaci|decreased translucency|increased densit|air-? ?space (?:disease|process)|infiltrat
+        interstitial (?:marking|pattern|lung|disease)|reticular (?:pattern|marking)|reticulation
+        parenchymal scar|(?<!pleural )(?<!parenchymal )scar(?:s|red|ring)?\b
+        peribronchial thickening|(?<!chest )wall thickening""",
+    "Edema": r"""
+        edema|(?:congestive )?(?:heart|cardiac) failure|chf|(?:vascular|pulmonary|venous) congestion
+        indistinctness|vascular prominence""",
+    "Consolidation": r"consolidat",
+    "Pneumonia": r"""
+        (?:broncho)?pneumonia|(?<!prior )(?<!previous )(?<!old )(?<!granulomatous )infection|infectious""",
+    "Atelectasis": r"atelecta|(?<!vertebral )(?<!body )collapse(?!d? vertebra)",
+    "Pneumothorax": r"(?:hydro|hemo)?pneumothora|pleural air\b",
+    "Pleural Effusion": r"pleural fluid|(?<!pericardial )effusion|hydropneumothora|hemothora",
+    "Pleural Other": r"pleural thickening|fibrosis|fibrothorax|(?:\w+-)?pleural scar|pleuro-\w+ scar",
+    "Fracture": r"fractur",
+    "Support Devices": r"""
+        \w*pacer|pacemaker|a?icd\b|\w*defib|picc|(?<!kerley )(?<!b )(?<!septal )lines?\b|\w*tubes?\b
+        \w*catheter|cannula|drain\b|port-a-cath|mediport|valves?\b|hardware|arthroplast|screw|coils?\b
+        plates?\b(?!-| ?like)|marker|device|apparatus|support|equipment""",
+    "Other": r"""
+        emphysema|blunt|density|elevation|eventration|scoliosis|degenera|calcifi|hyperinflat|hyperexpan
+        bronchospasm|asthma|hernia|copd|plaque|osteophyt|aortic disease|bronchiolitis|airways disease
+        thickening|cephalization|aspiration|bullae|contusion|atherosclero|osteopenia|metasta|granuloma
+        pneumomediastinum|pneumoperitoneum|osteodystrophy|cuffing|irregular lucency|inflam|fissure
+        hypertension|prominen|kyphosis|bullet|reticula|thoracentesis|bronchitis|volume loss|deformity
+        hemorrhage|hematoma|radiopaque|aerophagia|arthropathy|tracheostomy""",
+}
+ORGANS = {
+    "Enlarged Cardiomediastinum": r"""
+        mediastinum|cardiomediastin(?:um|al)|(?<!diaphragmatic )contour
+        mediastinal (?:configuration|silhouette)|pericardial silhouette""",
+    "Cardiomegaly": r"""
+        heart(?! failure| disease| rate)|cardiac (?:size|shadow|contour|silhouette|and mediastinal)
+        cardiopericardial silhouette""",
+}
+POSITION = r"(?<!over the )(?<!overlying the )(?<!in the )"  # "the line ends over the mediastinum"
+FINDING = {name: re.compile(cues(stems)) for name, stems in FINDINGS.items()}
+ORGAN = {name: re.compile(POSITION + cues(stems)) for name, stems in ORGANS.items()}
+
+# ------------------------------------------------------------------------------------------------------------
+# What a clause says about a finding
+
+CLAUSE = re.compile(r"[;:]|,? (?:but|however|although|though|except|while|whereas|despite)\b")
+STOP = re.compile(cues(r"""
+    is\b|are\b|was\b|were\b|has\b|have\b|there\b|which\b|because\b
+    (?<!consistent )(?<!compatible )with\b|persist(?:s|ed)?\b|remain(?:s|ed)?\b|appear(?:s|ed)?\b"""))
+
+# "no change in the effusion" denies the change, not the effusion.
+CHANGE = r"(?! (?:\w+ ){0,2}(?:change|increase|decrease|improvement|progression|difference)s?\b)"
+NO = re.compile(cues(rf"""
+    no{CHANGE}\b|without{CHANGE}\b|not\b|nor\b|neither\b|absent\b|resolved\b|rather than\b|negative for\b
+    free (?:of|from)\b|clear of\b|rules? out\b|ruled out\b|exclude\b|history of\b
+    (?:resolution|disappearance|removal|drainage|absence|clearing) of\b"""))
+GONE = re.compile(cues(r"""
+    (?:not|no longer) (?:\w+ly )?(?:seen|identified|visuali[sz]ed|present|evident|demonstrated|noted)\b
+    (?:not|no longer) (?:\w+ly )?(?:detected|observed|apparent|suspected)\b|previously (?:seen|demonstrated)\b
+    absent\b|resolved\b|cleared\b|excluded\b|ruled out\b|removed\b|disappeared\b|unremarkable\b"""))
+# ", small left effusion" is a new, affirmed item after a denied one, unless a later "or" closes a list.
+NEW_ITEM = re.compile(r"(?:,|\band) (?:an? )?" + cues(r"""
+    small\b|tiny\b|trace\b|mild\b|minimal\b|moderate\b|stable\b|unchanged\b|persistent\b|chronic\b|low\b
+    left\b|right\b|bilateral\b|bibasilar\b|probable\b|possible\b|status\b|tortuous\b"""))
+
+NO_NEW = re.compile(r"\b(?:no|without) (?:\w+ )?new ")  # an old one may still be there
+CANNOT = r"(?:cannot|can not|could not|can't|not|difficult to)(?: be)?(?: \w+ly)? "
+CANNOT_EXCLUDE = re.compile(CANNOT + r"(?:exclud\w*|rul\w* out) ")
+NOT_EXCLUDED = re.compile(CANNOT + r"(?:excluded?|ruled? out)")
+MAYBE_LEFT = re.compile(cues(r"""
+    may\b|might\b|could\b|would\b|possib\w+|probabl\w+|presum\w+|question\w*|suspect\w*|equivocal\b|either\b
+    suspicio\w+ (?:for|of)\b|concern\w* (?:for|of)\b|worrisome for\b|suggest\w* of\b|favor\w*|consider\w*
+    versus\b|vs\b|differential\b|borderline\b|correlate\b|blunt\w* of .* angles?\b"""))
+MAYBE_RIGHT = re.compile(cues(r"""
+    (?:may|might|could|would)(?: also)? (?:be (?:present|considered|possible)\b|exist\b|not be \w+)
+    possib\w+|consideration\b|limited\b|questionable\b|suspected\b|equivocal\b|versus\b|vs\b|obscured\b
+    (?:poorly|incompletely|not well|suboptimally) \w+|not appreciated\b
+    (?:not|cannot be) (?:\w+ )?(?:assessed|evaluated)\b"""))
+OR_LEFT, OR_RIGHT = re.compile(r"\bor (?:[\w-]+ ){0,2}$"), re.compile(r"^[\w-]*(?: [\w-]+)? or\b")
+PROXY = re.compile(r"congestion|indistinctness|vascular prominence")  # these hint at edema, no more
+
+
+def finding_verdict(left: str, mention: str, right: str) -> float:
+    """Is the finding that stands between `left` and `right` in its clause present, absent or uncertain?"""
+    verbs = [m.start() for m in STOP.finditer(right)]
+    predicate = right[: verbs[1]] if len(verbs) > 1 else right  # up to the end of what its own verb says
+    if CANNOT_EXCLUDE.search(left) or NOT_EXCLUDED.search(right):
+        return UNCERTAIN
+    for no in list(NO.finditer(left))[-1:]:
+        gap = left[no.end():]
+        listed = not NEW_ITEM.search(gap) or re.search(r"\bor\b", gap + right)
+        if listed and not STOP.search(gap):
+            return UNCERTAIN if NO_NEW.search(left) else ABSENT
+    if GONE.search(predicate):
+        return ABSENT
+    for maybe in list(MAYBE_LEFT.finditer(left))[-1:]:
+        if not STOP.search(left[maybe.end():]):
+            return UNCERTAIN
+    doubt = MAYBE_RIGHT.search(predicate) or OR_LEFT.search(left) or OR_RIGHT.search(right)
+    return UNCERTAIN if doubt or PROXY.search(mention) else PRESENT
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What a clause says about an organ: the adjective before it, or else the first of these words after it
+
+UNSURE = cues(r"""
+    (?:upper limits (?:of )?)?normal (?:or|to) \w+ enlarged\b|borderline\b|obscured\b
+    (?:poorly|incompletely|not well) \w+|stable\b|unchanged\b|similar\b
+    (?:may|might|could|possibl[ey]|probabl[ey])(?: \w+){0,2} (?:enlarg|prominen|widen)\w+""")
+NORMAL = cues(r"""
+    normal\b|unremarkable\b|upper limits\b|within \w+ limits\b|non-?enlarged\b
+    not (?:\w+ )?(?:enlarged|widened|abnormal|prominent)\b
+    (?:no|without) (?:\w+ ){0,4}(?:enlarge\w+|widening|cardiomegaly)\b""")
+LARGE = cues(r"""
+    enlargement of\b|enlarg\w+|prominen\w+|widen\w+|increase in\b|increased\b|dilated\b|large\b
+    cardiomegaly\b|abnormal\b""")
+VERDICT = re.compile(f"(?P<uncertain>{UNSURE})|(?P<absent>{NORMAL})|(?P<present>{LARGE})")
+VALUES = {"absent": ABSENT, "uncertain": UNCERTAIN, "present": PRESENT}
+# Adjective ... organ: "normal heart size and mediastinal contour", but not "heart normal and mediastinum".
+ADJECTIVE_GAP = re.compile(r"(?: (?!(?:and|in|with|for|or|to|is|are|appears?) )[\w-]+"
+                           r"(?: (?!(?:is|are|with|within|appears?) )[\w,-]+){0,6})? ?")
+
+
+def organ_verdict(left: str, right: str) -> float:
+    """Is the organ between `left` and `right` in its clause enlarged? nan where nothing is said."""
+    adjectives = [m for m in VERDICT.finditer(left) if ADJECTIVE_GAP.fullmatch(left[m.end():])]
+    verdict = adjectives[-1] if adjectives else VERDICT.search(right)
+    if adjectives and verdict["present"]:  # "no cardiomegaly or widened mediastinum": a finding, as any other
+        return finding_verdict(left[: verdict.start()], verdict[0], left[verdict.end():] + right)
+    return VALUES[verdict.lastgroup] if verdict else nan
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Report -> labels
+
+def clean(text: str) -> list[str]:
+    """Report -> its sentences: lower case, one space between words, "a/b" and "and/or" read as "or"."""
+    text = re.sub(r"\n\s*\n", ". ", text.lower()).replace("and/or", "or")
+    text = re.sub(r"\bnon[- ]", "non", re.sub(r"(?<=[a-z])/(?=[a-z])", " or ", text))
+    text = re.sub(r",(?=\S)", ", ", re.sub(r"\s+", " ", text))
+    return [sentence.strip() for sentence in re.split(r"[.!?]+(?!\d)", text) if sentence.strip()]
+
+
+@lru_cache(maxsize=1 << 16)
+def sentence_mentions(sentence: str) -> tuple[tuple[str, float], ...]:
+    """Every mention in a cleaned sentence as (label, verdict). Kept, as sentences repeat."""
+    found, start = [], 0
+    for stop in [*(m.start() for m in CLAUSE.finditer(sentence)), len(sentence)]:
+        clause, start = sentence[start:stop], stop
+        for name, pattern in FINDING.items():
+            for m in pattern.finditer(clause):
+                verdict = finding_verdict(clause[max(0, m.start() - WINDOW): m.start()], m.group(),
+                                          clause[m.end(): m.end() + WINDOW])
+                found.append((name, verdict))
+                if name == "Edema" and verdict != ABSENT and re.search("failure|chf", m.group()):
+                    found.append(("Cardiomegaly", UNCERTAIN))
+        for name, pattern in ORGAN.items():
+            for m in pattern.finditer(clause):
+                found.append((name, organ_verdict(clause[max(0, m.start() - WINDOW): m.start()],
+                                                  clause[m.end(): m.end() + WINDOW])))
+    return tuple((name, verdict) for name, verdict in found if not isnan(verdict))
+
+
+def merge(verdicts: set[float]) -> float:
+    """The verdicts of a label's mentions -> its value: doubt beats denial; else one affirmation is enough."""
+    if {ABSENT, UNCERTAIN} <= verdicts:
+        return UNCERTAIN
+    return PRESENT if PRESENT in verdicts else next(iter(verdicts))
+
+
+@lru_cache(maxsize=1 << 16)
+def label_values(report: str) -> tuple[float, ...]:
+    verdicts: dict[str, set[float]] = {}
+    sentences = clean(report)
+    for sentence in sentences:
+        for name, verdict in sentence_mentions(sentence):
+            verdicts.setdefault(name, set()).add(verdict)
+    values = {name: merge(seen) for name, seen in verdicts.items()}
+    ill = any(value != ABSENT for name, value in values.items() if name != "Support Devices")
+    values["No Finding"] = PRESENT if sentences and not ill else nan
+    return tuple(values.get(name, nan) for name in LABELS)
+
+
+def label(report: str) -> list[float]:
+    """report -> 14 values in the order of LABELS: 1.0 present, 0.0 absent, -1.0 uncertain, nan not mentioned.
+
+    "No Finding" is 1.0 where nothing but devices is present or uncertain, and nan otherwise (never 0.0).
+    """
+    return list(label_values(report))
+
+
+def label_all(reports: list[str]) -> Tensor:
+    """reports (n) -> labels (n 14) float32. A report seen before costs nothing."""
+    values = [label_values(report) for report in reports]
+    return torch.tensor(values, dtype=torch.float32).view(-1, len(LABELS))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Sections. Reports are laid out as " HEADER: text", a blank before the header; names vary and are misspelt.
+# Rules from MIMIC-CXR's section parser (MIT-LCP/mimic-cxr), described and written anew.
+
+HEADER = re.compile(r"(?:^|\n) ?([A-Z][A-Z ()/,-]*):(?=\s|$)")
+SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
+    ("comparison", r"compari\w+"),
+    ("indication", r"reason for (the )?(exam(ination)?|study)|clinical indication"),
+    ("history", r"clinical (history|information)|patient history|pfi"),
+    ("impression", r"conclusion|findings ?(and|/) ?impression|i ?m?p\w*s\w*n\w?|ndication"),
+    ("findings", r"fin\w*s|finding|chest, two views"),
+    ("examination", r"exam|type of examination"),
+    ("recommendations", r"recommendations?"),
+    ("wet read", r"wetread"),
+)
+SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum")
+CHEST_VIEW = re.compile(cues(r"""
+    chest|portable|pa and lat|lat(?:eral)? and pa|(?:two|one|frontal|pa|ap|lateral) views?|frontal and
+    frontal (?:semi-)?upright|bone window|ribs"""))
+
+
+def section_name(header: str) -> str:
+    """A header as it stands in a report -> the section's usual name, lower case."""
+    name = " ".join(header.lower().split())
+    for known, pattern in SECTION_NAMES:
+        if re.fullmatch(pattern, name):
+            return known
+    for word in SECTION_WORDS:
+        if word in name:
+            return word
+    return "findings" if CHEST_VIEW.search(name) else name
+
+
+def sections(text: str) -> dict[str, str]:
+    """Report -> {section name: its text, line breaks squeezed}; of two sections of one name the last stays.
+
+    Text before the first header is "preamble", a text without headers "full report". Where there is neither
+    findings nor impression, what follows the last section's first blank line is "last_paragraph".
+    """
+    text = text.replace("\r\n", "\n")
+    header = HEADER.search(text)
+    parts = [("preamble", text[: header.start()])] if header else [("full report", text)]
+    while header:
+        newline = text.find("\n", header.end())  # a second header on the same line belongs to the text
+        following = HEADER.search(text, newline) if newline >= 0 else None
+        end = following.start() if following else len(text)
+        parts.append((section_name(header[1]), text[header.end(): end]))
+        header = following
+    parts = [(name, body) for name, body in parts if body.strip() or name not in ("impression", "findings")]
+    if not {"impression", "findings"} & {name for name, _ in parts}:
+        name, body = parts.pop()
+        first, *rest = re.split(r"\n ?\n", body, maxsplit=1)
+        parts += [(name, first), *(("last_paragraph", paragraph) for paragraph in rest)]
+    return {name: " ".join(body.split()) for name, body in parts}

@@ -1,0 +1,421 @@
+"""The UNet of Stable Diffusion 1.x and 2.x: noisy latent, timestep and text embeddings in, noise (or v) out.
+
+Module names equal the keys of the weight files, so a strict `load_state_dict` is the whole loader; what is
+written here opens in diffusers, and what diffusers writes opens here.
+
+Rombach et al. 2022 (arXiv 2112.10752) describe the network, Vaswani et al. 2017 the attention, Shazeer 2020
+(arXiv 2002.05202) the gated feed-forward layer, Hu et al. 2021 (arXiv 2106.09685) LoRA.
+"""
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# -------------------------------------------------------------------------------- configuration
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Names and defaults equal those of diffusers' unet/config.json; lists go from the finest level down."""
+
+    sample_size: int | None = None                 # side of the latents it is trained on; any side works
+    in_channels: int = 4
+    out_channels: int = 4
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3   # coarsest first
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2                      # on the way down; one more on the way up
+    norm_num_groups: int = 32
+    cross_attention_dim: int = 1280                # width of the text embeddings
+    attention_head_dim: int | tuple[int, ...] = 8  # NUMBER of heads: a misnomer that every file keeps
+    use_linear_projection: bool = False            # around the transformers: Linear (SD 2) or 1x1 convolution
+
+    @classmethod
+    def tiny(cls):
+        """64 px on two CPU cores."""
+        return cls(sample_size=8, in_channels=8, out_channels=8, block_out_channels=(64, 128),
+                   down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                   up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=16,
+                   cross_attention_dim=128, attention_head_dim=4, use_linear_projection=True)
+
+    @classmethod
+    def sd15(cls):
+        return cls(sample_size=64, cross_attention_dim=768)
+
+    @classmethod
+    def sd21(cls):
+        return cls(sample_size=64, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20),
+                   use_linear_projection=True)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Number of attention heads at each resolution."""
+        n = self.attention_head_dim
+        return n if isinstance(n, tuple) else (n,) * len(self.block_out_channels)
+
+    def __post_init__(self):
+        counts = ("in_channels", "out_channels", "layers_per_block", "norm_num_groups", "cross_attention_dim")
+        for name in counts:
+            require(is_count(getattr(self, name)), name, getattr(self, name), "a positive integer")
+        widths, groups = self.block_out_channels, self.norm_num_groups
+        require(isinstance(widths, tuple) and len(widths) > 0 and all(map(is_count, widths)),
+                "block_out_channels", widths, "a list of positive integers")
+        require(all(width % groups == 0 and width % 2 == 0 for width in widths),
+                "block_out_channels", widths, f"even multiples of norm_num_groups = {groups}")
+        for name, way in (("down_block_types", "Down"), ("up_block_types", "Up")):
+            kinds, known = getattr(self, name), (f"CrossAttn{way}Block2D", f"{way}Block2D")
+            require(isinstance(kinds, tuple) and len(kinds) == len(widths) and set(kinds) <= set(known),
+                    name, kinds, f"{len(widths)} entries, each {known[0]} or {known[1]}")
+        require(len(self.heads) == len(widths) and all(map(is_count, self.heads))
+                and all(width % heads == 0 for width, heads in zip(widths, self.heads, strict=True)),
+                "attention_head_dim", self.attention_head_dim, f"one divisor of each width in {widths}")
+
+
+# Keys of config.json that change the computation, with the only value this file computes.
+FIXED = {
+    "_class_name": "UNet2DConditionModel", "act_fn": "silu", "norm_eps": 1e-5, "flip_sin_to_cos": True,
+    "freq_shift": 0, "center_input_sample": False, "mid_block_scale_factor": 1, "downsample_padding": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn", "only_cross_attention": False, "dropout": 0.0,
+    "mid_block_only_cross_attention": None, "dual_cross_attention": False, "num_attention_heads": None,
+    "encoder_hid_dim": None, "encoder_hid_dim_type": None, "class_embed_type": None,
+    "num_class_embeds": None, "addition_embed_type": None, "resnet_time_scale_shift": "default",
+    "resnet_skip_time_act": False, "resnet_out_scale_factor": 1.0,
+    "time_embedding_type": "positional", "time_embedding_dim": None, "time_embedding_act_fn": None,
+    "timestep_post_act": None, "time_cond_proj_dim": None, "conv_in_kernel": 3, "conv_out_kernel": 3,
+    "attention_type": "default", "cross_attention_norm": None, "transformer_layers_per_block": 1,
+    "reverse_transformer_layers_per_block": None,
+}
+
+
+def is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value!r}, expected {expected}")
+
+
+# -------------------------------------------------------------------------------- blocks
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """(t: b) -> b dim, float32: cosines, then sines, of t at dim/2 frequencies from 1 to nearly 1/10000."""
+    frequencies = torch.exp(-math.log(10000) * torch.arange(dim // 2, device=t.device) / (dim // 2))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    def __init__(self, dim: int, out: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(dim, out)
+        self.linear_2 = nn.Linear(out, out)
+
+    def forward(self, emb: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(emb)))
+
+
+class ResBlock(nn.Module):
+    """(x: b c h w, temb: b e) -> b out h w. The timestep enters as one offset for each channel."""
+
+    def __init__(self, channels: int, out: int, temb: int, groups: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels, eps=1e-5)
+        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(temb, out)
+        self.norm2 = nn.GroupNorm(groups, out, eps=1e-5)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + rearrange(self.time_emb_proj(temb), "b c -> b c 1 1")
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.conv_shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """(x: b n d, context: b m e) -> b n d: the n tokens of x look at the m tokens of the context."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim, dim, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        q, k, v = (rearrange(y, "b n (heads d) -> b heads n d", heads=self.heads) for y in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out[0](rearrange(out, "b heads n d -> b n (heads d)"))
+
+
+class GEGLU(nn.Module):
+    def __init__(self, dim: int, out: int):
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))   # 1: dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, dim: int, context_dim: int, heads: int):
+        super().__init__()
+        self.norm1, self.attn1 = nn.LayerNorm(dim), Attention(dim, dim, heads)
+        self.norm2, self.attn2 = nn.LayerNorm(dim), Attention(dim, context_dim, heads)
+        self.norm3, self.ff = nn.LayerNorm(dim), FeedForward(dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attn1(h, h)                        # pixels look at pixels
+        x = x + self.attn2(self.norm2(x), context)      # pixels look at the report
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer(nn.Module):
+    """(x: b c h w, context: b n d) -> b c h w. Pixels become tokens and pixels again."""
+
+    def __init__(self, channels: int, context_dim: int, heads: int, groups: int, linear: bool):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)   # not the 1e-5 of the other norms
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, heads)])
+        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        h, linear = self.norm(x), isinstance(self.proj_in, nn.Linear)
+        h = h if linear else self.proj_in(h)
+        h = rearrange(h, "b c h w -> b (h w) c")
+        h = self.transformer_blocks[0](self.proj_in(h) if linear else h, context)
+        h = self.proj_out(h) if linear else h
+        h = rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
+        return x + (h if linear else self.proj_out(h))
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        # To the size of the skip it will meet: twice as large, or one less where the side was odd.
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+class Stage(nn.Module):
+    """The layers of one resolution: `inputs` are their input widths, `layer(i, ...)` runs the i-th one."""
+
+    def __init__(self, inputs: list[int], out: int, config: UNetConfig, heads: int | None, resample=None):
+        super().__init__()
+        groups, temb = config.norm_num_groups, 4 * config.block_out_channels[0]
+        self.resnets = nn.ModuleList([ResBlock(c, out, temb, groups) for c in inputs])
+        self.attentions = nn.ModuleList([
+            Transformer(out, config.cross_attention_dim, heads, groups, config.use_linear_projection)
+            for _ in inputs] if heads else [])
+        self.downsamplers = nn.ModuleList([Downsample(out)] if resample == "down" else [])
+        self.upsamplers = nn.ModuleList([Upsample(out)] if resample == "up" else [])
+
+    def layer(self, i: int, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+        x = self.resnets[i](x, temb)
+        return self.attentions[i](x, context) if i < len(self.attentions) else x
+
+
+# -------------------------------------------------------------------------------- the network
+
+
+class UNet2DConditionModel(nn.Module):
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False   # True: backward computes layers again; less memory, more time
+        widths, heads, n = config.block_out_channels, config.heads, config.layers_per_block
+        first, last = widths[0], widths[-1]
+
+        self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
+        self.time_embedding = TimestepEmbedding(first, 4 * first)
+
+        self.down_blocks, skips, width = nn.ModuleList(), [first], first   # skips: widths that forward keeps
+        for i, (kind, out) in enumerate(zip(config.down_block_types, widths, strict=True)):
+            resample = "down" if i < len(widths) - 1 else None
+            self.down_blocks.append(Stage([width] + [out] * (n - 1), out, config,
+                                          heads[i] if kind.startswith("CrossAttn") else None, resample))
+            skips += [out] * (n + (resample is not None))
+            width = out
+
+        self.mid_block = Stage([last, last], last, config, heads[-1])
+        del self.mid_block.attentions[1]      # ResBlock, Transformer, ResBlock
+
+        self.up_blocks = nn.ModuleList()
+        for i, (kind, out) in enumerate(zip(config.up_block_types, reversed(widths), strict=True)):
+            inputs = [(width if j == 0 else out) + skips.pop() for j in range(n + 1)]
+            self.up_blocks.append(Stage(inputs, out, config,
+                                        heads[-1 - i] if kind.startswith("CrossAttn") else None,
+                                        "up" if i < len(widths) - 1 else None))
+            width = out
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, first, eps=1e-5)
+        self.conv_out = nn.Conv2d(first, config.out_channels, 3, padding=1)
+        # As in latent diffusion, every residual branch starts at zero, and so does the output.
+        for name, module in self.named_modules():
+            if name.rpartition(".")[2] in ("conv2", "proj_out", "conv_out"):
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """(x: b c h w, t: b in 0..999, context: b n d) -> b c h w, the prediction for the noisy latent x.
+
+        Widths and sides below are SD's at 512 px.
+        """
+        layer = self.checkpointed if self.gradient_checkpointing and torch.is_grad_enabled() else Stage.layer
+        temb = timestep_embedding(t, self.config.block_out_channels[0]).to(x.dtype)
+        temb = F.silu(self.time_embedding(temb))             # b 320 -> b 1280; every ResBlock wants its SiLU
+
+        h = self.conv_in(x)                                  # b 4 64 64 -> b 320 64 64
+        skips = [h]
+        for stage in self.down_blocks:                       # b 320 64 64 -> 640 32 32 -> ... -> 1280 8 8
+            for i in range(len(stage.resnets)):
+                h = layer(stage, i, h, temb, context)
+                skips.append(h)
+            for downsample in stage.downsamplers:
+                h = downsample(h)
+                skips.append(h)
+
+        for i in range(len(self.mid_block.resnets)):         # b 1280 8 8
+            h = layer(self.mid_block, i, h, temb, context)
+
+        for stage in self.up_blocks:                         # b 1280 8 8 -> 1280 16 16 -> ... -> 320 64 64
+            for i in range(len(stage.resnets)):
+                h = layer(stage, i, torch.cat([h, skips.pop()], dim=1), temb, context)
+            for upsample in stage.upsamplers:
+                h = upsample(h, skips[-1].shape[2:])
+
+        return self.conv_out(F.silu(self.conv_norm_out(h)))  # b 320 64 64 -> b 4 64 64
+
+    @staticmethod
+    def checkpointed(stage: Stage, i: int, *inputs: Tensor) -> Tensor:
+        return checkpoint(stage.layer, i, *inputs, use_reentrant=False)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> "UNet2DConditionModel":
+        """Read a diffusers unet/ folder, any float type, as float32; ValueError names file and key."""
+        config = read_config(Path(folder))
+        with torch.device("meta"):
+            unet = cls(config)
+        weights, path = read_weights(Path(folder), "diffusion_pytorch_model")
+        load_strict(unet, weights, path)
+        return unet
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write config.json and diffusion_pytorch_model.safetensors, as diffusers does."""
+        config = {**FIXED, **asdict(self.config)}
+        write_folder(Path(folder), config, self.state_dict(), "diffusion_pytorch_model")
+
+
+# -------------------------------------------------------------------------------- files
+
+
+def read_config(folder: Path) -> UNetConfig:
+    """config.json -> UNetConfig. Keys that change nothing are ignored, keys we cannot honour refused."""
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(raw, dict), "not a JSON object"
+    except (OSError, ValueError, AssertionError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    for key, only in FIXED.items():
+        value = raw.get(key, only)
+        values = value if isinstance(value, list) else [value]       # some keys may have one entry a level
+        if any((v or None) != (only or None) for v in values):       # null, false and 0 all mean "not used"
+            raise ValueError(f"{path}: {key} is {value!r}, but only {only!r} is supported")
+    values = {f.name: raw[f.name] for f in fields(UNetConfig) if f.name in raw}
+    try:
+        return UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_weights(folder: Path, stem: str) -> tuple[dict[str, Tensor], Path]:
+    """All tensors of a folder, from one file or from the shards of an index; full precision first."""
+    for variant in ("", ".fp16", ".bf16"):
+        whole = folder / f"{stem}{variant}.safetensors"
+        index = folder / f"{stem}.safetensors.index{variant}.json"
+        if whole.is_file():
+            return read_safetensors(whole), whole
+        if index.is_file():
+            try:
+                names = {Path(name).name for name in json.loads(index.read_text())["weight_map"].values()}
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise ValueError(f"{index}: not an index of weight files: {error!r}") from error
+            return {k: v for name in sorted(names) for k, v in read_safetensors(folder / name).items()}, index
+    for pickle in sorted(folder.glob("*.bin")):
+        raise ValueError(f"{pickle}: a pickle, which may run any code when read; convert it to safetensors")
+    raise ValueError(f"{folder}: no {stem}.safetensors in it")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: missing, truncated or not a safetensors file: {error}") from error
+
+
+def load_strict(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Give a model on the meta device its weights. Every tensor must be there, with its shape, and finite."""
+    expected = model.state_dict()
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise ValueError(f"{path}: {missing[0]} is missing ({len(missing)} tensors in all)")
+    if extra := sorted(weights.keys() - expected.keys()):
+        raise ValueError(f"{path}: {extra[0]} has no place in this model ({len(extra)} tensors in all)")
+    for key, value in weights.items():
+        shape, wanted = list(value.shape), list(expected[key].shape)
+        if shape != wanted:
+            raise ValueError(f"{path}: {key} has shape {shape}, but config.json says {wanted}")
+        if not value.is_floating_point() or not value.isfinite().all():
+            raise ValueError(f"{path}: {key} is {value.dtype} or has values that are not finite numbers")
+        # A copy, not the mapped file: own memory is aligned the same in every run, and the file may go.
+        weights[key] = value.to(torch.float32, copy=True)
+    model.load_state_dict(weights, assign=True)
+
+
+def write_folder(folder: Path, config: dict, weights: dict[str, Tensor], stem: str) -> None:
+    """Each file under a temporary name and then renamed, so that no reader ever sees half of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, config_path = folder / f"{stem}.safetensors", folder / "config.json"
+    try:
+        save_file({k: v.contiguous() for k, v in weights.items()}, f"{path}.tmp", metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written: {error}") from error
+    Path(f"{path}.tmp").replace(path)
+    Path(f"{config_path}.tmp").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    Path(f"{config_path}.tmp").replace(config_path)

@@ -1,0 +1,310 @@
+"""The three reward networks of CXRL, frozen during RL: posture alignment, diagnosis, image-report consistency.
+
+Every score takes images in [0, 1] and their prompts and gives (b,) float32, higher is better, without gradient, the
+same value in any batch. RLCF (RL with comparative feedback, CXRL Sec. 2.2) subtracts the score of the anchor's image.
+Normalisation is not done here: rl.py turns these rewards into advantages.
+
+    r_align(psi)        = -|psi - psi_0|_1                      range (-inf, 0]    not comparative
+    r_diag(x, x^)       = S(x, labels) - S(x^, labels)          range [-1, 1]      S: probability of the right answer
+    r_consist(x, x^, y) = cos(F(x), G(y)) - cos(F(x^), G(y))    range [-2, 2]
+"""
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from labels import LABELS, label_all
+from text_encoder import EOS, Tokenizer
+
+NAMES = ("align", "diag", "consist")
+IDENTITY = (1.0, 1.0, 0.0, 0.0, 0.0)   # psi of an image that is already in the canonical pose
+REACH = 0.5                            # psi is sought within identity +- REACH
+POSE_SIZE = 64                         # posture is judged at 64 px whatever the image size
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Sizes of all three networks; ResNet-18 is width 64, blocks 2."""
+
+    width: int = 64
+    blocks: int = 2
+    embed_dim: int = 512     # of the consistency network, 512 in CXR-CLIP
+    text_dim: int = 256
+    text_layers: int = 4
+    vocab_size: int = 8192
+    positions: int = 128
+
+    @classmethod
+    def tiny(cls):
+        return cls(width=16, blocks=1, embed_dim=128, text_dim=128, text_layers=2, vocab_size=1024, positions=64)
+
+
+class Frozen(nn.Module):
+    """What the three networks share: a folder with config.json and model.safetensors."""
+
+    def __init__(self, config: RewardConfig):
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def from_pretrained(cls, folder: Path):
+        folder = Path(folder)
+        try:
+            net = cls(RewardConfig(**json.loads((folder / "config.json").read_text())))
+            net.load_state_dict(load_file(folder / "model.safetensors"))
+        except Exception as error:   # missing, truncated or foreign files: one message for all
+            raise ValueError(f"{folder}: not a reward network (config.json + model.safetensors): {error}") from error
+        return net.eval().requires_grad_(False)
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        save_file(state, folder / "model.tmp")
+        (folder / "model.tmp").replace(folder / "model.safetensors")
+        (folder / "config.tmp").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        (folder / "config.tmp").replace(folder / "config.json")
+
+
+class Block(nn.Module):
+    """ResNet basic block: b c h w -> b c' h/stride w/stride"""
+
+    def __init__(self, c_in: int, c_out: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.skip = nn.Identity() if (c_in, stride) == (c_out, 1) else nn.Sequential(
+            nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.skip(x) + self.bn2(self.conv2(h)))
+
+
+def resnet(config: RewardConfig) -> nn.Sequential:
+    """b 1 h w -> b 8*width h/16 w/16"""
+    w = config.width
+    layers = [nn.Conv2d(1, w, 3, 2, 1, bias=False), nn.BatchNorm2d(w), nn.ReLU()]
+    for c_in, c_out in [(w, w), (w, 2 * w), (2 * w, 4 * w), (4 * w, 8 * w)]:
+        layers += [Block(c_in if i == 0 else c_out, c_out, 2 if i == 0 and c_in != c_out else 1)
+                   for i in range(config.blocks)]
+    return nn.Sequential(*layers)
+
+
+# ------------------------------------------------------------------------------------------------ posture
+
+
+def affine(psi: Tensor) -> Tensor:
+    """psi = (s_x, s_y, t_x, t_y, theta): b 5 -> b 2 3, the map from canonical to image coordinates in [-1, 1]."""
+    s_x, s_y, t_x, t_y, theta = psi.unbind(-1)
+    cos, sin = theta.cos(), theta.sin()
+    return rearrange(torch.stack([s_x * cos, -s_y * sin, t_x, s_x * sin, s_y * cos, t_y], -1), "b (r c) -> b r c", r=2)
+
+
+def warp(images: Tensor, matrix: Tensor) -> Tensor:
+    """(images: b 1 h w, matrix: b 2 3) -> b 1 h w, sampled at matrix @ (u, 1), borders repeated."""
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def standardise(images: Tensor) -> Tensor:
+    """Zero mean and unit variance per image, which takes exposure out of the comparison."""
+    mean = reduce(images, "b c h w -> b c 1 1", "mean")
+    return (images - mean) / (reduce((images - mean) ** 2, "b c h w -> b c 1 1", "mean") + 1e-4).sqrt()
+
+
+def edges(images: Tensor) -> Tensor:
+    """b 1 h w -> b 2 h-2 w-2: horizontal and vertical gradients, the features of the alignment loss."""
+    sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], device=images.device) / 4
+    return F.conv2d(images, torch.stack([sobel, sobel.T])[:, None])
+
+
+def canonical_chest(images: Tensor, rounds: int = 3) -> Tensor:
+    """(images: n 1 h w in [0, 1]) -> 1 1 64 64: mean of the half that is nearest to the mean, found in a few rounds.
+
+    No posture label is used: badly positioned exposures are the ones that differ most from everybody's mean.
+    """
+    x = standardise(F.interpolate(images, (POSE_SIZE, POSE_SIZE), mode="area"))
+    mean = x.mean(0, keepdim=True)
+    for _ in range(rounds):
+        distance = reduce((x - mean) ** 2, "n c h w -> n", "mean")
+        mean = x[distance.argsort(stable=True)[:max(len(x) // 2, 1)]].mean(0, keepdim=True)
+    return mean
+
+
+class PostureNet(Frozen):
+    """Predicts psi, the warp that brings a chest to the canonical pose (Liu et al., ICCV 2019). Trained without labels."""
+
+    def __init__(self, config: RewardConfig):
+        super().__init__(config)
+        self.trunk = resnet(config)
+        self.head = nn.Linear(8 * config.width * (POSE_SIZE // 16) ** 2, 5)
+        nn.init.zeros_(self.head.weight)                       # starts at "no warp"
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("identity", torch.tensor(IDENTITY))
+        self.register_buffer("canonical", torch.zeros(1, 1, POSE_SIZE, POSE_SIZE))
+        self.register_buffer("psi_0", torch.tensor(IDENTITY))  # mean psi of well-positioned images: the reward's zero
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: b 1 h w in [0, 1] -> psi: b 5"""
+        x = standardise(F.interpolate(images, (POSE_SIZE, POSE_SIZE), mode="area"))
+        # Bounded: a warp that leaves the chest altogether would see a flat border and get no gradient back.
+        return self.identity + REACH * self.head(self.trunk(x).flatten(1)).tanh()
+
+    def loss(self, images: Tensor, jitter: Tensor) -> tuple[Tensor, dict]:
+        """(images: b 1 64 64, jitter: b 5, random psi) -> alignment loss = pixel + feature + equivariance terms.
+
+        The jittered copy x'(u) = x(J u) must be canonicalised by M' with J M' = M, whatever M is: this needs no label
+        and holds the network to the geometry where the canonical chest, a blurred mean, says little.
+        """
+        j = affine(jitter)
+        m, m_j = affine(self(images)), affine(self(warp(images, j)))
+        aligned = standardise(warp(images, m))
+        pixel = F.l1_loss(aligned, self.canonical.expand_as(aligned))
+        feature = F.l1_loss(edges(aligned), edges(self.canonical).expand(len(images), -1, -1, -1))
+        composed = torch.cat([j[:, :, :2] @ m_j[:, :, :2], j[:, :, :2] @ m_j[:, :, 2:] + j[:, :, 2:]], -1)
+        equivariance = F.smooth_l1_loss(composed, m, beta=0.05)
+        return pixel + feature + 2 * equivariance, {"pixel": pixel, "feature": feature, "equivariance": equivariance}
+
+    @torch.no_grad()
+    def score(self, images: Tensor, reports: list[str]) -> Tensor:
+        """r_align = -|psi - psi_0|_1; the report plays no part."""
+        return -(self(images) - self.psi_0).abs().sum(-1)
+
+
+# ------------------------------------------------------------------------------------------------ diagnosis
+
+
+class DiagnosisNet(Frozen):
+    """Multi-label classifier over the 14 CheXpert labels."""
+
+    def __init__(self, config: RewardConfig):
+        super().__init__(config)
+        self.trunk = resnet(config)
+        self.head = nn.Linear(8 * config.width, len(LABELS))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: b 1 h w in [0, 1] -> logits: b 14"""
+        return self.head(reduce(self.trunk(images - 0.5), "b c h w -> b c", "mean"))
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict]:
+        """labels: b 14 in {1, 0, -1, nan}. Not mentioned counts as negative, uncertain is left out (U-Ignore)."""
+        known = labels != -1
+        target = labels.nan_to_num(0).clamp(min=0)
+        loss = F.binary_cross_entropy_with_logits(self(images), target, reduction="none")
+        return (loss * known).sum() / known.sum().clamp(min=1), {}
+
+    @torch.no_grad()
+    def score(self, images: Tensor, reports: list[str]) -> Tensor:
+        """Mean probability of the right answer, in [0, 1]: half of it over the positive labels, half over the rest.
+
+        Bounded, so that one very certain label cannot pay for a wrong one; balanced, because most labels of most reports
+        are negative. Uncertain labels are left out.
+        """
+        labels = label_all(reports).to(images.device)
+        p = self(images).float().sigmoid()
+        positive, negative = (labels == 1).float(), ((labels == 0) | labels.isnan()).float()
+        right_positive = (p * positive).sum(1) / positive.sum(1).clamp(min=1)
+        right_negative = ((1 - p) * negative).sum(1) / negative.sum(1).clamp(min=1)
+        has_positive, has_negative = positive.amax(1), negative.amax(1)
+        return ((right_positive * has_positive + right_negative * has_negative)
+                / (has_positive + has_negative).clamp(min=1))
+
+
+# ------------------------------------------------------------------------------------------------ consistency
+
+
+class ConsistencyNet(Frozen):
+    """Two towers trained on image-report pairs with a symmetric InfoNCE loss, as CXR-CLIP."""
+
+    def __init__(self, config: RewardConfig):
+        super().__init__(config)
+        self.trunk = resnet(config)
+        self.image_head = nn.Linear(8 * config.width, config.embed_dim)
+        self.token = nn.Embedding(config.vocab_size, config.text_dim)
+        self.position = nn.Parameter(torch.randn(config.positions, config.text_dim) * 0.02)
+        layer = nn.TransformerEncoderLayer(config.text_dim, max(config.text_dim // 32, 1), 4 * config.text_dim, 0.0,
+                                           "gelu", batch_first=True, norm_first=True)
+        self.text = nn.TransformerEncoder(layer, config.text_layers, enable_nested_tensor=False)
+        self.text_head = nn.Linear(config.text_dim, config.embed_dim)
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.tokenizer: Tokenizer | None = None
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """images: b 1 h w in [0, 1] -> b e, unit length"""
+        return F.normalize(self.image_head(reduce(self.trunk(images - 0.5), "b c h w -> b c", "mean")), dim=-1)
+
+    def embed_reports(self, reports: list[str]) -> Tensor:
+        """-> b e, unit length; the mean over the report's own tokens, padding left out"""
+        ids = self.tokenizer(reports)[:, :self.config.positions].to(self.position.device)
+        # The first end-of-text token closes the report; what follows is padding (in CLIP the very same token).
+        end = (ids == self.tokenizer.vocab[EOS]).long().argmax(1, keepdim=True)
+        padding = torch.arange(ids.shape[1], device=ids.device) > end
+        h = self.text(self.token(ids) + self.position[:ids.shape[1]], src_key_padding_mask=padding)
+        keep = (~padding).float()[..., None]
+        return F.normalize(self.text_head((h * keep).sum(1) / keep.sum(1)), dim=-1)
+
+    def loss(self, images: Tensor, reports: list[str]) -> tuple[Tensor, dict]:
+        logits = self.log_scale.exp().clamp(max=100) * self.embed_images(images) @ self.embed_reports(reports).T
+        own = torch.arange(len(images), device=images.device)
+        top1 = (logits.argmax(1) == own).float().mean()
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, {"top1": top1}
+
+    @torch.no_grad()
+    def score(self, images: Tensor, reports: list[str]) -> Tensor:
+        """Cosine of the image's and the report's embedding, in [-1, 1]."""
+        return (self.embed_images(images) * self.embed_reports(reports)).sum(-1).float()
+
+    @classmethod
+    def from_pretrained(cls, folder: Path):
+        net = super().from_pretrained(folder)
+        net.tokenizer = Tokenizer.from_pretrained(Path(folder) / "tokenizer")
+        return net
+
+    def save_pretrained(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+        super().save_pretrained(folder)
+
+
+# ------------------------------------------------------------------------------------------------ all three
+
+
+def rlcf(score: Tensor, reference: Tensor, feedback: str = "difference") -> Tensor:
+    """Comparative feedback: how much better than the anchor's image this one is, as a margin or as a verdict."""
+    return score - reference if feedback == "difference" else (score - reference).sign()
+
+
+@dataclass
+class Rewards:
+    """RUN/rewards: the three networks, called together."""
+
+    posture: PostureNet
+    diagnosis: DiagnosisNet
+    consistency: ConsistencyNet
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Rewards":
+        nets = [(PostureNet, "posture"), (DiagnosisNet, "diagnosis"), (ConsistencyNet, "consistency")]
+        return cls(*[net.from_pretrained(Path(folder) / name).to(device) for net, name in nets])
+
+    def scores(self, images: Tensor, reports: list[str]) -> dict[str, Tensor]:
+        """(images: b 1 h w in [0, 1]) -> {"align", "diag", "consist"}: (b,) float32 each"""
+        return {name: net.score(images, reports).float()
+                for name, net in zip(NAMES, (self.posture, self.diagnosis, self.consistency), strict=True)}
+
+    def compare(self, images: Tensor, anchor_images: Tensor | None, reports: list[str],
+                feedback: str = "difference") -> dict[str, Tensor]:
+        """The rewards of a rollout: diagnosis and consistency against the anchor's images, unless those are None."""
+        rewards = self.scores(images, reports)
+        if anchor_images is not None:
+            reference = self.scores(anchor_images, reports)
+            for name in ("diag", "consist"):
+                rewards[name] = rlcf(rewards[name], reference[name], feedback)
+        return rewards

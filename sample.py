@@ -1,0 +1,402 @@
+"""From noise to X-ray: noise schedule, guidance, the DDIM step, the pipeline folder.
+
+    python sample.py "Moderate left pleural effusion. Heart size is normal."        # newest run, 4 images
+    python sample.py --reports reports.txt --run runs/phantom --anchor --seed 7      # one report a line, before RL
+
+`guided_noise` and `ddim_step` are the only two functions that turn a network output into a latent: sampling, rollouts
+and policy updates all call them, so what is scored is exactly what was sampled. All step maths is float32.
+"""
+import argparse
+import json
+import math
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from ace import ACE
+from model import UNet2DConditionModel
+from text_encoder import CLIPTextModel, Tokenizer
+from vae import AutoencoderKL
+
+# ------------------------------------------------------------------------------------------------ noise schedule
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Field names equal scheduler_config.json of diffusers; the defaults are Stable Diffusion's."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    prediction_type: str = "epsilon"       # or v_prediction
+    timestep_spacing: str = "leading"      # or trailing
+    steps_offset: int = 1                  # of "leading"
+    set_alpha_to_one: bool = False         # a_p after the last step: 1 (then its std is 0), or a_0
+
+    @classmethod
+    def tiny(cls):
+        # Trailing steps begin at pure noise and v-prediction is well conditioned there: 10 steps suffice.
+        return cls(prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True)
+
+
+ALLOWED = {"beta_schedule": {"scaled_linear", "linear"}, "prediction_type": {"epsilon", "v_prediction"},
+           "timestep_spacing": {"leading", "trailing"}, "clip_sample": {False}, "thresholding": {False},
+           "rescale_betas_zero_snr": {False}, "trained_betas": {None}}
+
+
+class Schedule:
+    """The cumulative products a_t of a diffusion process and the timesteps of an n-step DDIM sampler."""
+
+    def __init__(self, config: ScheduleConfig, device: torch.device | str = "cpu"):
+        self.config = config
+        if config.beta_schedule == "scaled_linear":
+            betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_train_timesteps) ** 2
+        else:
+            betas = torch.linspace(config.beta_start, config.beta_end, config.num_train_timesteps)
+        a = torch.cumprod(1 - betas, 0)
+        final = torch.ones(1) if config.set_alpha_to_one else a[:1]
+        self.a = torch.cat([a, final]).to(device)   # index -1, "before the first timestep", is the last entry
+
+    def timesteps(self, n: int) -> tuple[Tensor, Tensor]:
+        """(t: n, p: n), each step's timestep and the one it leads to; the last p is -1."""
+        total = self.config.num_train_timesteps
+        if self.config.timestep_spacing == "leading":
+            t = torch.arange(n - 1, -1, -1) * (total // n) + self.config.steps_offset
+            p = t - total // n
+        else:
+            t = torch.round(torch.arange(total, 0, -total / n)[:n]).long() - 1
+            p = t - total // n
+        return t.to(self.a.device), p.clamp(min=-1).to(self.a.device)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """(t: b) -> b 1 1 1"""
+        return rearrange(self.a[t], "b -> b 1 1 1")
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """q(x_t | x_0): (x0: b c h w, noise: b c h w, t: b) -> b c h w"""
+        a = self.alpha(t)
+        return a.sqrt() * x0 + (1 - a).sqrt() * noise
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network predicts: the noise, or v = sqrt(a) noise - sqrt(1-a) x_0."""
+        a = self.alpha(t)
+        return noise if self.config.prediction_type == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * x0
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "Schedule":
+        path = Path(folder) / "scheduler_config.json"
+        try:
+            raw = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
+        for key, allowed in ALLOWED.items():
+            if key in raw and raw[key] not in allowed:
+                raise ValueError(f"{path}: {key} is {raw[key]!r}, expected one of {sorted(allowed, key=str)}")
+        names = ScheduleConfig.__dataclass_fields__
+        return cls(ScheduleConfig(**{k: v for k, v in raw.items() if k in names}), device)
+
+    def save_pretrained(self, folder: Path) -> None:
+        write_json(Path(folder) / "scheduler_config.json",
+                   {"_class_name": "DDIMScheduler", "clip_sample": False, **asdict(self.config)})
+
+
+# ------------------------------------------------------------------------------------------------ one step
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Options of sampling, shared by rollouts, evaluation and `python sample.py`."""
+
+    sample_steps: Annotated[int, "denoising steps of every image, rollouts included"] = 10
+    guidance: Annotated[float, "classifier-free guidance scale w; 1 is none and halves the cost"] = 2.0
+    eta: Annotated[float, "randomness of each step: 1 is DDPM's, which the policy gradient needs; 0 is none"] = 1.0
+
+    def arguments(self) -> dict:
+        """As keyword arguments of `generate`."""
+        return {"steps": self.sample_steps, "guidance": self.guidance, "eta": self.eta}
+
+
+def guided_noise(unet, x: Tensor, t: Tensor, cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:
+    """(x: b c h w, t: b, cond: b n d, uncond: n d) -> b c h w; e_uncond + w (e_cond - e_uncond), float32.
+
+    At w = 1 the unconditional branch has no weight and is not computed.
+    """
+    if guidance == 1:
+        return unet(x, t, cond).float()
+    context = torch.cat([uncond.expand_as(cond), cond])
+    e_uncond, e_cond = unet(torch.cat([x, x]), torch.cat([t, t]), context).float().chunk(2)
+    return e_uncond + guidance * (e_cond - e_uncond)
+
+
+def ddim_step(schedule: Schedule, out: Tensor, x: Tensor, t: Tensor, p: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    """(out: b c h w, x: b c h w, t: b, p: b) -> mean: b c h w and std: b 1 1 1 of x_p given x_t (Song et al. 2021, eq. 12).
+
+    eta = 0 is deterministic; at eta = 1 the mean is the DDPM posterior's. The std is 0 where a_p = 1.
+    """
+    a_t, a_p = schedule.alpha(t), schedule.alpha(p)
+    if schedule.config.prediction_type == "epsilon":
+        e, x0 = out, (x - (1 - a_t).sqrt() * out) / a_t.sqrt()
+    else:
+        e, x0 = a_t.sqrt() * out + (1 - a_t).sqrt() * x, a_t.sqrt() * x - (1 - a_t).sqrt() * out
+    variance = eta**2 * (1 - a_p) / (1 - a_t) * (1 - a_t / a_p)
+    mean = a_p.sqrt() * x0 + (1 - a_p - variance).clamp(min=0).sqrt() * e
+    return mean, variance.clamp(min=0).sqrt()
+
+
+class Step(NamedTuple):
+    """One denoising step of a batch: state (t, x_t), action x_p ~ N(mean, std^2)."""
+    t: Tensor
+    p: Tensor
+    x: Tensor
+    x_p: Tensor
+    mean: Tensor
+    std: Tensor
+
+
+def denoise(unet, schedule: Schedule, cond: Tensor, uncond: Tensor, noise: Tensor, guidance: float,
+            eta: float) -> Iterator[Step]:
+    """(cond: b n d, uncond: n d, noise: b steps+1 c h w) -> the steps in order; noise[:, 0] is x_T, noise[:, i+1] is step i's."""
+    x = noise[:, 0]
+    for i, (t, p) in enumerate(zip(*schedule.timesteps(noise.shape[1] - 1), strict=True)):
+        t, p = t.expand(len(x)), p.expand(len(x))
+        mean, std = ddim_step(schedule, guided_noise(unet, x, t, cond, uncond, guidance), x, t, p, eta)
+        x_p = mean + std * noise[:, i + 1]
+        yield Step(t, p, x, x_p, mean, std)
+        x = x_p
+
+
+def seeded_noise(seeds: list[int], steps: int, shape: tuple[int, int, int], device="cpu") -> Tensor:
+    """-> b steps+1 c h w. Every image draws from its own CPU seed: independent of batch, order and device."""
+    rows = [torch.randn(steps + 1, *shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    return torch.stack(rows).to(device)
+
+
+# ------------------------------------------------------------------------------------------------ pipeline
+
+
+@dataclass
+class Pipeline:
+    """A diffusers folder in memory: unet/, vae/, text_encoder/, tokenizer/, scheduler/, and ace/ where RL trained one."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text: CLIPTextModel
+    tokenizer: Tokenizer
+    schedule: Schedule
+    ace: ACE | None = None
+
+    @classmethod
+    def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> "Pipeline":
+        folder = Path(folder)
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{folder}: no model_index.json: not a (complete) diffusers pipeline folder")
+        return cls(
+            UNet2DConditionModel.from_pretrained(folder / "unet").to(device).eval(),
+            AutoencoderKL.from_pretrained(folder / "vae").to(device).eval(),
+            CLIPTextModel.from_pretrained(folder / "text_encoder").to(device).eval(),
+            Tokenizer.from_pretrained(folder / "tokenizer"),
+            Schedule.from_pretrained(folder / "scheduler", device),
+            ACE.from_pretrained(folder / "ace").to(device).eval() if (folder / "ace").is_dir() else None,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write every part, model_index.json last: a folder that has it is complete."""
+        for name, part in [("unet", self.unet), ("vae", self.vae), ("text_encoder", self.text),
+                           ("tokenizer", self.tokenizer), ("scheduler", self.schedule), ("ace", self.ace)]:
+            if part is not None:
+                part.save_pretrained(folder / name)
+        write_json(folder / "model_index.json", {
+            "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.30.0",
+            "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+            "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+            "scheduler": ["diffusers", "DDIMScheduler"], "safety_checker": [None, None],
+            "feature_extractor": [None, None], "requires_safety_checker": False})
+
+    @property
+    def device(self) -> torch.device:
+        return self.schedule.a.device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = self.unet.config.sample_size
+        return self.unet.config.in_channels, side, side
+
+    def embed(self, reports: list[str]) -> Tensor:
+        """-> b n d, the prompt embeddings c_p (without c_s)."""
+        return self.text(self.tokenizer(reports).to(self.device))
+
+    def condition(self, c_p: Tensor, c_empty: Tensor) -> tuple[Tensor, Tensor]:
+        """(c_p: b n d, c_empty: n d) -> both branches' contexts, with c_s appended to each if there is an ACE."""
+        if self.ace is None:
+            return c_p, c_empty
+        return self.ace(c_p), self.ace(c_empty[None])[0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(latents: b c h w, scaled) -> b c h w images in [0, 1], float32"""
+        return (self.vae.decode(latents / self.vae.config.scaling_factor).float() / 2 + 0.5).clamp(0, 1)
+
+
+def autocast(device: torch.device):
+    """bf16 around networks on CUDA; elsewhere float32 as it is. No policy maths may stand inside."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+@torch.no_grad()
+def generate(pipe: Pipeline, reports: list[str], seeds: list[int], steps: int = 10, guidance: float = 2.0,
+             eta: float = 1.0) -> Tensor:
+    """One image for each (report, seed) -> b c h w in [0, 1], float32. Whoever calls splits large sets into batches."""
+    noise = seeded_noise(seeds, steps, pipe.latent_shape, pipe.device)
+    with autocast(pipe.device):
+        cond, uncond = pipe.condition(pipe.embed(reports), pipe.embed([""])[0])
+        for step in denoise(pipe.unet, pipe.schedule, cond, uncond, noise, guidance, eta):
+            latents = step.x_p
+        return pipe.decode(latents)
+
+
+def grey(images: Tensor) -> Tensor:
+    """b c h w -> b 1 h w; X-rays have one channel, Stable Diffusion's VAE has three."""
+    return images.mean(1, keepdim=True)
+
+
+# ------------------------------------------------------------------------------------------------ pictures and files
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write under a temporary name and rename, so that a reader sees the old file or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".tmp").write_text(json.dumps(value, indent=2) + "\n")
+    path.with_suffix(".tmp").replace(path)
+
+
+def picture_grid(rows: list[tuple[str, Tensor]], cell: int = 160) -> Image.Image:
+    """Rows of (label, images: n c h w in [0, 1]) -> one labelled picture; every image is drawn cell pixels wide."""
+    font = ImageFont.load_default(13)
+    width = max(len(images) for _, images in rows) * cell
+    blocks = []
+    for label, images in rows:
+        lines = textwrap.wrap(label, max(width // 7, 20)) or [""]
+        block = Image.new("L", (width, 18 * len(lines) + 6 + cell), 255)
+        ImageDraw.Draw(block).multiline_text((4, 2), "\n".join(lines), fill=0, font=font)
+        for i, image in enumerate((grey(images)[:, 0] * 255).round().byte().cpu()):
+            tile = Image.fromarray(image.numpy()).resize((cell, cell), Image.Resampling.BICUBIC)
+            block.paste(tile, (i * cell, block.height - cell))
+        blocks.append(block)
+    sheet = Image.new("L", (width, sum(b.height for b in blocks)), 255)
+    y = 0
+    for block in blocks:
+        sheet.paste(block, (0, y))
+        y += block.height
+    return sheet
+
+
+def save_png(image: Image.Image, path: Path, **text: object) -> None:
+    """Write a PNG whose text chunks say that it is synthetic and how to make it again."""
+    info = PngInfo()
+    for key, value in {"synthetic": "true", **text}.items():
+        info.add_itxt(key, str(value))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    image.save(temporary, format="PNG", pnginfo=info)
+    temporary.replace(path)
+
+
+# ------------------------------------------------------------------------------------------------ command line
+
+
+def newest_run(root: Path = Path("runs")) -> Path:
+    """The run under `root` that was written to last and holds a pipeline."""
+    runs = [p.parent.parent for p in root.glob("*/anchor/model_index.json")]
+    if not runs:
+        raise ValueError(f"--run: no run with a trained pipeline under {root}/; train one with: python train.py")
+    return max(runs, key=lambda run: (run / "log.jsonl").stat().st_mtime if (run / "log.jsonl").exists() else 0)
+
+
+def run_settings(run: Path) -> dict:
+    """Sampling options (sample_steps, guidance, eta) and revision of a run folder's config.json, with defaults."""
+    path = run / "config.json"
+    try:
+        config = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
+    return {"steps": config.get("sample_steps", 10), "guidance": config.get("guidance", 2.0),
+            "eta": config.get("eta", 1.0), "revision": config.get("git", "unknown")}
+
+
+def read_reports(path: Path) -> list[str]:
+    """One report a line, UTF-8."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise ValueError(f"--reports {path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--reports {path}: not UTF-8 at byte {error.start}") from error
+    return [line for line in lines if line]
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Report text in, chest X-ray out. Not for clinical use.")
+    parser.add_argument("report", nargs="?", help="the report, in quotes")
+    parser.add_argument("--reports", type=Path, help="a text file with one report a line, instead of REPORT")
+    parser.add_argument("--run", type=Path, help="run folder (default: the newest under runs/)")
+    parser.add_argument("--n", type=int, default=4, help="images for each report")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image; image i of a report has seed + i")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the run's)")
+    parser.add_argument("--guidance", type=float, help="guidance scale w (default: the run's)")
+    parser.add_argument("--anchor", action="store_true", help="the model before reinforcement learning")
+    parser.add_argument("--out", type=Path, default=Path("sample.png"), help="the grid; single images go to its folder")
+    args = parser.parse_args(argv)
+    if (args.report is None) == (args.reports is None):
+        raise ValueError("give either a report in quotes or --reports FILE")
+    if not 1 <= args.n <= 64:
+        raise ValueError(f"--n {args.n}: expected 1 to 64 images")
+    if args.steps is not None and not 1 <= args.steps <= 1000:
+        raise ValueError(f"--steps {args.steps}: expected 1 to 1000")
+    if args.guidance is not None and not (math.isfinite(args.guidance) and args.guidance >= 0):
+        raise ValueError(f"--guidance {args.guidance}: expected a finite number >= 0")
+    if not 0 <= args.seed < 2**63 - 64:
+        raise ValueError(f"--seed {args.seed}: expected an integer from 0 to 2^63 - 65")
+    if args.out.suffix.lower() != ".png":
+        raise ValueError(f"--out {args.out}: expected a name that ends in .png")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    reports = [args.report.strip()] if args.report is not None else read_reports(args.reports)
+    if not reports or not all(reports):
+        raise ValueError("the report is empty: expected radiology report text")
+    run = args.run or newest_run()
+    tuned = (run / "cxrl" / "model_index.json").exists() and not args.anchor
+    settings = run_settings(run)
+    steps, guidance = args.steps or settings["steps"], settings["guidance"] if args.guidance is None else args.guidance
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = Pipeline.load(run / ("cxrl" if tuned else "anchor"), device)
+    if cut := pipe.tokenizer.cut_count(reports):
+        print(f"{cut} of {len(reports)} reports are longer than {pipe.tokenizer.max_length} tokens and were cut")
+    rows = []
+    for report in reports:
+        seeds = [args.seed + i for i in range(args.n)]
+        images = generate(pipe, [report] * args.n, seeds, steps, guidance, settings["eta"])
+        rows.append((f"{report}  [seeds {seeds[0]}-{seeds[-1]}]", images))
+    save_png(picture_grid(rows), args.out, report="\n".join(reports), seed=args.seed, steps=steps, guidance=guidance,
+             eta=settings["eta"], model="cxrl" if tuned else "anchor", revision=settings["revision"])
+    print(f"{args.out}: {len(reports) * args.n} synthetic X-rays by {run}/{'cxrl' if tuned else 'anchor'}, "
+          f"{steps} steps, guidance {guidance:g}; not for clinical use")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,185 @@
+"""archives.py: tiny folders laid out as the public archives are; every name and report in them is made up."""
+
+import gzip
+import zipfile
+from math import isnan
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from archives import DataError, compose_from_labels, read_rows
+from data import load
+from labels import LABELS, label
+
+EFFUSION = LABELS.index("Pleural Effusion")
+
+
+def put(folder: Path, files: dict[str, str | None]) -> None:
+    """Writes text files (gzipped if named so); None stands for an image."""
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if text is None:
+            Image.new("L", (40, 40), 99).save(path)
+        elif path.suffix == ".gz":
+            path.write_bytes(gzip.compress(text.encode()))
+        else:
+            path.write_text(text, encoding="utf-8")
+
+
+def loaded(folder: Path) -> dict[str, str]:
+    """{image: its report} of all sides together"""
+    return {row.image: row.report for part in load(str(folder), size=16).values() for row in part.rows}
+
+
+REPORT = " FINDINGS:\n \n Heart size is normal.\n \n IMPRESSION:\n \n Small left\n effusion.\n"
+
+
+@pytest.fixture
+def mimic(tmp_path):
+    """Five patients with a frontal image each, the first with a lateral as well; the fifth has no report."""
+    subjects = [f"1000000{i}" for i in range(5)]
+    files, metadata, split, labels = {}, "dicom_id,subject_id,study_id,ViewPosition\n", "dicom_id,split\n", ""
+    for i, subject in enumerate(subjects):
+        study, side = f"5000000{i}", "validate" if i == 3 else "train"
+        files[f"files/p10/p{subject}/s{study}/d{i}.jpg"] = None
+        metadata += f"d{i},{subject},{study},{'PA' if i % 2 else 'AP'}\n"
+        split += f"d{i},{side}\n"
+        values = [{"Pleural Effusion": "1.0", "Edema": "-1.0"}.get(name, "") for name in LABELS]
+        labels += f"{study},{','.join(values)}\n"
+        if i < 4:
+            files[f"files/p10/p{subject}/s{study}.txt"] = REPORT
+    files["files/p10/p10000000/s50000000/side.jpg"] = None
+    files |= {
+        "mimic-cxr-2.0.0-metadata.csv.gz": metadata + "side,10000000,50000000,LATERAL\nbad,../../x,1,PA\n",
+        "mimic-cxr-2.0.0-split.csv.gz": split,
+        "mimic-cxr-2.0.0-chexpert.csv.gz": f"study_id,{','.join(LABELS)}\n{labels}"}
+    put(tmp_path, files)
+    return tmp_path
+
+
+def test_mimic(mimic):
+    """MIMIC-CXR-JPG: frontal images, the impression as prompt, its splits, labels where no report is."""
+    assert read_rows(mimic, "report")[0] == "MIMIC-CXR-JPG"
+    chests = load(str(mimic), size=16)
+    assert [row.patient for row in chests["val"].rows] == ["10000003"]
+    assert set(chests["val"].reports) == {"Small left effusion."}
+    reports = loaded(mimic)
+    assert len(reports) == 5
+    assert reports["files/p10/p10000004/s50000004/d4.jpg"] == "Pleural effusion. Possible edema."
+
+
+def test_mimic_reports_from_the_zip(mimic):
+    """The reports may stay in mimic-cxr-reports.zip, as PhysioNet ships them."""
+    with zipfile.ZipFile(mimic / "mimic-cxr-reports.zip", "w") as reports:
+        for path in mimic.glob("files/*/*/*.txt"):
+            reports.writestr(str(path.relative_to(mimic)), path.read_text())
+            path.unlink()
+    assert list(loaded(mimic).values()).count("Small left effusion.") == 4
+
+
+XML = """<?xml version="1.0" encoding="utf-8"?><eCitation><uId id="CXR{i}"/>
+        | {f"png/CXR{i}_{n}.png": None for i in range(4) for n in (f"1_IM-000{i}-1", f"IM-000{i}-2")}
+<parentImage id="CXR{i}_1_IM-000{i}-1"/><parentImage id="CXR{i}_IM-000{i}-2"/></eCitation>"""
+PROJECTIONS = "uid,filename,projection\n" + "".join(
+    f"{i},{i}_IM-000{i}-1.dcm.png,Frontal\n{i},{i}_IM-000{i}-2.dcm.png,Lateral\n" for i in range(4))
+
+
+def test_openi_xml(tmp_path):
+    """Open-I as published: one XML a report, images by their ids, a broken file skipped. It tells no views:
+    laterals go out only with Kaggle's projections beside it."""
+    put(tmp_path, {f"ecgen-radiology/{i}.xml": XML.format(i=i) for i in range(4)}
+        | {f"png/CXR{i}_{name}.png": None for i in range(4) for name in (f"1_IM-000{i}-1", f"IM-000{i}-2")}
+        | {"ecgen-radiology/9.xml": "<eCitation>"})
+    assert len(loaded(tmp_path)) == 8
+    put(tmp_path, {"indiana_projections.csv": PROJECTIONS})
+    reports = loaded(tmp_path)
+    assert len(reports) == 4
+    assert reports["png/CXR2_1_IM-0002-1.png"] == "Normal 2."
+
+
+def test_openi_csv(tmp_path):
+    """Open-I as on Kaggle: two tables and a folder of images, of which the frontal ones count."""
+    put(tmp_path, {"indiana_projections.csv": PROJECTIONS, "indiana_reports.csv": "uid,findings,impression\n"
+                   + "".join(f"{i},Clear.,Normal {i}.\n" for i in range(4))}
+        | {f"images/{i}_IM-000{i}-{j}.dcm.png": None for i in range(4) for j in (1, 2)})
+    reports = loaded(tmp_path)
+    assert len(reports) == 4
+    assert reports["images/2_IM-0002-1.dcm.png"] == "Normal 2."
+
+
+def test_chexpert(tmp_path):
+    """CheXpert: 14 label columns in two tables, whose paths begin above the folder; reports are composed."""
+    def table(names):
+        return f"Path,Sex,Frontal/Lateral,{','.join(LABELS)}\n" + "".join(
+            f"CheXpert-v1.0-small/{name},Male,Frontal,,,,,,,0.0,,-1.0,,1.0,,,\n" for name in names)
+
+    images = [f"{'valid' if i > 3 else 'train'}/patient0000{i}/study1/view1_frontal.jpg" for i in range(6)]
+    put(tmp_path, dict.fromkeys(images)
+        | {"train.csv": table(images[:4]), "valid.csv": table(images[4:])})
+    chests = load(str(tmp_path), size=16)
+    assert chests["val"].patients == ["patient00004", "patient00005"]
+    assert chests["val"].reports[0] == "Pleural effusion. Possible atelectasis. No consolidation."
+    assert chests["val"].labels[0, [EFFUSION, 6, 8]].tolist() == [1, 0, -1]
+
+
+def test_chexpert_plus(tmp_path):
+    """CheXpert Plus: reports by section, images as PNG under another folder than the table says."""
+    images = [f"train/patient{i}/study1/view1_frontal" for i in range(5)]
+    put(tmp_path, {f"PNG/{image}.png": None for image in images} | {
+        "df_chexpert_plus_240401.csv":
+            "path_to_image,frontal_lateral,deid_patient_id,report,section_findings,section_impression,split\n"
+            + "".join(f'{image}.jpg,Frontal,patient{i},whole,"Clear,\nall.",Normal {i}.,'
+                      f"{'valid' if i == 0 else 'train'}\n" for i, image in enumerate(images))})
+    assert loaded(tmp_path)[f"PNG/{images[2]}.png"] == "Normal 2."
+    assert load(str(tmp_path), size=16, prompt="both")["val"].reports == ["Clear, all. Normal 0."]
+
+
+def test_nih(tmp_path):
+    """NIH ChestX-ray14: two of its column names hold commas; labels become reports, its test list is kept,
+    and the squared images get their aspect back."""
+    header = ("Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+              "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],\n")
+    put(tmp_path, {f"images_001/images/0000000{i}_000.png": None for i in range(6)} | {
+        "Data_Entry_2017_v2020.csv": header + "".join(
+            f"0000000{i}_000.png,{'Effusion|Nodule' if i % 2 else 'No Finding'},0,{i},58,M,PA,2000,1000,1,1\n"
+            for i in range(6)),
+        "test_list.txt": "00000005_000.png\n"})
+    chests = load(str(tmp_path), size=16)
+    assert chests["test"].reports == ["Pleural effusion, lung nodule."] and chests["test"].patients == ["5"]
+    assert chests["test"].rows[0].aspect == 2
+    assert loaded(tmp_path)["images_001/images/00000002_000.png"] == "No acute cardiopulmonary abnormality."
+    for part in chests.values():
+        assert torch.equal(part.labels[:, EFFUSION] == 0, part.labels[:, 0] == 1)
+
+
+@pytest.mark.parametrize("name, text", [
+    ("mimic-cxr-2.0.0-metadata.csv.gz", "dicom_id\nx\n"), ("train.csv", "Path\nx\n"),
+    ("indiana_reports.csv", "uid\n1\n"), ("Data_Entry_2017.csv", "Image Index\nx\n")])
+def test_missing_columns(tmp_path, name, text):
+    """Every layout names the table and the columns that it lacks."""
+    put(tmp_path, {name: text})
+    with pytest.raises(DataError, match=f"{name}: expected the columns"):
+        load(str(tmp_path))
+
+
+def test_damaged_gzip(tmp_path):
+    """A gzipped table that is cut short, or is none, is named."""
+    path = tmp_path / "mimic-cxr-2.0.0-metadata.csv.gz"
+    for content in (gzip.compress(b"dicom_id,subject_id\n" * 50)[:20], b"plain"):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=f"{path.name}: cannot be read"):
+            load(str(tmp_path))
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([1.0, 0.0, -1.0, float("nan")]), min_size=13, max_size=13))
+def test_composed_report_reads_back(values):
+    """A report composed from any 13 labels is labelled as these same 13."""
+    for name, said, value in zip(LABELS[1:], label(compose_from_labels((float("nan"), *values)))[1:], values,
+                                 strict=True):
+        assert said == value or (isnan(said) and isnan(value)), name

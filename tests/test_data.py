@@ -1,0 +1,318 @@
+"""data.py and archives.py: real folders, good and hostile, and the phantom behind the same interface."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import data
+from archives import TERMS, Row, choose_prompt, compose_report, known_terms, terms_to_labels
+from data import DataError, load
+from labels import LABELS, label
+
+EFFUSION = LABELS.index("Pleural Effusion")
+
+
+def picture(size=(48, 48), mode="L") -> Image.Image:
+    """A ramp from black at the left to white at the right."""
+    ramp = np.broadcast_to(np.linspace(0, 255, size[0]).round().astype(np.uint8), size[::-1])
+    return Image.fromarray(np.ascontiguousarray(ramp)).convert(mode)
+
+
+def write_table(folder: Path, rows: list[dict], encoding: str = "utf-8") -> None:
+    with open(folder / "metadata.csv", "w", newline="", encoding=encoding) as file:
+        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def good_rows(folder: Path, n: int = 8, **columns) -> list[dict]:
+    """Writes n good images of n patients; -> their rows."""
+    for i in range(n):
+        picture().save(folder / f"good{i}.png")
+    return [{"image": f"good{i}.png", "report": f"Small effusion, {i} cm.", "patient_id": f"p{i}"} | columns
+            for i in range(n)]
+
+
+def all_rows(chests: dict) -> list[Row]:
+    """The rows of train, judge and val, and of test where it is not val again."""
+    rows = {id(row): row for part in chests.values() for row in part.rows}
+    return list(rows.values())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Rows: a bad one is counted, named and skipped
+
+def test_good_folder(tmp_path, capsys):
+    """A plain folder loads whole: prompts, labels by the labeler, grey pixels, the layout printed."""
+    write_table(tmp_path, good_rows(tmp_path))
+    chests = load(str(tmp_path), size=32)
+    assert set(chests) == {"train", "val", "test", "judge"}
+    train = chests["train"]
+    assert train.labels[:, EFFUSION].tolist() == [1.0] * len(train)
+    assert train.images([0, 0]).shape == (2, 1, 32, 32) and train.images([0]).dtype == torch.uint8
+    assert len(all_rows(chests)) == 8
+    assert "images + metadata.csv" in capsys.readouterr().out
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A folder with eight good rows and one of each bad kind; a good image lies outside."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    picture().save(tmp_path / "outside.png")
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "text.png").write_text("no image")
+    (folder / "sub").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    picture((1, 1)).save(folder / "tiny.png")
+    picture((400, 20)).save(folder / "strip.png")
+    for name in ("cut.jpg", "cut.png"):
+        picture((256, 256)).convert("RGB").rotate(30).save(folder / name)
+        (folder / name).write_bytes((folder / name).read_bytes()[:-400])
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    bad = ["link.png", "loop.png", "text.png", "sub", "pipe.png", "tiny.png", "strip.png", "cut.jpg",
+           "cut.png", "bomb.png", "absent.png", "", "../outside.png", str(tmp_path / "outside.png"),
+           "zero\0byte.png", "x" * 5000, "..\\outside.png"]
+    rows = good_rows(folder)
+    rows += [{"image": name, "report": "Clear lungs.", "patient_id": "bad"} for name in bad]
+    rows.append({"image": "good0.png", "report": " ", "patient_id": "p0"})
+    write_table(folder, rows)
+    return folder
+
+
+def test_bad_rows_are_skipped(hostile, capsys):
+    """Of a hostile folder just the good rows load, and each reason is printed with its count and examples."""
+    chests = load(str(hostile), size=32)
+    assert sorted(row.image for row in all_rows(chests)) == [f"good{i}.png" for i in range(8)]
+    printed = capsys.readouterr().out
+    for line in ("skipped 4: path leaves the folder: 'link.png', '../outside.png'", "no such file: ",
+                 "skipped 1: not a readable image: 'text.png'",
+                 "skipped 1: smaller than 16 pixels: 'tiny.png'",
+                 "skipped 1: narrower than 1:4", "skipped 2: truncated or damaged: 'cut.jpg', 'cut.png'",
+                 "skipped 1: too large (decompression bomb): 'bomb.png'", "skipped 1: no image named",
+                 "skipped 1: no report", "8 of 26 rows usable"):
+        assert line in printed
+
+
+def test_large_sets_are_decoded_on_demand(hostile, monkeypatch, capsys):
+    """Beyond DECODED_ROWS only headers are read at first; a file cut short is named once and black."""
+    small = load(str(hostile), size=32)["train"]
+    monkeypatch.setattr(data, "DECODED_ROWS", 4)
+    chests = load(str(hostile), size=32)
+    assert all(part.pixels is None for part in chests.values())
+    cut = [(part, i) for part in chests.values() for i, row in enumerate(part.rows) if row.image == "cut.png"]
+    part, i = cut[0]
+    capsys.readouterr()
+    assert part.images([i, i]).max() == 0
+    assert capsys.readouterr().out.count("'cut.png': truncated or damaged") == 1
+    train = chests["train"]
+    same = [row.image for row in train.rows].index(small.rows[0].image)
+    assert torch.equal(train.images([same]), small.images([0]))
+
+
+@pytest.mark.parametrize("table, message", [
+    (None, "expected metadata.csv, or the files of MIMIC.*; the folder is empty"),
+    (b"image,age\na.png,3\n", "expected the columns image, report or findings.*found 'image', 'age'"),
+    (b"", "found none"),
+    (b"image,report\ngood.png,caf\xe9\n", "not UTF-8 text: byte 0xe9 at position 25"),
+    (b'image,report\ngood.png,"open quote\n', "metadata.csv: line 2: not a CSV table"),
+    (b"image,report\n", "0 of 0 rows usable"),
+    (b"image,report\nabsent.png,Clear.\n", "0 of 1 rows usable"),
+])
+def test_unusable_sets(tmp_path, table, message):
+    """A set that cannot be used raises DataError that names the path, what is wrong and what was expected."""
+    if table is not None:
+        (tmp_path / "metadata.csv").write_bytes(table)
+    with pytest.raises(DataError, match=message) as error:
+        load(str(tmp_path))
+    assert str(tmp_path) in str(error.value)
+
+
+def test_wrong_options(tmp_path):
+    """A folder that is none, and options out of range, raise DataError before anything is read."""
+    (tmp_path / "file").write_text("")
+    for folder, options in ((tmp_path / "absent", {}), (tmp_path / "file", {}), ("phantom", {"size": 4}),
+                            (tmp_path, {"fit": "stretch"}), (tmp_path, {"prompt": "title"}),
+                            ("phantom", {"train_images": 0})):
+        with pytest.raises(DataError):
+            load(str(folder), **options)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Tables
+
+def test_text_survives_the_table(tmp_path):
+    """A byte-order mark, quoted commas, quotes and line breaks, and letters beyond ASCII are read right."""
+    rows = good_rows(tmp_path, report='Small "trace" effusion,\nleft; naïve pleura.')
+    write_table(tmp_path, rows, "utf-8-sig")
+    assert set(load(str(tmp_path))["train"].reports) == {'Small "trace" effusion, left; naïve pleura.'}
+
+
+def test_prompt_choice():
+    """Which words condition the image: the report as given, or the sections asked for, with a fallback."""
+    assert choose_prompt("Clear.", "F.", "I.", "report") == "Clear."
+    assert choose_prompt("", "F.", "I.", "report") == "I."
+    assert choose_prompt("", "F.", "", "impression") == "F."
+    assert choose_prompt("", "F.", "I.", "findings") == "F."
+    assert choose_prompt("", "F.", "I.", "both") == "F. I."
+    assert choose_prompt("Clear.", "", "", "both") == "Clear."
+    headed = " FINDINGS: Small\n effusion.\n IMPRESSION: Effusion.\n"
+    assert choose_prompt(headed, "", "", "report") == "Effusion."
+    assert choose_prompt(headed, "", "", "both") == "Small effusion. Effusion."
+
+
+def test_labels_stand_in_for_a_report(tmp_path):
+    """Without a report, label terms (CheXpert's or NIH's) give the labels and a short report; else not."""
+    rows = good_rows(tmp_path, report="", labels="Effusion|Hernia")
+    rows[0] |= {"labels": "zebra"}
+    rows[1] |= {"labels": "No Finding"}
+    rows[2] |= {"report": "Clear lungs.", "labels": "Mass"}
+    write_table(tmp_path, rows)
+    by_image = {row.image: (row, labels) for part in load(str(tmp_path)).values()
+                for row, labels in zip(part.rows, part.labels, strict=True)}
+    assert "good0.png" not in by_image
+    assert by_image["good1.png"][0].report == "No acute cardiopulmonary abnormality."
+    assert by_image["good1.png"][1][[0, EFFUSION]].tolist() == [1, 0]
+    assert by_image["good2.png"][1][LABELS.index("Lung Lesion")].isnan()
+    assert by_image["good3.png"][0].report == "Pleural effusion, hiatal hernia."
+    assert by_image["good3.png"][1][EFFUSION] == 1
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(sorted(TERMS)), min_size=1, max_size=5))
+def test_composed_reports_say_their_labels(terms):
+    """The labeler reads from a composed report just the labels that it was composed from."""
+    terms = known_terms("|".join(terms))
+    listed = terms_to_labels(terms, set(terms))
+    for name, said, value in zip(LABELS, label(compose_report(terms)), listed, strict=True):
+        assert (said == 1) == (value == 1) or (name == "No Finding" and set(terms) == {"support devices"})
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Splits
+
+def test_no_patient_on_two_sides(tmp_path):
+    """Without given splits, a patient's images are all on one side, the same on every run."""
+    rows = [row | {"patient_id": f"p{i // 3}"} for i, row in enumerate(good_rows(tmp_path, 60))]
+    write_table(tmp_path, rows)
+    chests = load(str(tmp_path), size=16)
+    sides = {name: set(part.patients) for name, part in chests.items()}
+    assert {name: len(side) for name, side in sides.items()} == {"train": 12, "judge": 4, "val": 2, "test": 2}
+    assert len(set.union(*sides.values())) == 20
+    write_table(tmp_path, rows[::-1])
+    assert {name: set(part.patients) for name, part in load(str(tmp_path), size=16).items()} == sides
+
+
+def test_given_splits_stand(tmp_path, capsys):
+    """Given splits are kept, under their usual names; without test, test is val; a train image of a val
+    patient is left out, a split nobody knows skipped."""
+    rows = good_rows(tmp_path, 10, split="TRAIN")
+    rows[8] |= {"split": "validate"}
+    rows[9] |= {"split": "moon"}
+    rows.append(rows[0] | {"patient_id": "p8"})
+    write_table(tmp_path, rows)
+    chests = load(str(tmp_path))
+    assert chests["val"].patients == chests["test"].patients == ["p8"]
+    assert (len(chests["train"]), len(chests["judge"])) == (6, 2)
+    printed = capsys.readouterr().out
+    assert "split is none of" in printed and "1 train images left out" in printed
+
+
+def test_unknown_patients(tmp_path, capsys):
+    """Without patient names each image counts as its own patient, and that is said."""
+    write_table(tmp_path, good_rows(tmp_path, patient_id=""))
+    assert len(all_rows(load(str(tmp_path)))) == 8
+    assert "8 rows name no patient" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Images
+
+@pytest.mark.parametrize("name, mode", [("a.png", "L"), ("a.png", "RGB"), ("a.png", "RGBA"), ("a.png", "LA"),
+                                        ("a.png", "P"), ("a.tif", "CMYK"), ("a.tif", "F"), ("a.jpg", "CMYK"),
+                                        ("a.png", "I;16"), ("a.tif", "I;16"), ("a.tif", "I")])
+def test_every_mode_reads_alike(tmp_path, name, mode):
+    """Whatever way a picture is stored, it becomes the same 8-bit grey, not mirrored."""
+    if mode in ("I;16", "I"):
+        deep = np.asarray(picture()).astype(np.uint16 if mode == "I;16" else np.int32) * 257
+        Image.fromarray(deep).save(tmp_path / name)
+    else:
+        picture(mode=mode).save(tmp_path / name)
+    read = data.read_image(tmp_path / name, 48, "crop").astype(int)
+    assert abs(read - np.asarray(picture()).astype(int)).max() <= 6  # JPEG and the palette round
+    assert read[:, 0].mean() < 10 < 245 < read[:, -1].mean()
+
+
+def test_twelve_bits_fill_the_range(tmp_path):
+    """12-bit pixels in a 16-bit file become bright, not nearly black."""
+    Image.fromarray(np.asarray(picture()).astype(np.uint16) * 16).save(tmp_path / "a.png")
+    assert 245 <= data.read_image(tmp_path / "a.png", 48, "crop").max() <= 255
+
+
+@settings(deadline=None)
+@given(st.integers(16, 64), st.integers(16, 64), st.integers(16, 40), st.sampled_from(["crop", "pad"]))
+def test_aspect_is_kept(width, height, size, fit):
+    """Cropped, a picture fills the square with its middle; padded, all of it stands on black."""
+    square = np.asarray(data.to_square(Image.new("L", (width, height), 200), size, fit))
+    assert square.shape == (size, size)
+    shape = ((square > 100).any(0).sum(), (square > 100).any(1).sum())
+    longest = max(width, height) if fit == "pad" else min(width, height)
+    assert shape == (min(size, round(size * width / longest)), min(size, round(size * height / longest)))
+
+
+def test_squeezed_images_get_their_aspect_back(tmp_path):
+    """Images stored square with orig_width twice orig_height are padded to twice as wide as high."""
+    write_table(tmp_path, good_rows(tmp_path, orig_width="2000", orig_height="1000"))
+    image = load(str(tmp_path), size=32, fit="pad")["train"].images([0])[0, 0]
+    assert image[:8].max() == 0 and image[24:].max() == 0 and image[8:24, -1].min() > 200
+
+
+def test_pixels_are_kept_in_the_cache(tmp_path, monkeypatch):
+    """With a cache folder a set is decoded once; a changed image, or a damaged cache, is decoded again."""
+    folder, cache = tmp_path / "set", tmp_path / "cache"
+    folder.mkdir()
+    write_table(folder, good_rows(folder))
+    first = load(str(folder), cache=cache)["train"].images([0])
+    [file] = cache.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "decode", None)  # would raise if called
+        assert torch.equal(load(str(folder), cache=cache)["train"].images([0]), first)
+    file.write_bytes(file.read_bytes()[:100])
+    assert torch.equal(load(str(folder), cache=cache)["train"].images([0]), first)
+    for i in range(8):
+        Image.new("L", (40, 40), 9).save(folder / f"good{i}.png")
+    assert load(str(folder), cache=cache)["train"].images([0]).max() == 9
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The phantom, and real X-rays where there are some
+
+def test_phantom_chests():
+    """Phantoms have the same interface, with exact truth; an image is the same alone and in any batch."""
+    chests = load("phantom", size=32, train_images=40)
+    patients = [patient for part in chests.values() for patient in part.patients]
+    assert len(set(patients)) == len(patients)
+    train = chests["train"]
+    assert len(train) == len(train.reports) == 40
+    assert train.labels.shape == train.truth.shape == (40, 14) and train.posture.shape == (40, 5)
+    alone = load("phantom", size=32, train_images=40)["train"].images([7])
+    batch = train.images([3, 7, 7, 39])
+    assert torch.equal(batch[1], alone[0]) and torch.equal(batch[2], alone[0])
+    assert torch.equal(train.images([7]), alone) and not torch.equal(batch[0], alone[0])
+
+
+@pytest.mark.skipif(not os.environ.get("CXRL_REAL"), reason="CXRL_REAL names no folder of real X-rays")
+def test_real_folder(capsys):
+    """A real set loads: every side has images with contrast, and prompts with labels."""
+    for part in load(os.environ["CXRL_REAL"]).values():
+        images = part.images(range(min(len(part), 64))).float()
+        assert images.std(dim=(1, 2, 3)).min() > 5
+        assert (part.labels == 1).any() and all(part.reports)

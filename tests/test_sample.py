@@ -1,0 +1,144 @@
+"""sample.py: the schedule, one denoising step, noise and pictures."""
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+import sample
+from sample import Schedule, ScheduleConfig, ddim_step, denoise, guided_noise, seeded_noise
+
+
+class GaussianScore(torch.nn.Module):
+    """The exact noise prediction for data ~ N(mu, sd^2): what a perfectly trained network would answer."""
+
+    def __init__(self, schedule: Schedule, mu: float, sd: float):
+        super().__init__()
+        self.schedule, self.mu, self.sd = schedule, mu, sd
+
+    def forward(self, x, t, context):
+        a = self.schedule.alpha(t)
+        e = (1 - a).sqrt() * (x - a.sqrt() * self.mu) / (a * self.sd**2 + 1 - a)
+        if self.schedule.config.prediction_type == "epsilon":
+            return e
+        return (e - (1 - a).sqrt() * x) / a.sqrt()   # v, from e = sqrt(a) v + sqrt(1-a) x_t
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_sampler_lands_on_the_data_distribution(eta, kind):
+    """With the exact score of a Gaussian, DDIM ends on its mean and standard deviation, for eps and v, any eta."""
+    schedule = Schedule(ScheduleConfig(prediction_type=kind, timestep_spacing="trailing", set_alpha_to_one=True))
+    noise = seeded_noise(list(range(16)), 200, (4, 16, 16))
+    noise[:, 0] += schedule.a[999].sqrt() * 0.7   # a_T is not quite 0: x_T has a little of the data's mean
+    for step in denoise(GaussianScore(schedule, 0.7, 0.4), schedule, torch.zeros(16, 1, 1), torch.zeros(1, 1), noise, 1, eta):
+        x = step.x_p
+    assert x.mean().item() == pytest.approx(0.7, abs=0.02)
+    assert x.std().item() == pytest.approx(0.4, abs=0.02)
+
+
+def test_eta_one_is_the_ddpm_posterior():
+    """At eta = 1 and adjacent timesteps, mean and std equal the DDPM posterior q(x_p | x_t, x_0) (Ho et al., eq. 6-7)."""
+    schedule = Schedule(ScheduleConfig())
+    t, p = torch.tensor([500]), torch.tensor([499])
+    x0, e = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
+    x = schedule.add_noise(x0, e, t)
+    mean, std = ddim_step(schedule, e, x, t, p, 1.0)
+    a_t, a_p = schedule.a[500], schedule.a[499]
+    beta = 1 - a_t / a_p
+    posterior = a_p.sqrt() * beta / (1 - a_t) * x0 + (a_t / a_p).sqrt() * (1 - a_p) / (1 - a_t) * x
+    assert torch.allclose(mean, posterior, atol=1e-5)
+    assert std.item() == pytest.approx(math.sqrt((1 - a_p) / (1 - a_t) * beta), rel=1e-4)
+
+
+def test_last_step_has_no_randomness_when_alpha_is_one():
+    """Where a_p = 1 the std is 0: that step has no log-probability and must stay out of the policy gradient."""
+    schedule = Schedule(ScheduleConfig.tiny())
+    t, p = schedule.timesteps(10)
+    stds = [ddim_step(schedule, torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), t[i:i + 1], p[i:i + 1], 1.0)[1].item()
+            for i in range(10)]
+    assert p[-1] == -1 and stds[-1] == 0 and min(stds[:-1]) > 0
+
+
+def test_timesteps_are_those_of_the_reference():
+    """Leading and trailing spacing as diffusers' DDIMScheduler has them; every step leads to the next."""
+    t, p = Schedule(ScheduleConfig()).timesteps(50)
+    assert t[:3].tolist() == [981, 961, 941] and t[-1] == 1 and p[-1] == -1
+    t, p = Schedule(ScheduleConfig.tiny()).timesteps(10)
+    assert t.tolist() == list(range(999, 0, -100)) and p.tolist() == list(range(899, 0, -100)) + [-1]
+
+
+def test_against_diffusers_ddim():
+    """One DDIM step equals diffusers' for eps and v, every spacing, to 1e-5."""
+    diffusers = pytest.importorskip("diffusers")
+    for kind in ("epsilon", "v_prediction"):
+        for config in (ScheduleConfig(prediction_type=kind),
+                       ScheduleConfig(prediction_type=kind, timestep_spacing="trailing", set_alpha_to_one=True)):
+            schedule, theirs = Schedule(config), diffusers.DDIMScheduler(**config.__dict__, clip_sample=False)
+            theirs.set_timesteps(20)
+            t, p = schedule.timesteps(20)
+            assert t.tolist() == theirs.timesteps.tolist()
+            for i in (0, 7, 19):
+                x, out, z = torch.randn(3, 2, 4, 8, 8)
+                mean, std = ddim_step(schedule, out, x, t[i].expand(2), p[i].expand(2), 1.0)
+                step = theirs.step(out, int(t[i]), x, eta=1.0, variance_noise=z).prev_sample
+                assert torch.allclose(mean + std * z, step, rtol=1e-5, atol=2e-5)
+
+
+def test_noise_depends_on_the_seed_alone():
+    """An image's noise is the same alone, in any batch and in any order."""
+    together = seeded_noise([5, 6, 7], 3, (2, 4, 4))
+    assert torch.equal(together[1], seeded_noise([6], 3, (2, 4, 4))[0])
+    assert torch.equal(together.flip(0), seeded_noise([7, 6, 5], 3, (2, 4, 4)))
+
+
+def test_guidance_extrapolates_from_the_unconditional_branch():
+    """e = e_u + w (e_c - e_u); at w = 1 the unconditional branch is not even computed."""
+    calls = []
+
+    def unet(x, t, context):
+        calls.append(len(x))
+        return context.mean((1, 2)).view(-1, 1, 1, 1).expand_as(x)
+
+    x, t, cond, uncond = torch.zeros(2, 1, 2, 2), torch.zeros(2).long(), torch.full((2, 3, 4), 5.0), torch.full((3, 4), 1.0)
+    assert guided_noise(unet, x, t, cond, uncond, 3.0).unique().item() == 13 and calls == [4]
+    assert guided_noise(unet, x, t, cond, uncond, 1).unique().item() == 5 and calls == [4, 2]
+
+
+def test_schedule_folder_round_trip_and_refusals(tmp_path):
+    """scheduler_config.json is read back as written; a schedule that cannot be reproduced is refused by key and value."""
+    Schedule(ScheduleConfig.tiny()).save_pretrained(tmp_path)
+    assert Schedule.from_pretrained(tmp_path).config == ScheduleConfig.tiny()
+    (tmp_path / "scheduler_config.json").write_text('{"beta_schedule": "squaredcos_cap_v2"}')
+    with pytest.raises(ValueError, match="beta_schedule is 'squaredcos_cap_v2'"):
+        Schedule.from_pretrained(tmp_path)
+    (tmp_path / "scheduler_config.json").write_text("{")
+    with pytest.raises(ValueError, match="scheduler_config.json"):
+        Schedule.from_pretrained(tmp_path)
+
+
+def test_png_says_that_it_is_synthetic(tmp_path):
+    """A saved picture carries synthetic=true and what is needed to make it again, non-ASCII text included."""
+    sheet = sample.picture_grid([("Größe normal", torch.rand(3, 1, 8, 8)), ("two", torch.rand(2, 1, 8, 8))], 32)
+    assert sheet.width == 96
+    sample.save_png(sheet, tmp_path / "a" / "grid.png", report="Größe normal", seed=3)
+    text = Image.open(tmp_path / "a" / "grid.png").text
+    assert text["synthetic"] == "true" and text["seed"] == "3" and text["report"] == "Größe normal"
+    assert [f.name for f in (tmp_path / "a").iterdir()] == ["grid.png"]
+
+
+@pytest.mark.parametrize("argv, words", [
+    ([], "either a report"), (["x", "--n", "0"], "--n 0"), (["x", "--steps", "0"], "--steps 0"), (["  "], "empty"),
+    (["x", "--guidance", "nan"], "--guidance nan"), (["x", "--out", "a.jpg"], "--out a.jpg"), (["x", "--seed", "-1"], "--seed -1"),
+    (["--reports", "absent.txt"], "--reports absent.txt"), (["x", "--run", "absent"], "model_index.json")])
+def test_command_line_refuses_bad_values(argv, words):
+    """Every bad option stops with one line that names the flag and the value."""
+    with pytest.raises(ValueError, match=words):
+        sample.main(argv)
+
+
+def test_reports_file_must_be_utf8(tmp_path):
+    """A report file in another encoding is refused with the byte's position, not decoded into nonsense."""
+    (tmp_path / "r.txt").write_bytes("Herzgröße normal".encode("latin-1"))
+    with pytest.raises(ValueError, match="not UTF-8 at byte 6"):
+        sample.main(["--reports", str(tmp_path / "r.txt")])

@@ -1,0 +1,388 @@
+"""Report text to embeddings: CLIP's byte-pair tokenizer and text transformer, as Stable Diffusion uses them.
+
+The condition is the last hidden state after the final layer norm, for every position, padding included:
+Stable Diffusion was trained on exactly that. Parameter names equal the keys of the weight files (without the
+prefix `text_model.` that transformers before version 5 put in front of each).
+
+Radford et al. 2021 (arXiv 2103.00020), section 2.4; Sennrich et al. 2016 (arXiv 1508.07909), byte pairs.
+"""
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import tokenizers
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from torch import Tensor, nn
+
+# -------------------------------------------------------------------------------- tokenizer
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class Tokenizer:
+    """tokenizer(list of str) -> ids: b n. Lower case, CLIP's word split, byte-level BPE, words end in `</w>`.
+
+    A row is BOS, tokens, EOS, padding: `max_length` ids in all. What is longer is cut; `cut_count` counts it.
+    """
+
+    def __init__(self, vocab: dict[str, int], merges: Sequence[tuple[str, str]], max_length: int = 77,
+                 pad: str = EOS):
+        for token in (BOS, EOS, pad):
+            if token not in vocab:
+                raise ValueError(f"the vocabulary lacks the token {token!r}")
+        self.vocab, self.merges, self.max_length, self.pad = vocab, merges, max_length, pad
+        try:
+            self.bpe = byte_level(BPE(vocab=vocab, merges=merges, end_of_word_suffix="</w>",
+                                      continuing_subword_prefix="", unk_token=EOS))
+        except Exception as error:   # what the tokenizers package raises has no class of its own
+            raise ValueError(f"vocabulary and merges do not fit together: {error}") from error
+        # Found in a text, these are never split: with SD 2, whose padding is "!", every "!" is padding.
+        self.bpe.add_special_tokens([AddedToken(t, normalized=False) for t in dict.fromkeys((BOS, EOS, pad))])
+
+    def __call__(self, reports: Sequence[str]) -> Tensor:
+        """(b reports) -> ids: b max_length, int64"""
+        rows = torch.full((len(reports), self.max_length), self.vocab[self.pad])
+        for row, ids in zip(rows, self.encode(reports), strict=True):
+            ids = ids[:self.max_length - 2]
+            row[:len(ids) + 2] = torch.tensor([self.vocab[BOS], *ids, self.vocab[EOS]])
+        return rows
+
+    def encode(self, reports: Sequence[str]) -> list[list[int]]:
+        """Token ids of each report, of any length, without BOS and EOS."""
+        if isinstance(reports, str):
+            raise ValueError(f"expected a list of reports, not one string: {reports[:40]!r}")
+        return [encoding.ids for encoding in self.bpe.encode_batch(list(reports), add_special_tokens=False)]
+
+    def cut_count(self, reports: Sequence[str]) -> int:
+        """How many of the reports are longer than `max_length` allows."""
+        return sum(len(ids) > self.max_length - 2 for ids in self.encode(reports))
+
+    @classmethod
+    def train(cls, reports: Iterable[str], vocab_size: int = 1024, max_length: int = 77) -> "Tokenizer":
+        """Learn merges. The vocabulary is in CLIP's order: bytes, bytes that end a word, merges, BOS, EOS."""
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        letters += [letter + "</w>" for letter in letters]
+        if vocab_size < len(letters) + 2:
+            raise ValueError(f"vocab_size is {vocab_size}, expected at least {len(letters) + 2}")
+        # Ties between pairs go to the lower token id; giving letters theirs in advance makes this repeatable.
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size - 2, special_tokens=letters,
+                                      end_of_word_suffix="</w>", show_progress=False)
+        bpe = byte_level(BPE(end_of_word_suffix="</w>"))
+        bpe.train_from_iterator(reports, trainer)
+        model = json.loads(bpe.to_str())["model"]
+        vocab, merges = model["vocab"], [(a, b) for a, b in model["merges"]]
+        return cls(vocab | {BOS: len(vocab), EOS: len(vocab) + 1}, merges, max_length)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> "Tokenizer":
+        """Read vocab.json and merges.txt, or the tokenizer.json that transformers 5 writes instead."""
+        folder = Path(folder)
+        if (folder / "vocab.json").is_file():
+            vocab = read_json(folder / "vocab.json")
+            lines = read_text(folder / "merges.txt").split("\n")
+            merges = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
+        else:
+            model = read_json(folder / "tokenizer.json").get("model", {})
+            vocab = model.get("vocab", {})
+            merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", [])]
+        for i, pair in enumerate(merges):
+            if len(pair) != 2:
+                raise ValueError(f"{folder}: merge {i} is {pair!r}, expected two tokens")
+        config = read_json(folder / "tokenizer_config.json", missing={})
+        if "added_tokens_decoder" not in config:   # older folders: the map counts (SD 2: its padding is "!")
+            config |= read_json(folder / "special_tokens_map.json", missing={})
+        pad, max_length = config.get("pad_token") or EOS, config.get("model_max_length", 77)
+        pad = pad["content"] if isinstance(pad, dict) else pad
+        if not isinstance(max_length, int) or not 2 <= max_length <= 4096:
+            max_length = 77                        # "not set" is written as 10^30
+        try:
+            return cls(vocab, [tuple(pair) for pair in merges], max_length, pad)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write vocab.json, merges.txt and the two small files, as transformers' CLIPTokenizer reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": self.pad}
+        config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.max_length}
+        merges = "\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in self.merges)])
+        write_text(folder / "vocab.json", json.dumps(self.vocab, ensure_ascii=False))
+        write_text(folder / "merges.txt", merges + "\n")
+        write_text(folder / "special_tokens_map.json", json.dumps(special, indent=2) + "\n")
+        write_text(folder / "tokenizer_config.json", json.dumps(config | special, indent=2) + "\n")
+
+
+def byte_level(model: BPE) -> tokenizers.Tokenizer:
+    """CLIP's text preparation in front of a BPE model."""
+    bpe = tokenizers.Tokenizer(model)
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),   # keeps the matches
+         pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    return bpe
+
+
+# -------------------------------------------------------------------------------- text transformer
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Names and defaults equal those of transformers' CLIP text_encoder/config.json."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77      # longest text in tokens, BOS and EOS included
+    hidden_act: str = "quick_gelu"         # or gelu
+    layer_norm_eps: float = 1e-5
+
+    @classmethod
+    def tiny(cls):
+        return cls(vocab_size=1024, hidden_size=128, intermediate_size=512, num_hidden_layers=2,
+                   num_attention_heads=4, max_position_embeddings=64)
+
+    @classmethod
+    def sd15(cls):
+        return cls(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
+
+    @classmethod
+    def sd21(cls):
+        # 23 of OpenCLIP-H's 24 layers: its last but one layer is the condition.
+        return cls(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16,
+                   hidden_act="gelu")
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            if name == "hidden_act":
+                require(value in ("quick_gelu", "gelu"), name, value, "quick_gelu or gelu")
+            elif name == "layer_norm_eps":
+                require(isinstance(value, float) and value > 0, name, value, "a positive number")
+            else:
+                require(is_count(value), name, value, "a positive integer")
+        require(self.hidden_size % self.num_attention_heads == 0, "num_attention_heads",
+                self.num_attention_heads, f"a divisor of hidden_size = {self.hidden_size}")
+
+
+# Keys of config.json that change the computation, with the only value this file computes.
+FIXED = {"model_type": "clip_text_model", "attention_dropout": 0.0}
+
+
+def is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value!r}, expected {expected}")
+
+
+class Embeddings(nn.Module):
+    """(ids: b n) -> b n d: what the token is plus where it stands."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding.weight, std=0.02)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.token_embedding(ids) + self.position_embedding.weight[:ids.shape[1]]
+
+
+class Attention(nn.Module):
+    """(x: b n d) -> b n d; a token looks at itself and at earlier ones, so later ones never change it."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (rearrange(proj(x), "b n (heads d) -> b heads n d", heads=self.heads)
+                   for proj in (self.q_proj, self.k_proj, self.v_proj))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out_proj(rearrange(out, "b heads n d -> b n (heads d)"))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.quick = config.hidden_act == "quick_gelu"
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc1(x)
+        return self.fc2(h * torch.sigmoid(1.702 * h) if self.quick else F.gelu(h))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = Attention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class CLIPTextModel(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(ids: b n) -> b n d, after the final layer norm"""
+        longest = self.config.max_position_embeddings
+        assert ids.shape[1] <= longest, f"{ids.shape[1]} tokens, but only {longest} positions"
+        return self.final_layer_norm(self.encoder(self.embeddings(ids)))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> "CLIPTextModel":
+        """Read a text_encoder/ folder, any float type, as float32; ValueError names file and key."""
+        config = read_config(Path(folder))
+        with torch.device("meta"):
+            text = cls(config)
+        weights, path = read_weights(Path(folder), "model")
+        weights = {key.removeprefix("text_model."): value for key, value in weights.items()}
+        weights.pop("embeddings.position_ids", None)   # 0, 1, 2, ...: a buffer of old versions
+        load_strict(text, weights, path)
+        return text
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write config.json and model.safetensors, with the prefix: every transformers version reads that."""
+        config = {"architectures": ["CLIPTextModel"], **FIXED, **asdict(self.config),
+                  "bos_token_id": self.config.vocab_size - 2, "eos_token_id": self.config.vocab_size - 1}
+        weights = {f"text_model.{key}": value for key, value in self.state_dict().items()}
+        write_folder(Path(folder), config, weights, "model")
+
+
+# -------------------------------------------------------------------------------- files
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
+def read_json(path: Path, missing: dict | None = None) -> dict:
+    """A JSON object; where the file is absent, `missing` if that is given."""
+    if missing is not None and not path.exists():
+        return missing
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, not {type(value).__name__}")
+    return value
+
+
+def read_config(folder: Path) -> TextConfig:
+    """config.json -> TextConfig. Keys that change nothing are ignored, keys we cannot honour refused."""
+    path = folder / "config.json"
+    raw = read_json(path)
+    for key, only in FIXED.items():
+        if (raw.get(key, only) or None) != (only or None):   # null and 0 both mean "not used"
+            raise ValueError(f"{path}: {key} is {raw[key]!r}, but only {only!r} is supported")
+    try:
+        return TextConfig(**{f.name: raw[f.name] for f in fields(TextConfig) if f.name in raw})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Under a temporary name and then renamed, so that no reader ever sees half of it."""
+    Path(f"{path}.tmp").write_text(text, encoding="utf-8")
+    Path(f"{path}.tmp").replace(path)
+
+
+def read_weights(folder: Path, stem: str) -> tuple[dict[str, Tensor], Path]:
+    """All tensors of a folder, from one file or from the shards of an index; full precision first."""
+    for variant in ("", ".fp16", ".bf16"):
+        whole = folder / f"{stem}{variant}.safetensors"
+        index = folder / f"{stem}.safetensors.index{variant}.json"
+        if whole.is_file():
+            return read_safetensors(whole), whole
+        if index.is_file():
+            try:
+                names = {Path(name).name for name in json.loads(index.read_text())["weight_map"].values()}
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise ValueError(f"{index}: not an index of weight files: {error!r}") from error
+            return {k: v for name in sorted(names) for k, v in read_safetensors(folder / name).items()}, index
+    for pickle in sorted(folder.glob("*.bin")):
+        raise ValueError(f"{pickle}: a pickle, which may run any code when read; convert it to safetensors")
+    raise ValueError(f"{folder}: no {stem}.safetensors in it")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: missing, truncated or not a safetensors file: {error}") from error
+
+
+def load_strict(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Give a model on the meta device its weights. Every tensor must be there, with its shape, and finite."""
+    expected = model.state_dict()
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise ValueError(f"{path}: {missing[0]} is missing ({len(missing)} tensors in all)")
+    if extra := sorted(weights.keys() - expected.keys()):
+        raise ValueError(f"{path}: {extra[0]} has no place in this model ({len(extra)} tensors in all)")
+    for key, value in weights.items():
+        shape, wanted = list(value.shape), list(expected[key].shape)
+        if shape != wanted:
+            raise ValueError(f"{path}: {key} has shape {shape}, but config.json says {wanted}")
+        if not value.is_floating_point() or not value.isfinite().all():
+            raise ValueError(f"{path}: {key} is {value.dtype} or has values that are not finite numbers")
+        # A copy, not the mapped file: own memory is aligned the same in every run, and the file may go.
+        weights[key] = value.to(torch.float32, copy=True)
+    model.load_state_dict(weights, assign=True)
+
+
+def write_folder(folder: Path, config: dict, weights: dict[str, Tensor], stem: str) -> None:
+    """Each file under a temporary name and then renamed, so that no reader ever sees half of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, config_path = folder / f"{stem}.safetensors", folder / "config.json"
+    try:
+        save_file({k: v.contiguous() for k, v in weights.items()}, f"{path}.tmp", metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written: {error}") from error
+    Path(f"{path}.tmp").replace(path)
+    Path(f"{config_path}.tmp").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    Path(f"{config_path}.tmp").replace(config_path)

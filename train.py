@@ -1,0 +1,594 @@
+"""Train CXRL, all stages: python train.py [--out runs/phantom] [--preset tiny] [--data phantom] [--stage all] ...
+
+    python train.py                                     the whole system on embedded phantoms, minutes on a laptop
+    python train.py --data DIR --out runs/mine          on your own X-rays (images + metadata.csv)
+    python train.py --stage rl --rounds 40              one stage, once those before it are done
+
+Stages, in order: vae -> diffusion (with the text encoder) -> rewards -> rl -> evaluate. Each is skipped when the run
+folder already holds its result, and continues bit for bit where it was killed: every random number is a pure function
+of (seed, stage, step), and RUN/state holds weights, optimizer and step.
+"""
+import argparse
+import copy
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import data
+import evaluate
+from ace import ACE
+from model import UNet2DConditionModel, UNetConfig
+from rewards import ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig, Rewards, canonical_chest, standardise
+from rl import RLConfig, rl_round, trained_steps
+from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, generate, picture_grid, save_png, write_json
+from text_encoder import CLIPTextModel, TextConfig, Tokenizer
+from vae import AutoencoderKL, VAEConfig
+
+EMA_DECAY = 0.995   # of the diffusion stage; about 200 steps
+STAGES = ("vae", "diffusion", "rewards", "rl", "evaluate")
+
+# ------------------------------------------------------------------------------------------------ options
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    out: Annotated[Path, "run folder; the same command again continues it"] = Path("runs/phantom")
+    preset: Annotated[Literal["tiny", "small", "sd15", "sd21"], "sizes of all networks; sd15 and sd21 need --init"] = "tiny"
+    data: Annotated[str, "phantom, or a folder with images and metadata.csv"] = "phantom"
+    stage: Annotated[Literal["all", "vae", "diffusion", "rewards", "rl", "evaluate"], "all in order, or one"] = "all"
+    init: Annotated[Path | None, "diffusers folder (RoentGen, Stable Diffusion) that replaces vae and diffusion"] = None
+    seed: Annotated[int, "of everything random"] = 0
+    fit: Annotated[Literal["crop", "pad"], "how a picture that is not square becomes one"] = "crop"
+    train_images: Annotated[int, "phantoms in the training split"] = 8192
+    vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 600
+    vae_batch: Annotated[int, "images per step; halve if out of memory"] = 32
+    vae_lr: Annotated[float, "peak learning rate"] = 2e-3
+    diffusion_steps: Annotated[int, "optimizer steps of UNet and text encoder"] = 1200
+    diffusion_batch: Annotated[int, "latents per step; halve if out of memory"] = 128
+    diffusion_lr: Annotated[float, "peak learning rate"] = 1e-3
+    prompt_dropout: Annotated[float, "share of reports replaced by the empty one, for guidance"] = 0.1
+    reward_steps: Annotated[int, "optimizer steps of each reward network"] = 400
+    reward_batch: Annotated[int, "images per step"] = 64
+    reward_lr: Annotated[float, "peak learning rate"] = 2e-3
+    eval_reports: Annotated[int, "reports in the final evaluation"] = 512
+    save_every: Annotated[float, "seconds between checkpoints"] = 30.0
+    tensorboard: Annotated[bool, "also log to RUN/tensorboard, if tensorboard is installed"] = False
+    compile: Annotated[bool, "torch.compile the UNet in place"] = False
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The component bundle behind --preset; component fields are not flags."""
+    size: int            # image side in pixels
+    unet: UNetConfig
+    vae: VAEConfig
+    text: TextConfig
+    schedule: ScheduleConfig
+    rewards: RewardConfig
+
+
+def preset(name: str) -> Preset:
+    if name == "tiny":
+        return Preset(64, UNetConfig.tiny(), VAEConfig.tiny(), TextConfig.tiny(), ScheduleConfig.tiny(),
+                      RewardConfig.tiny())
+    if name == "small":
+        return Preset(256, UNetConfig.small(), VAEConfig.small(), TextConfig.small(), ScheduleConfig.tiny(),
+                      RewardConfig(width=32))
+    family = "sd15" if name == "sd15" else "sd21"
+    return Preset(512, getattr(UNetConfig, family)(), VAEConfig.sd15(), getattr(TextConfig, family)(),
+                  ScheduleConfig(), RewardConfig())
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
+    """One flag for each field: its type, default and help exist once, in the dataclass."""
+    group = parser.add_argument_group(config.__name__)
+    for field in dataclasses.fields(config):
+        hint, text = get_args(get_type_hints(config, include_extras=True)[field.name])[:2]
+        name, note = "--" + field.name.replace("_", "-"), f"{text} [{field.default}]"
+        if hint is bool:
+            group.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default, help=note)
+        elif get_origin(hint) is Literal:
+            group.add_argument(name, choices=get_args(hint), default=field.default, help=note)
+        else:
+            kind = Path if hint == (Path | None) else hint
+            group.add_argument(name, type=kind, default=field.default, help=note)
+
+
+def parse(argv: list[str] | None) -> tuple[TrainConfig, SampleConfig, RLConfig]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = (TrainConfig, SampleConfig, RLConfig)
+    for kind in kinds:
+        add_flags(parser, kind)
+    values = vars(parser.parse_args(argv))
+    configs = tuple(kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}) for kind in kinds)
+    check(*configs)
+    return configs
+
+
+def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
+    """Refuse what cannot work before anything slow begins."""
+    for part in (config, sampling, rl):
+        for field in dataclasses.fields(part):
+            value, flag = getattr(part, field.name), "--" + field.name.replace("_", "-")
+            zero_ok = field.name in ZERO_ALLOWED
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                if not (0 <= value < float("inf")) or (value == 0 and not zero_ok):
+                    raise ValueError(f"{flag} {value}: expected a {'number >= 0' if zero_ok else 'positive number'}")
+    for name, value in [("--fraction", rl.fraction), ("--prompt-dropout", config.prompt_dropout)]:
+        if value > 1:
+            raise ValueError(f"{name} {value}: expected at most 1")
+    trained_steps(sampling.sample_steps, rl)
+    if rl.w_align == rl.w_diag == rl.w_consist == 0:
+        raise ValueError("--w-align 0 --w-diag 0 --w-consist 0: at least one reward needs a weight above 0")
+    if config.preset in ("sd15", "sd21") and config.init is None:
+        raise ValueError(f"--preset {config.preset}: needs --init DIR, a diffusers folder to start from")
+    if config.init is not None and not (config.init / "model_index.json").is_file():
+        raise ValueError(f"--init {config.init}: no model_index.json: expected a diffusers folder")
+
+
+ZERO_ALLOWED = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr", "save_every"}
+
+# ------------------------------------------------------------------------------------------------ run folder
+
+
+@dataclass
+class Run:
+    """The run folder, and what every stage needs."""
+    folder: Path
+    options: dict        # every flag's value, as written to config.json
+    device: torch.device
+    seed: int
+    save_every: float
+    writer: object = None
+
+    def path(self, *parts: str) -> Path:
+        return self.folder.joinpath(*parts)
+
+    def log(self, stage: str, step: int, **numbers: float) -> None:
+        with open(self.path("log.jsonl"), "a") as file:
+            file.write(json.dumps({"stage": stage, "step": step, **numbers}) + "\n")
+        if self.writer is not None:
+            for name, value in numbers.items():
+                self.writer.add_scalar(f"{stage}/{name}", value, step)
+
+    def forget(self, stage: str, after: int) -> None:
+        """Drop this stage's log lines beyond the step it resumes from (a killed run may have written half a line)."""
+        path = self.path("log.jsonl")
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in lines if (d := json.loads(line))["stage"] != stage or d["step"] <= after]
+            path.with_suffix(".tmp").write_text("".join(line + "\n" for line in kept))
+            path.with_suffix(".tmp").replace(path)
+
+
+NOT_RESULT = {"out", "stage", "save_every", "tensorboard", "compile", "eval_reports", "rl_micro"}  # may change when resuming
+
+
+def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
+    """Make or continue the run folder; a folder made by another preset, data set or seed is refused."""
+    options = {k: str(v) if isinstance(v, Path) else v
+               for part in (config, sampling, rl) for k, v in dataclasses.asdict(part).items()}
+    path = config.out / "config.json"
+    if path.exists():
+        try:
+            old = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
+        for name in ("preset", "data", "seed", "fit", "init", "train_images"):
+            if old.get(name) != options[name]:
+                raise ValueError(f"--{name.replace('_', '-')} {options[name]}: {config.out} was made with "
+                                 f"{old.get(name)!r}; choose another --out")
+    try:
+        write_json(path, {**options, "torch": torch.__version__, "git": git_revision()})
+    except OSError as error:
+        raise ValueError(f"--out {config.out}: cannot be written: {error.strerror}") from error
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")   # TF32 where there is one
+    return Run(config.out, options, device, config.seed, config.save_every, tensorboard(config))
+
+
+def tensorboard(config: TrainConfig):
+    if not config.tensorboard:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--tensorboard: the package tensorboard is not installed") from error
+    return SummaryWriter(config.out / "tensorboard")
+
+
+def git_revision() -> str:
+    root = Path(__file__).parent
+    found = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
+    """A generator that depends on nothing but (seed, stage, step), so no generator state needs saving."""
+    mixed = (seed * 1_000_003 + sum(ord(c) * 131**i for i, c in enumerate(stage))) * 1_000_003 + step
+    return torch.Generator().manual_seed(mixed % 2**63)
+
+
+@functools.lru_cache(maxsize=2)
+def permutation(n: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=step_generator(seed, "order", epoch))
+
+
+def batch_index(n: int, batch: int, seed: int, step: int) -> Tensor:
+    """-> indices: b. The order is a pure function of (seed, epoch) and can be entered at any step."""
+    positions = range(step * batch, (step + 1) * batch)
+    return torch.stack([permutation(n, seed, p // n)[p % n] for p in positions])
+
+
+def save_state(run: Run, stage: str, step: int, seconds: float, modules: dict[str, nn.Module], optimizer, ema: dict | None) -> None:
+    """RUN/state/STAGE.safetensors: weights, AdamW moments, EMA; step and options in its header. Renamed when complete."""
+    tensors = {f"{name}.{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
+    tensors |= {f"optimizer.{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+    tensors |= {f"ema.{k}": v for k, v in (ema or {}).items()}
+    header = {"step": str(step), "seconds": str(seconds), "options": json.dumps(run.options)}
+    path = run.path("state", f"{stage}.safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path.with_suffix(".tmp"), header)
+    path.with_suffix(".tmp").replace(path)
+
+
+def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer, ema: dict | None) -> tuple[int, float]:
+    """-> (steps done, seconds spent), 0 when the stage is new."""
+    path = run.path("state", f"{stage}.safetensors")
+    if not path.exists():
+        return 0, 0.0
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata()
+        tensors = load_file(path, device=str(run.device))
+    except Exception as error:
+        raise ValueError(f"{path}: damaged ({error}); delete it to begin the stage anew") from error
+    old = json.loads(header["options"])
+    for name, value in run.options.items():
+        if name not in NOT_RESULT and old.get(name) != value:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: {path} was begun with {old.get(name)!r}; give that "
+                             "value, or delete the file to begin the stage anew")
+    for name, module in modules.items():
+        module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")})
+    state: dict = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, i, name = key.split(".")
+            state.setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for key in ema or {}:
+        ema[key].copy_(tensors[f"ema.{key}"])
+    return int(header["step"]), float(header["seconds"])
+
+
+# ------------------------------------------------------------------------------------------------ one loop for all
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over the first 5 % (at most 200 steps), then a cosine to 0."""
+    warm = max(min(200, steps // 20), 1)
+    progress = max(step - warm, 0) / max(steps - warm, 1)
+    return peak * min(1.0, (step + 1) / warm) * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
+
+
+def adamw(groups: list[dict] | Iterator, lr: float, device: torch.device, weight_decay: float = 1e-2):
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=device.type == "cuda")
+
+
+def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Callable[[int], tuple[Tensor, dict]], steps: int, lr: float,
+        batch: int, ema_decay: float = 0.0) -> None:
+    """Minimise loss(step) -> (scalar, numbers to report) over the modules' parameters; resumes, logs, checkpoints.
+
+    With ema_decay the modules end with the moving average of their weights.
+    """
+    parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+    optimizer = adamw(parameters, lr, run.device)
+    ema = {f"{n}.{k}": p.detach().clone() for n, m in modules.items() for k, p in m.named_parameters()} if ema_decay else None
+    begin, before = load_state(run, stage, modules, optimizer, ema)
+    run.forget(stage, begin)
+    start = saved = time.monotonic()
+    bar = tqdm(range(begin, steps), stage, steps, initial=begin, unit="step", mininterval=1.0)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, lr)
+        value, numbers = loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        grad_norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if ema is not None:
+            decay = min(ema_decay, (step + 1) / (step + 10))
+            live = [p.detach() for m in modules.values() for p in m.parameters()]
+            torch._foreach_lerp_(list(ema.values()), live, 1 - decay)
+        report, save = (step + 1) % 50 == 0 or step + 1 == steps, time.monotonic() - saved > run.save_every
+        if report or save:   # the only host syncs of the loop
+            if not torch.isfinite(value):
+                raise FloatingPointError(f"{stage}: loss is {value.item()} at step {step}, seed {run.seed}")
+        if report:
+            seconds = before + time.monotonic() - start
+            run.log(stage, step + 1, time=round(seconds, 2), loss=value.item(), grad_norm=grad_norm.item(),
+                    images_per_second=round((step + 1 - begin) * batch / (time.monotonic() - start), 1),
+                    **{k: float(v.detach()) for k, v in numbers.items()})
+            bar.set_postfix(loss=f"{value.item():.4f}", **{k: f"{v.item():.3f}" for k, v in list(numbers.items())[:2]})
+        if save:
+            saved = time.monotonic()
+            save_state(run, stage, step + 1, before + saved - start, modules, optimizer, ema)
+    if ema is not None:
+        with torch.no_grad():
+            for name, module in modules.items():
+                for key, parameter in module.named_parameters():
+                    parameter.copy_(ema[f"{name}.{key}"])
+
+
+def unit_images(chests, index: Tensor, device: torch.device) -> Tensor:
+    """-> b 1 h w float32 in [0, 1] on the device"""
+    return chests.images(index).to(device, non_blocking=True).float() / 255
+
+
+# ------------------------------------------------------------------------------------------------ stages
+
+
+def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
+    """Autoencoder: squared error plus a light KL; its latent scale is measured once and kept in its config.json."""
+    torch.manual_seed(run.seed)
+    vae, train = AutoencoderKL(sizes.vae).to(run.device), sets["train"]
+
+    def loss(step: int) -> tuple[Tensor, dict]:
+        x = unit_images(train, batch_index(len(train), config.vae_batch, run.seed, step), run.device) * 2 - 1
+        x = x.expand(-1, vae.config.in_channels, -1, -1)
+        mean, logvar = vae.encode(x)
+        noise = torch.randn(mean.shape, generator=step_generator(run.seed, "vae", step)).to(run.device)
+        mse = F.mse_loss(vae.decode(mean + (0.5 * logvar).exp() * noise), x)
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        return mse + 1e-5 * kl, {"psnr": 10 * torch.log10(4 / mse.detach()), "kl": kl.detach()}
+
+    fit(run, "vae", {"vae": vae}, loss, config.vae_steps, config.vae_lr, config.vae_batch)
+    vae.eval()
+    with torch.no_grad():
+        some = unit_images(train, torch.arange(min(512, len(train))), run.device) * 2 - 1
+        std = torch.cat([vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))[0] for x in some.split(32)]).std()
+        vae.config = dataclasses.replace(vae.config, scaling_factor=round(1 / std.item(), 5))
+        held_out = unit_images(sets["val"], torch.arange(min(256, len(sets["val"]))), run.device) * 2 - 1
+        back = torch.cat([vae.decode(vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))[0]).mean(1, keepdim=True)
+                          for x in held_out.split(32)])
+    psnr = 10 * torch.log10(4 / F.mse_loss(back, held_out)).item()
+    run.log("vae", config.vae_steps, held_out_psnr=psnr)
+    print(f"vae: {psnr:.1f} dB PSNR on held-out images")
+    pairs = torch.cat([held_out[:6], back[:6]]) / 2 + 0.5
+    save_png(picture_grid([("originals", pairs[:6]), ("reconstructions", pairs[6:])]), run.path("samples", "vae.png"))
+    vae.save_pretrained(run.path("anchor", "vae"))
+
+
+@torch.no_grad()
+def latent_cache(run: Run, vae: AutoencoderKL, train) -> Tensor:
+    """-> n c h w, scaled; every training image is encoded once and kept in RUN/state/latents.safetensors."""
+    path = run.path("state", "latents.safetensors")
+    if path.exists():
+        try:
+            latents = load_file(path)["latents"]
+        except Exception as error:
+            raise ValueError(f"{path}: damaged ({error}); delete it to encode the images anew") from error
+        if len(latents) == len(train):
+            return latents
+    parts = []
+    for index in tqdm(torch.arange(len(train)).split(64), "latents", unit="batch"):
+        x = unit_images(train, index, run.device) * 2 - 1
+        parts.append(vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))[0].cpu() * vae.config.scaling_factor)
+    latents = torch.cat(parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"latents": latents}, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+    return latents
+
+
+def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sampling: SampleConfig) -> None:
+    """UNet and text encoder together, on cached latents -> RUN/anchor, the supervised pipeline."""
+    train, schedule = sets["train"], Schedule(sizes.schedule, run.device)
+    vae = AutoencoderKL.from_pretrained(run.path("anchor", "vae")).to(run.device).eval()
+    latents = latent_cache(run, vae, train).to(run.device)
+    tokenizer = Tokenizer.train(train.reports, sizes.text.vocab_size, sizes.text.max_position_embeddings)
+    if cut := tokenizer.cut_count(train.reports):
+        print(f"diffusion: {cut} of {len(train)} reports exceed {tokenizer.max_length} tokens and are cut there")
+    torch.manual_seed(run.seed + 1)
+    unet, text = UNet2DConditionModel(sizes.unet).to(run.device), CLIPTextModel(sizes.text).to(run.device)
+    fit(run, "diffusion", {"unet": unet, "text": text},
+        diffusion_loss(run, config, unet, text, schedule, latents, tokenizer, train.reports),
+        config.diffusion_steps, config.diffusion_lr, config.diffusion_batch, ema_decay=EMA_DECAY)
+    pipe = Pipeline(unet.eval(), vae, text.eval(), tokenizer, schedule)
+    pipe.save(run.path("anchor"))
+    reports = sets["val"].reports[:4]
+    rows = [(r, generate(pipe, [r] * 6, list(range(6)), **sampling.arguments())) for r in reports]
+    save_png(picture_grid(rows), run.path("samples", "anchor.png"), report="\n".join(reports), seed=0, revision=git_revision())
+
+
+def diffusion_loss(run: Run, config: TrainConfig, unet, text, schedule: Schedule, latents: Tensor, tokenizer: Tokenizer,
+                   reports: list[str], first: int = 0) -> Callable[[int], tuple[Tensor, dict]]:
+    """The supervised objective as a function of the step (from `first` on): mean squared error of the noise (or v)."""
+    ids, empty = tokenizer(reports).to(run.device), tokenizer([""]).to(run.device)
+
+    def loss(step: int) -> tuple[Tensor, dict]:
+        step += first
+        g = step_generator(run.seed, "diffusion", step)
+        index = batch_index(len(ids), config.diffusion_batch, run.seed, step).to(run.device)
+        noise = torch.randn(config.diffusion_batch, *latents.shape[1:], generator=g).to(run.device)
+        t = torch.randint(schedule.config.num_train_timesteps, (config.diffusion_batch,), generator=g).to(run.device)
+        drop = (torch.rand(config.diffusion_batch, 1, generator=g) < config.prompt_dropout).to(run.device)
+        x0, context = latents[index], text(torch.where(drop, empty, ids[index]))
+        error = (unet(schedule.add_noise(x0, noise, t), t, context) - schedule.target(x0, noise, t)) ** 2
+        by_image, quarter = error.mean((1, 2, 3)), t * 4 // schedule.config.num_train_timesteps
+        return by_image.mean(), {f"loss_t{q}": (by_image.detach() * (quarter == q)).sum() / (quarter == q).sum().clamp(min=1)
+                                 for q in range(4)}
+
+    return loss
+
+
+def blurred(images: Tensor, g: torch.Generator) -> Tensor:
+    """Random blur and noise: rewards must not depend on grain, which the decoder of a latent model does not give back."""
+    amount = torch.rand(len(images), 1, 1, 1, generator=g).to(images.device)
+    soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    noise = torch.randn(images.shape, generator=g).to(images.device)
+    return images + amount * (soft - images) + 0.03 * torch.rand(1, generator=g).item() * noise
+
+
+def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
+    """The three reward networks, each on the training pairs as they are, archive faults included."""
+    train, steps, lr, batch = sets["train"], config.reward_steps, config.reward_lr, config.reward_batch
+
+    def draw(name: str, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        g, index = step_generator(run.seed, name, step), batch_index(len(train), batch, run.seed + 1, step)
+        return blurred(unit_images(train, index, run.device), g), index, g
+
+    def posture_loss(step: int):
+        images, _, g = draw("posture", step)
+        spread = torch.tensor([0.15, 0.15, 0.1, 0.1, 0.12])
+        jitter = torch.randn(len(images), 5, generator=g).clamp(-2, 2) * spread + torch.tensor([1.0, 1, 0, 0, 0])
+        return posture.loss(F.interpolate(images, posture.canonical.shape[2:], mode="area"), jitter.to(run.device))
+
+    def diagnosis_loss(step: int):
+        images, index, _ = draw("diagnosis", step)
+        return diagnosis.loss(images, train.labels[index].to(run.device))
+
+    def consistency_loss(step: int):
+        images, index, _ = draw("consistency", step)
+        return consistency.loss(images, [train.reports[i] for i in index.tolist()])
+
+    if not run.path("rewards", "posture", "config.json").exists():
+        torch.manual_seed(run.seed + 2)
+        posture = PostureNet(sizes.rewards).to(run.device)
+        some = unit_images(train, torch.arange(min(1000, len(train))), run.device)
+        posture.canonical.copy_(canonical_chest(some))
+        fit(run, "posture", {"net": posture}, posture_loss, steps, lr, batch)
+        calibrate(posture.eval(), some)
+        posture.save_pretrained(run.path("rewards", "posture"))
+    if not run.path("rewards", "diagnosis", "config.json").exists():
+        torch.manual_seed(run.seed + 3)
+        diagnosis = DiagnosisNet(sizes.rewards).to(run.device)
+        fit(run, "diagnosis", {"net": diagnosis}, diagnosis_loss, steps, lr, batch)
+        diagnosis.eval().save_pretrained(run.path("rewards", "diagnosis"))
+    if not run.path("rewards", "consistency", "config.json").exists():
+        torch.manual_seed(run.seed + 4)
+        consistency = ConsistencyNet(sizes.rewards).to(run.device)
+        consistency.tokenizer = Tokenizer.train(train.reports, sizes.rewards.vocab_size, sizes.rewards.positions)
+        fit(run, "consistency", {"net": consistency}, consistency_loss, steps, lr, batch)
+        consistency.eval().save_pretrained(run.path("rewards", "consistency"))
+
+
+@torch.no_grad()
+def calibrate(posture: PostureNet, images: Tensor) -> None:
+    """psi_0, the zero of the posture reward: mean psi of the half of `images` nearest to the canonical chest."""
+    x = standardise(F.interpolate(images, posture.canonical.shape[2:], mode="area"))
+    distance = ((x - posture.canonical) ** 2).mean((1, 2, 3))
+    near = images[distance.argsort(stable=True)[:max(len(images) // 2, 1)]]
+    posture.psi_0.copy_(torch.cat([posture(x) for x in near.split(64)]).mean(0))
+
+
+def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, rl: RLConfig) -> None:
+    """Policy gradient from RUN/anchor -> RUN/cxrl."""
+    pipe = Pipeline.load(run.path("anchor"), run.device)
+    anchor = dataclasses.replace(pipe, unet=copy.deepcopy(pipe.unet).requires_grad_(False))   # shares text encoder and VAE
+    nets, reports = Rewards.load(run.path("rewards"), run.device), sets["train"].reports
+    modules, groups = {"unet": pipe.unet}, [{"params": list(pipe.unet.parameters()), "peak": rl.rl_lr}]
+    if rl.ace:
+        with torch.no_grad():
+            pipe.ace = ACE.start(rl.ace_tokens, pipe.embed([""])[0])
+        modules["ace"] = pipe.ace
+        groups.append({"params": list(pipe.ace.parameters()), "peak": rl.ace_lr})
+    if config.compile:
+        pipe.unet.compile()
+        anchor.unet.compile()
+    optimizer = adamw(groups, rl.rl_lr, run.device, weight_decay=1e-4)
+    begin, before = load_state(run, "rl", modules, optimizer, None)
+    run.forget("rl", begin)
+    start = saved = time.monotonic()
+    images = rl.reports * rl.group
+    print(f"rl: {images} images a round, {rl.inner_epochs * rl.updates} updates a round, {rl.rounds * images} reward queries")
+    bar = tqdm(range(begin, rl.rounds), "rl", rl.rounds, initial=begin, unit="round")
+    for r in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(r, rl.rounds, group["peak"])
+        chosen = [reports[i] for i in batch_index(len(reports), rl.reports, run.seed + 2, r).tolist()]
+        first = (run.seed * 100_003 + r + 1) * 100_003
+        numbers, pictures = rl_round(
+            pipe, anchor, nets, [c for c in chosen for _ in range(rl.group)], [first + i for i in range(images)],
+            sampling.sample_steps, sampling.guidance, sampling.eta, rl, optimizer)
+        now = time.monotonic()
+        run.log("rl", r + 1, time=round(before + now - start, 2), images_per_second=round((r + 1 - begin) * images / (now - start), 1),
+                queries=(r + 1) * images, **numbers)
+        bar.set_postfix(**{k.removeprefix("reward_"): f"{numbers[k]:.3f}" for k in numbers if k.startswith("reward_")})
+        if r % 5 == 0 or r + 1 == rl.rounds:
+            rows = [(chosen[i], pictures[i * rl.group:(i + 1) * rl.group][:8]) for i in range(min(3, rl.reports))]
+            save_png(picture_grid(rows, 96), run.path("samples", f"rl_{r + 1:04d}.png"), round=r + 1)
+        if now - saved > run.save_every:
+            saved = now
+            save_state(run, "rl", r + 1, before + now - start, modules, optimizer, None)
+    pipe.save(run.path("cxrl"))
+    before_and_after(run, anchor, pipe, sets["test"].reports[:5], sampling)
+
+
+def before_and_after(run: Run, anchor: Pipeline, pipe: Pipeline, reports: list[str], sampling: SampleConfig) -> None:
+    """RUN/samples/anchor_vs_cxrl.png: same reports, same noise."""
+    rows = []
+    for i, report in enumerate(reports):
+        seeds = [1000 * i + j for j in range(4)]
+        pairs = [generate(p, [report] * 4, seeds, **sampling.arguments()) for p in (anchor, pipe)]
+        rows.append((f"{report}  [left: anchor, right: CXRL; seeds {seeds[0]}-{seeds[-1]}]", torch.cat(pairs)))
+    save_png(picture_grid(rows, 128), run.path("samples", "anchor_vs_cxrl.png"), report="\n".join(reports),
+             seed="1000 * row + column", steps=sampling.sample_steps, guidance=sampling.guidance, revision=git_revision())
+
+
+def finished(run: Run, stage: str) -> bool:
+    """Whether the run folder holds the stage's result; each result's last file is renamed into place when all is written."""
+    marks = {"vae": ["anchor/vae/config.json"], "diffusion": ["anchor/model_index.json"],
+             "rewards": [f"rewards/{n}/config.json" for n in ("posture", "diagnosis", "consistency")],
+             "rl": ["cxrl/model_index.json"], "evaluate": ["evaluation.json"]}[stage]
+    return all(run.path(mark).exists() for mark in marks)
+
+
+def main(argv: list[str] | None = None) -> None:
+    config, sampling, rl = parse(argv)
+    sizes = preset(config.preset)
+    sets = data.load(config.data, size=sizes.size, seed=config.seed, fit=config.fit, train_images=config.train_images)
+    run = open_run(config, sampling, rl)
+    if config.init is not None and not finished(run, "diffusion"):
+        Pipeline.load(config.init).save(run.path("anchor"))
+    wanted = STAGES if config.stage == "all" else (config.stage,)
+    for stage in wanted:
+        for needed in STAGES[:STAGES.index(stage)]:
+            if not finished(run, needed):
+                raise ValueError(f"--stage {stage}: {config.out} has no result of stage {needed} yet; run that first")
+        if finished(run, stage):
+            print(f"{stage}: done already in {config.out}")
+            continue
+        start = time.monotonic()
+        if stage == "vae":
+            stage_vae(run, config, sets, sizes)
+        elif stage == "diffusion":
+            stage_diffusion(run, config, sets, sizes, sampling)
+        elif stage == "rewards":
+            stage_rewards(run, config, sets, sizes)
+        elif stage == "rl":
+            stage_rl(run, config, sets, sampling, rl)
+        else:
+            evaluate.evaluate_run(run.folder, sets, reports=config.eval_reports, seed=config.seed, device=run.device)
+        print(f"{stage}: {time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")

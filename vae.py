@@ -1,0 +1,334 @@
+"""The image autoencoder of Stable Diffusion: an X-ray in [-1, 1] to a small latent, and back.
+
+Module names equal the keys of the weight files. Latents here are unscaled: whoever diffuses them multiplies
+by `config.scaling_factor`, which brings their standard deviation near 1, and divides again before `decode`.
+
+Kingma & Welling 2014 (arXiv 1312.6114); Rombach et al. 2022 (arXiv 2112.10752), section 3.1.
+"""
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+# -------------------------------------------------------------------------------- configuration
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Names and defaults equal those of diffusers' vae/config.json."""
+
+    sample_size: int = 32                          # side of its training images; multiples of `factor` work
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (64,)    # one entry per resolution, full size first
+    layers_per_block: int = 1                      # in the encoder; the decoder has one more
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215                # 1 / standard deviation of the latents
+
+    @classmethod
+    def tiny(cls):
+        """Grey 64 px images on two CPU cores: very few channels where there are many pixels."""
+        return cls(sample_size=64, in_channels=1, out_channels=1, block_out_channels=(16, 32, 64, 64),
+                   latent_channels=8, norm_num_groups=8, scaling_factor=1.0)
+
+    @classmethod
+    def sd15(cls):
+        return cls(sample_size=512, block_out_channels=(128, 256, 512, 512), layers_per_block=2)
+
+    sd21 = sd15   # the same network
+
+    @property
+    def factor(self) -> int:
+        """Image side over latent side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    def __post_init__(self):
+        for name in ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups"):
+            require(is_count(getattr(self, name)), name, getattr(self, name), "a positive integer")
+        widths = self.block_out_channels
+        require(isinstance(widths, tuple) and len(widths) > 0 and all(is_count(c) for c in widths)
+                and all(c % self.norm_num_groups == 0 for c in widths), "block_out_channels", widths,
+                f"multiples of norm_num_groups = {self.norm_num_groups}")
+        require(isinstance(self.scaling_factor, (int, float)) and self.scaling_factor > 0,
+                "scaling_factor", self.scaling_factor, "a positive number")
+
+
+# Keys of config.json that change the computation, with the only value this file computes.
+FIXED = {"_class_name": "AutoencoderKL", "act_fn": "silu", "mid_block_add_attention": True,
+         "use_quant_conv": True, "use_post_quant_conv": True,
+         "shift_factor": None, "latents_mean": None, "latents_std": None}
+BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}   # at every level
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}   # until early 2023
+
+
+def is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value!r}, expected {expected}")
+
+
+# -------------------------------------------------------------------------------- blocks
+
+
+def norm(channels: int, config: VAEConfig) -> nn.GroupNorm:
+    # Not the UNet's 1e-5: black borders have almost no variance, so the difference would show there.
+    return nn.GroupNorm(config.norm_num_groups, channels, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """(x: b c h w) -> b out h w"""
+
+    def __init__(self, channels: int, out: int, config: VAEConfig):
+        super().__init__()
+        self.norm1 = norm(channels, config)
+        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.norm2 = norm(out, config)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.conv_shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """(x: b c h w) -> b c h w: one head, every pixel looks at every pixel."""
+
+    def __init__(self, channels: int, config: VAEConfig):
+        super().__init__()
+        self.group_norm = norm(channels, config)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = rearrange(self.group_norm(x), "b c h w -> b 1 (h w) c")
+        h = F.scaled_dot_product_attention(self.to_q(h), self.to_k(h), self.to_v(h))
+        return x + rearrange(self.to_out[0](h), "b 1 (h w) c -> b c h w", h=x.shape[2])
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Padding on the right and below only: an even side halves exactly, and the weights were trained so.
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Stage(nn.Module):
+    """The layers of one resolution, then the way to the next."""
+
+    def __init__(self, channels: int, out: int, layers: int, config: VAEConfig, resample: str | None):
+        super().__init__()
+        inputs = [channels] + [out] * (layers - 1)
+        self.resnets = nn.ModuleList([ResBlock(c, out, config) for c in inputs])
+        self.downsamplers = nn.ModuleList([Downsample(out)] if resample == "down" else [])
+        self.upsamplers = nn.ModuleList([Upsample(out)] if resample == "up" else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in (*self.resnets, *self.downsamplers, *self.upsamplers):
+            x = module(x)
+        return x
+
+
+class MidBlock(nn.Module):
+    def __init__(self, channels: int, config: VAEConfig):
+        super().__init__()
+        self.resnets = nn.ModuleList([ResBlock(channels, channels, config) for _ in range(2)])
+        self.attentions = nn.ModuleList([Attention(channels, config)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class Encoder(nn.Module):
+    """(x: b c h w) -> b 2*latent h/f w/f, shapes below are SD's at 512 px."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths = config.block_out_channels
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList([
+            Stage(widths[max(i - 1, 0)], width, config.layers_per_block, config,
+                  "down" if i < len(widths) - 1 else None) for i, width in enumerate(widths)])
+        self.mid_block = MidBlock(widths[-1], config)
+        self.conv_norm_out = norm(widths[-1], config)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)                                     # b 3 512 512 -> b 128 512 512
+        for stage in self.down_blocks:
+            h = stage(h)                                        # -> 128 256 256 -> 256 128 128 -> 512 64 64
+        h = self.mid_block(h)                                   # b 512 64 64
+        return self.conv_out(F.silu(self.conv_norm_out(h)))     # -> b 8 64 64
+
+
+class Decoder(nn.Module):
+    """(z: b latent h w) -> b c f*h f*w, shapes below are SD's at 512 px."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths = config.block_out_channels[::-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(widths[0], config)
+        self.up_blocks = nn.ModuleList([
+            Stage(widths[max(i - 1, 0)], width, config.layers_per_block + 1, config,
+                  "up" if i < len(widths) - 1 else None) for i, width in enumerate(widths)])
+        self.conv_norm_out = norm(widths[-1], config)
+        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid_block(self.conv_in(z))                     # b 4 64 64 -> b 512 64 64
+        for stage in self.up_blocks:
+            h = stage(h)                                        # -> 512 128 128 -> 512 256 256 -> 128 512 512
+        return self.conv_out(F.silu(self.conv_norm_out(h)))     # -> b 3 512 512
+
+
+# -------------------------------------------------------------------------------- the autoencoder
+
+
+class AutoencoderKL(nn.Module):
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(image: b c h w in [-1, 1]) -> mean and logvar of the latent, each b latent h/f w/f, unscaled.
+
+        A sample is mean + exp(logvar / 2) * noise. logvar is kept in [-30, 20], so that exp stays finite.
+        """
+        mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        return mean, logvar.clamp(-30, 20)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(z: b latent h w, unscaled) -> image: b c f*h f*w, in about [-1, 1]"""
+        return self.decoder(self.post_quant_conv(z))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> "AutoencoderKL":
+        """Read a diffusers vae/ folder, any float type, as float32; ValueError names file and key."""
+        config = read_config(Path(folder))
+        with torch.device("meta"):
+            vae = cls(config)
+        weights, path = read_weights(Path(folder), "diffusion_pytorch_model")
+        for key in [k for k in weights if ".attentions.0." in k]:
+            module, _, parameter = key.rpartition(".")
+            parent, _, name = module.rpartition(".")
+            value = weights.pop(key)
+            if value.ndim == 4:                      # the oldest files have 1x1 convolutions here: c c 1 1
+                value = value.squeeze(3).squeeze(2)
+            weights[f"{parent}.{OLD_NAMES.get(name, name)}.{parameter}"] = value
+        load_strict(vae, weights, path)
+        return vae
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write config.json and diffusion_pytorch_model.safetensors, as diffusers does."""
+        kinds = {key: [kind] * len(self.config.block_out_channels) for key, kind in BLOCKS.items()}
+        config = {**FIXED, **kinds, **asdict(self.config)}
+        write_folder(Path(folder), config, self.state_dict(), "diffusion_pytorch_model")
+
+
+# -------------------------------------------------------------------------------- files
+
+
+def read_config(folder: Path) -> VAEConfig:
+    """config.json -> VAEConfig. Keys that change nothing are ignored, keys we cannot honour refused."""
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(raw, dict), "not a JSON object"
+    except (OSError, ValueError, AssertionError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    for key, only in {**FIXED, **BLOCKS}.items():
+        value = raw.get(key, only)
+        values = value if isinstance(value, list) else [value]       # the block types have one entry a level
+        if any((v or None) != (only or None) for v in values):       # null, false and 0 all mean "not used"
+            raise ValueError(f"{path}: {key} is {value!r}, but only {only!r} is supported")
+    values = {f.name: raw[f.name] for f in fields(VAEConfig) if f.name in raw}
+    try:
+        return VAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_weights(folder: Path, stem: str) -> tuple[dict[str, Tensor], Path]:
+    """All tensors of a folder, from one file or from the shards of an index; full precision first."""
+    for variant in ("", ".fp16", ".bf16"):
+        whole = folder / f"{stem}{variant}.safetensors"
+        index = folder / f"{stem}.safetensors.index{variant}.json"
+        if whole.is_file():
+            return read_safetensors(whole), whole
+        if index.is_file():
+            try:
+                names = {Path(name).name for name in json.loads(index.read_text())["weight_map"].values()}
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise ValueError(f"{index}: not an index of weight files: {error!r}") from error
+            return {k: v for name in sorted(names) for k, v in read_safetensors(folder / name).items()}, index
+    for pickle in sorted(folder.glob("*.bin")):
+        raise ValueError(f"{pickle}: a pickle, which may run any code when read; convert it to safetensors")
+    raise ValueError(f"{folder}: no {stem}.safetensors in it")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: missing, truncated or not a safetensors file: {error}") from error
+
+
+def load_strict(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Give a model on the meta device its weights. Every tensor must be there, with its shape, and finite."""
+    expected = model.state_dict()
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise ValueError(f"{path}: {missing[0]} is missing ({len(missing)} tensors in all)")
+    if extra := sorted(weights.keys() - expected.keys()):
+        raise ValueError(f"{path}: {extra[0]} has no place in this model ({len(extra)} tensors in all)")
+    for key, value in weights.items():
+        shape, wanted = list(value.shape), list(expected[key].shape)
+        if shape != wanted:
+            raise ValueError(f"{path}: {key} has shape {shape}, but config.json says {wanted}")
+        if not value.is_floating_point() or not value.isfinite().all():
+            raise ValueError(f"{path}: {key} is {value.dtype} or has values that are not finite numbers")
+        # A copy, not the mapped file: own memory is aligned the same in every run, and the file may go.
+        weights[key] = value.to(torch.float32, copy=True)
+    model.load_state_dict(weights, assign=True)
+
+
+def write_folder(folder: Path, config: dict, weights: dict[str, Tensor], stem: str) -> None:
+    """Each file under a temporary name and then renamed, so that no reader ever sees half of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, config_path = folder / f"{stem}.safetensors", folder / "config.json"
+    try:
+        save_file({k: v.contiguous() for k, v in weights.items()}, f"{path}.tmp", metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written: {error}") from error
+    Path(f"{path}.tmp").replace(path)
+    Path(f"{config_path}.tmp").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    Path(f"{config_path}.tmp").replace(config_path)
