@@ -1,15 +1,19 @@
-"""Adaptive condition embeddings (ACE): K learnable vectors c_s appended to the prompt embeddings c_p (CXRL, Fig. 2).
+"""Adaptive condition embeddings (ACE): K learnable vectors c_s appended to the prompt embeddings c_p
+(CXRL, Fig. 2).
 
-The policy denoises under [c_p ; c_s], the anchor under c_p alone. c_s belongs to the policy: it is trained by the same
-policy gradient as the denoiser and kept at inference. The UNet needs no change; cross-attention sees n + K tokens.
+The policy denoises under [c_p ; c_s], the anchor under c_p alone. c_s belongs to the policy: it is trained by
+the same policy gradient as the denoiser and kept at inference. The UNet needs no change; cross-attention sees
+n + K tokens.
 
 Two decisions that the paper leaves open:
 
-* Start. Appended vectors are never inert: even zero vectors have key 0, hence logit 0, and take softmax mass from the
-  prompt. Copies of the embedding that already fills the padded end of every prompt only add weight to a token that
-  cross-attention knows, and put the untrained policy closest to the anchor (docs/experiments.md).
-* Guidance. c_s is appended in both branches, [c_p ; c_s] and [c_empty ; c_s]. What guidance amplifies is the difference
-  of the branches, so it stays a matter of the report alone, while c_s acts on every image with weight 1.
+* Start. Appended vectors are never inert: even zero vectors have key 0, hence logit 0, and take softmax mass
+  from the prompt. Copies of the embedding that already fills the padded end of every prompt only add weight
+  to a token that cross-attention knows, and put the untrained policy closest to the anchor
+  (docs/experiments.md).
+* Guidance. c_s is appended in both branches, [c_p ; c_s] and [c_empty ; c_s]. What guidance amplifies is the
+  difference of the branches, so it stays a matter of the report alone, while c_s acts on every image with
+  weight 1.
 """
 import json
 from dataclasses import asdict, dataclass
@@ -51,8 +55,10 @@ class ACE(nn.Module):
             config = ACEConfig(**json.loads((Path(folder) / "config.json").read_text()))
             ace = cls(config)
             ace.load_state_dict(load_file(Path(folder) / "ace.safetensors"))
-        except Exception as error:   # missing file, bad JSON, truncated or foreign weights: one message for all
-            raise ValueError(f"{folder}: not an ACE folder (config.json + ace.safetensors): {error}") from error
+        except Exception as error:
+            # missing file, bad JSON, truncated or foreign weights: one message for all
+            message = f"{folder}: not an ACE folder (config.json + ace.safetensors): {error}"
+            raise ValueError(message) from error
         return ace
 
     def save_pretrained(self, folder: Path) -> None:

@@ -1,13 +1,14 @@
-"""The judge: networks that score generated images and gave no reward in training.
+"""The judge: one network that scores generated images and gave no reward in training.
 
-Independent of rewards.py in three ways: another architecture (ConvNeXt-like blocks where the rewards have ResNets, a
-bag of hashed n-grams where they have a transformer), another seed, other data (data.load's "judge": phantoms of another
-seed with their true factors; of real sets, patients that no stage saw).
+Independent of rewards.py in three ways: another architecture (ConvNeXt-like blocks where the rewards have
+ResNets, a bag of hashed n-grams where they have a transformer), another seed, other data (data.load's
+"judge": phantoms of another seed with their true factors; of real sets, patients that no stage saw).
 
-One image tower has three heads. Findings: 14 CheXpert logits, binary cross-entropy; phantoms are taught by what the
-image shows, real images by what the report says (uncertain left out, not mentioned negative). Posture: psi, smooth L1;
-phantoms are taught by the true psi, real images by known warps of well-positioned ones. Embedding: image and report
-side by side, symmetric InfoNCE. The features behind the heads serve FID, KID, precision ... coverage and nearest images.
+One image tower has three heads. Findings: 14 CheXpert logits, binary cross-entropy; phantoms are taught by
+what the image shows, real images by what the report says (uncertain left out, not mentioned negative).
+Posture: psi, smooth L1; phantoms are taught by the true psi, real images by known warps of well-positioned
+ones. Embedding: image and report side by side, symmetric InfoNCE. The features behind the heads serve FID,
+KID, precision ... coverage and nearest images.
 """
 import hashlib
 import json
@@ -41,14 +42,16 @@ class JudgeConfig:
     width: int = 48           # channels of the first stage; doubled at every halving of the side
     embed: int = 64           # dimensions of the shared image-report space
     buckets: int = 8192       # rows of the hashed n-gram table
-    steps: int = 900          # at most; a small set is seen 32 times and no more
+    steps: int = 900          # a minute on two CPU cores at 64 px
+    passes: int = 32          # over a small set: fewer steps, lest it be learned by heart
     batch: int = 64
     lr: float = 6e-3
     weight_decay: float = 0.05
 
 
 class Block(nn.Module):
-    """ConvNeXt block (Liu et al. 2022): b c h w -> b c h w; batch norm, which learns faster in a few hundred steps"""
+    """ConvNeXt block (Liu et al. 2022): b c h w -> b c h w; batch norm, which learns faster in a few hundred
+    steps"""
 
     def __init__(self, width: int):
         super().__init__()
@@ -66,7 +69,7 @@ class Judge(nn.Module):
     def __init__(self, config: JudgeConfig):
         super().__init__()
         self.config = config
-        stages = max(int(math.log2(config.size / 8)) - 1, 1)          # from size / 4 px down to 8 (64 px: 16, 8)
+        stages = max(int(math.log2(config.size / 8)) - 1, 1)   # from size / 4 px down to 8 (64 px: 16, 8)
         widths = [min(config.width * 2**i, 384) for i in range(stages)]
         layers = [nn.Conv2d(1, widths[0], 4, 4), Block(widths[0])]
         for before, width in zip(widths, widths[1:], strict=False):
@@ -74,24 +77,26 @@ class Judge(nn.Module):
         self.tower = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(2 * widths[-1])
         self.findings = nn.Linear(2 * widths[-1], len(LABELS))
-        self.where = nn.Conv2d(widths[-1], 32, 1)                     # posture needs positions, not their mean
+        self.where = nn.Conv2d(widths[-1], 32, 1)              # posture needs places, not their mean
         self.posture = nn.Sequential(nn.Linear(32 * 16, 128), nn.GELU(), nn.Linear(128, len(IDENTITY)))
         self.image_embed = nn.Linear(2 * widths[-1], config.embed)
         self.ngrams = nn.EmbeddingBag(config.buckets, 128, mode="mean")
-        self.text_embed = nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 256), nn.GELU(), nn.Linear(256, config.embed))
+        self.text_embed = nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 256), nn.GELU(),
+                                        nn.Linear(256, config.embed))
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())   # CLIP's inverse temperature
-
-        self.register_buffer("judged", torch.ones(len(LABELS), dtype=torch.bool))   # findings with both classes
+        # Findings that the training data shows both present and absent: only these are judged.
+        self.register_buffer("judged", torch.ones(len(LABELS), dtype=torch.bool))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """images: b 1 h w in [0, 1] -> findings: b 14 logits, psi: b 5, embedding: b e unit length, features: b d"""
-        if images.shape[-1] != self.config.size:
-            images = F.interpolate(images, (self.config.size, self.config.size), mode="bilinear", antialias=True)
-        x = self.tower((4 * images - 2).contiguous(memory_format=torch.channels_last))               # b d 8 8
+        """images: b 1 h w in [0, 1] -> findings: b 14 logits, psi: b 5, embedding: b e, features: b d"""
+        side = self.config.size
+        if images.shape[-1] != side:
+            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+        x = self.tower((4 * images - 2).contiguous(memory_format=torch.channels_last))        # b c 8 8
         # The mean sees what fills the chest, the maximum a nodule of a few pixels.
-        pooled = torch.cat([reduce(x, "b c h w -> b c", how) for how in ("mean", "max")], 1)         # b 2d
+        pooled = torch.cat([reduce(x, "b c h w -> b c", how) for how in ("mean", "max")], 1)  # b 2c
         features = self.norm(pooled)
-        places = F.adaptive_avg_pool2d(F.gelu(self.where(x)), 4).flatten(1)
+        places = F.adaptive_avg_pool2d(F.gelu(self.where(x)), 4).flatten(1)                   # b 512
         return {"findings": self.findings(features), "features": features,
                 "psi": IDENTITY.to(x.device) + PSI_UNIT * self.posture(places),
                 "embedding": F.normalize(self.image_embed(features), dim=-1)}
@@ -111,16 +116,32 @@ def ngrams(report: str, buckets: int) -> Tensor:
     return torch.tensor([zlib.crc32(g.encode()) % buckets for g in grams])
 
 
+# CheXpert's hierarchy (Irvin et al. 2019, Fig. 1): a report that names the kind need not name the parent.
+KINDS = {"Enlarged Cardiomediastinum": ("Cardiomegaly",), "Consolidation": ("Pneumonia",),
+         "Lung Opacity": ("Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis")}
+
+
 def prompt_labels(labels: Tensor) -> Tensor:
-    """n 14 in {1, 0, -1 uncertain, nan not mentioned} -> n 14 in {1, 0, nan ignored}"""
-    return torch.where(labels == -1, math.nan, labels.nan_to_num(0))
+    """n 14 in {1, 0, -1 uncertain, nan not mentioned} -> n 14 in {1, 0, nan ignored}.
+
+    Uncertain is ignored. Not mentioned is 0, except where the report leaves it open: a parent of a finding
+    that is there or suspected, and No Finding where all that is said is a suspicion.
+    """
+    answer = torch.where(labels == -1, math.nan, labels.nan_to_num(0))
+    silent, there, suspected = labels.isnan(), labels == 1, labels == -1
+    for parent, kinds in KINDS.items():
+        column, rows = LABELS.index(parent), [LABELS.index(kind) for kind in kinds]
+        answer[silent[:, column] & (there | suspected)[:, rows].any(1), column] = math.nan
+    none = LABELS.index("No Finding")
+    answer[silent[:, none] & suspected.any(1) & ~there.any(1), none] = math.nan
+    return answer
 
 
-# ------------------------------------------------------------------------------------------------ training the judge
+# ----------------------------------------------------------------------------------------- training the judge
 
 
 def affine(psi: Tensor) -> Tensor:
-    """psi: b 5 -> b 3 3, the map from canonical to image coordinates in [-1, 1] (METHOD: psi canonicalises by sampling)."""
+    """psi: b 5 -> b 3 3: canonical coordinates to the image's, in [-1, 1]; sampling so canonicalises."""
     s_x, s_y, t_x, t_y, theta = psi.unbind(-1)
     cos, sin, zero, one = theta.cos(), theta.sin(), torch.zeros_like(theta), torch.ones_like(theta)
     rows = torch.stack([s_x * cos, -s_y * sin, t_x, s_x * sin, s_y * cos, t_y, zero, zero, one], -1)
@@ -138,26 +159,27 @@ def reposition(images: Tensor, psi: Tensor, new: Tensor) -> Tensor:
 
 
 def jitter(psi: Tensor, generator: torch.Generator) -> Tensor:
-    """psi: b 5 -> b 5, a random pose near it: scales by up to 12 %, shifts by up to 0.15, rotation by up to 0.15 rad."""
-    reach = torch.tensor([0.12, 0.12, 0.15, 0.15, 0.15])
+    """psi: b 5 -> b 5, another pose: scales by up to 25 %, shifts by up to 0.18, rotation by up to 0.22 rad.
+
+    Each image has its own reach, so that poses near psi are seen most often.
+    """
+    reach = torch.tensor([0.25, 0.25, 0.18, 0.18, 0.22]) * torch.rand(len(psi), 1, generator=generator)
     offset = reach * (2 * torch.rand(psi.shape, generator=generator) - 1)
     return torch.cat([psi[:, :2] * (1 + offset[:, :2]), psi[:, 2:] + offset[:, 2:]], 1)
 
 
 def roughen(images: Tensor, generator: torch.Generator) -> Tensor:
-    """b 1 h w -> b 1 h w: a random share of blur, exposure and noise, so that a VAE's softness is nothing unseen."""
-    strength = torch.rand(4, len(images), 1, 1, 1, generator=generator)
-    soft = F.avg_pool2d(F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), 3, 1, 1, count_include_pad=False)
-    images = images.lerp(soft, strength[0])
-    images = images * (0.85 + 0.3 * strength[1]) + 0.1 * (strength[2] - 0.5)
-    noise = torch.randn(images.shape, generator=generator)
-    return (images + 0.04 * strength[3] * noise).clamp(0, 1)
+    """b 1 h w -> b 1 h w: random blur, exposure and noise, so that a VAE's softness is nothing unseen."""
+    blur, gain, level, grain = torch.rand(4, len(images), 1, 1, 1, generator=generator)
+    soft = F.avg_pool2d(F.pad(images, (2, 2, 2, 2), mode="replicate"), 5, 1)
+    images = images.lerp(soft, 0.7 * blur) * (0.85 + 0.3 * gain) + 0.1 * (level - 0.5)
+    return (images + 0.04 * grain * torch.randn(images.shape, generator=generator)).clamp(0, 1)
 
 
 def native_posture(chests) -> Tensor:
-    """-> n 5. Phantoms: the truth. Real images: identity for the half nearest to the mean chest, nan for the rest.
+    """-> n 5. Phantoms: the truth. Real images: identity for the half nearest to the mean chest, else nan.
 
-    Without labels, well-positioned images stand for the canonical pose; the known warps of `jitter` then supervise.
+    Without labels, well-positioned images stand for the canonical pose; known warps of them then teach.
     """
     if chests.posture is not None:
         return chests.posture
@@ -174,44 +196,47 @@ def native_posture(chests) -> Tensor:
     return psi
 
 
-def judge_loss(judge: Judge, images: Tensor, targets: Tensor, psi: Tensor, grams: list[Tensor], same: Tensor) -> Tensor:
-    """(images: b 1 h w, targets: b 14 in {1, 0, nan}, psi: b 5 or nan, same: b b, equal reports) -> scalar."""
+def judge_loss(judge: Judge, images: Tensor, targets: Tensor, psi: Tensor, grams: list[Tensor],
+               same: Tensor) -> Tensor:
+    """(images: b 1 h w, targets: b 14 in {1, 0, nan}, psi: b 5 or nan, same: b b, equal reports) -> scalar"""
     out = judge(images)
-    known = ~targets.isnan()
+    known, posed = ~targets.isnan(), ~psi.isnan()
     findings = F.binary_cross_entropy_with_logits(out["findings"][known], targets[known])
-    posed = ~psi.isnan().any(1)
-    error = (out["psi"] - psi)[posed] / PSI_UNIT
-    posture = F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.3) if posed.any() else findings.new_zeros(())
+    error = ((out["psi"] - psi) / PSI_UNIT).where(posed, 0)
+    posture = F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.3)
     logits = judge.log_scale.exp().clamp(max=100) * out["embedding"] @ judge.embed_reports(grams).T
     # The same sentence under two images is no wrong answer: only the diagonal stands for it.
-    logits = logits.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device), -math.inf)
     own = torch.arange(len(images), device=images.device)
-    return 4 * findings + posture + 0.3 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    logits = logits.masked_fill(same & (own[:, None] != own), -math.inf)
+    return 4 * findings + posture + 0.15 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))
 
 
 def train_judge(chests, config: JudgeConfig, device: torch.device) -> Judge:
-    """Chests of data.load's "judge" -> the trained judge, in eval mode. AdamW, warm-up and cosine."""
+    """Chests of data.load's "judge" -> the trained judge, in eval mode. AdamW, warm-up and cosine.
+
+    Poses widen over the first half: small findings are learned much faster where they do not move about.
+    """
     generator = torch.Generator().manual_seed(config.seed)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):   # the caller's random numbers stay as they are
         torch.manual_seed(config.seed)
         judge = Judge(config).to(device, memory_format=torch.channels_last).train()
     targets = prompt_labels(chests.labels) if chests.truth is None else chests.truth
     judge.judged.copy_((targets == 1).any(0) & (targets == 0).any(0))
-    posture = native_posture(chests)
+    native = native_posture(chests)
     grams = [ngrams(report, config.buckets) for report in chests.reports]
     number = {report: i for i, report in enumerate(dict.fromkeys(chests.reports))}
     report_id = torch.tensor([number[report] for report in chests.reports])
-    steps = min(config.steps, math.ceil(32 * len(chests) / config.batch))
+    steps = min(config.steps, math.ceil(config.passes * len(chests) / config.batch))
     optimizer = torch.optim.AdamW(judge.parameters(), config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, steps, pct_start=0.1)
-    bar = tqdm(range(steps), "judge", unit="step")
-    for step in bar:
+    for step in (bar := tqdm(range(steps), "judge", unit="step")):
         index = torch.randint(len(chests), (config.batch,), generator=generator)
-        images, psi = chests.images(index).float() / 255, posture[index]
-        new = jitter(psi.where(~psi.isnan(), IDENTITY), generator)
-        images = roughen(reposition(images, psi.where(~psi.isnan(), IDENTITY), new), generator)
-        loss = judge_loss(judge, images.to(device), targets[index].to(device), (new + 0 * psi).to(device),
-                          [grams[i] for i in index], report_id[index, None] == report_id[index])
+        psi = native[index].where(~native[index].isnan(), IDENTITY)
+        new = psi + min(2 * step / steps, 1) * (jitter(psi, generator) - psi)
+        images = roughen(reposition(chests.images(index).float() / 255, psi, new), generator)
+        loss = judge_loss(judge, images.to(device), targets[index].to(device),
+                          new.where(~native[index].isnan(), math.nan).to(device), [grams[i] for i in index],
+                          (report_id[index, None] == report_id[index]).to(device))
         if not math.isfinite(loss.item()):
             raise ValueError(f"judge: loss is {loss.item()} at step {step}, seed {config.seed}")
         optimizer.zero_grad(set_to_none=True)
@@ -224,11 +249,22 @@ def train_judge(chests, config: JudgeConfig, device: torch.device) -> Judge:
     return judge.eval().requires_grad_(False)
 
 
+# ------------------------------------------------------------------------------------------------ in use
+
+
+def judge_digest(chests, config: JudgeConfig) -> str:
+    """Names what a trained judge depends on: settings, reports, labels and (by a sample of them) images."""
+    known = hashlib.sha256(json.dumps([asdict(config), chests.reports]).encode())
+    for tensor in (chests.labels.nan_to_num(9), chests.images(torch.arange(min(len(chests), 32)))):
+        known.update(tensor.contiguous().numpy().tobytes())
+    return known.hexdigest()
+
+
 def load_judge(path: Path, chests, device: torch.device) -> Judge:
-    """The judge kept at `path` if it was trained with these settings on these images; else train it and keep it there."""
-    config = JudgeConfig(size=min(chests.size, 224))
-    identity = json.dumps([asdict(config), chests.size, chests.reports, chests.labels.nan_to_num(9).tolist()])
-    digest = hashlib.sha256(identity.encode()).hexdigest()
+    """The judge kept at `path`, if these settings and images made it; else train it and keep it there."""
+    small = chests.size <= 64
+    config = JudgeConfig(size=min(chests.size, 224), steps=900 if small else 6000)
+    digest = judge_digest(chests, config)
     try:
         with safe_open(path, "pt") as file:
             fits = (file.metadata() or {}).get("digest") == digest

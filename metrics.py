@@ -1,9 +1,10 @@
 """How alike, how varied, how correct: the numbers of evaluation.json as pure functions of tensors.
 
-Every average is taken under resampling weights w: r n, where row 0 is all ones and rows 1... say how often each of the n
-images was drawn in a bootstrap resample (`resampling`). So every metric returns (r,) float64: entry 0 is its value, the
-rest its bootstrap distribution, without a loop over resamples; `interval` reads the 95 % interval off it. Two systems
-measured under the same rows are compared pairwise: the interval of a difference is the interval of the subtracted rows.
+Every average is taken under resampling weights w: r n, where row 0 is all ones and rows 1... say how often
+each of the n images was drawn in a bootstrap resample (`resampling`). So every metric returns (r,) float64:
+entry 0 is its value, the rest its bootstrap distribution, without a loop over resamples; `interval` reads the
+95 % interval off it. Two systems measured under the same rows are compared pairwise: the interval of a
+difference is the interval of the subtracted rows.
 
 FID and KID resample the first argument and hold the second, the reference, as it is.
 """
@@ -19,7 +20,7 @@ WINDOW, SIGMA = 11, 1.5                                      # the Gaussian wind
 
 
 def resampling(n: int, resamples: int = 1000, seed: int = 0) -> Tensor:
-    """-> 1+r n float64. Row 0 is ones; each other row counts how often n draws with replacement took each image."""
+    """-> 1+r n float64. Row 0 is ones; each other row counts how often n draws with replacement took each."""
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(n, (resamples, n), generator=generator)
     counts = torch.zeros(resamples, n, dtype=torch.float64)
@@ -28,7 +29,7 @@ def resampling(n: int, resamples: int = 1000, seed: int = 0) -> Tensor:
 
 
 def interval(estimates: Tensor, level: float = 0.95) -> tuple[float, float]:
-    """(estimates: 1+r) -> the percentile interval of rows 1...; nan rows (a resample lost a class) are left out."""
+    """(estimates: 1+r) -> the percentile interval of rows 1...; nan rows (a class was lost) left out."""
     tail = (1 - level) / 2
     low, high = torch.nanquantile(estimates[1:], torch.tensor([tail, 1 - tail], dtype=estimates.dtype))
     return low.item(), high.item()
@@ -40,15 +41,18 @@ def mean(values: Tensor, weights: Tensor) -> Tensor:
     return weights[:, known] @ values[known].double() / weights[:, known].sum(1)
 
 
-# ------------------------------------------------------------------------------------------------ distributions
+# ---------------------------------------------------------------------------------------------- distributions
 
 
 def fid(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
-    """(x: n d, y: m d, weights: r n) -> r; Frechet distance of two Gaussians, |mu1 - mu2|^2 + Tr(S1 + S2 - 2 (S1 S2)^{1/2}).
+    """(x: n d, y: m d, weights: r n) -> r; Frechet distance of two Gaussians (Heusel et al. 2017),
 
-    S has the N-1 denominator. Tr (S1 S2)^{1/2} is the sum of the roots of the eigenvalues of S2^{1/2} S1 S2^{1/2}, which is
-    symmetric, so that no complex root can appear. A resample repeats images, its covariance loses rank, and its FID is
-    too large by about the same amount each time: the resampled rows are shifted so that their mean is row 0.
+        |mu1 - mu2|^2 + Tr(S1 + S2 - 2 (S1 S2)^{1/2}).
+
+    S has the N-1 denominator. Tr (S1 S2)^{1/2} is the sum of the roots of the eigenvalues of S2^{1/2} S1
+    S2^{1/2}, which is symmetric, so that no complex root can appear. A resample repeats images, its
+    covariance loses rank, and its FID is too large by about the same amount each time: the resampled rows are
+    shifted so that their mean is row 0.
     """
     x, y = x.double(), y.double()
     weights = x.new_ones(1, len(x)) if weights is None else weights
@@ -71,10 +75,11 @@ def fid(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def kid(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
-    """(x: n d, y: m d, weights: r n) -> r; the unbiased MMD^2 under k(a, b) = (a.b / d + 1)^3 (Binkowski et al. 2018).
+    """(x: n d, y: m d, weights: r n) -> r; unbiased MMD^2, k(a, b) = (a.b / d + 1)^3 (Binkowski et al. 2018).
 
-    All n and m images are used at once. The usual mean over random subsets estimates the same number with more noise.
-    A resampled image is not paired with its own copies: that pair's kernel value would bias the estimate.
+    All n and m images are used at once. The usual mean over random subsets estimates the same number with
+    more noise. A resampled image is not paired with its own copies: that pair's kernel value would bias the
+    estimate.
     """
     x, y = x.double(), y.double()
     w = x.new_ones(1, len(x)) if weights is None else weights
@@ -91,10 +96,11 @@ def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def neighbourhoods(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]:
-    """(real: n d, fake: m d) -> precision: m, density: m, recall: n, coverage: n; each metric is the mean of its values.
+    """(real: n d, fake: m d) -> precision: m, density: m, recall: n, coverage: n: their means are the metrics.
 
-    Naeem et al. 2020. An image's ball reaches to its k-th nearest neighbour in its own set. precision: is the fake in any
-    real ball; density: in how many, over k; recall: is the real in any fake ball; coverage: is any fake in the real's ball.
+    Naeem et al. 2020. An image's ball reaches to its k-th nearest neighbour in its own set. precision: is the
+    fake in any real ball; density: in how many, over k; recall: is the real in any fake ball; coverage: is
+    any fake in the real's ball.
     """
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"precision and recall with k = {k} need more than {k} images a set, "
@@ -133,10 +139,10 @@ def ms_ssim_scales(side: int) -> int:
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """(x: b c h w, y: b c h w), both in [0, 1] -> b; multi-scale structural similarity (Wang et al. 2003), 1 = identical.
+    """(x: b c h w, y: b c h w), both in [0, 1] -> b; multi-scale structural similarity, 1 = identical.
 
-    K = (0.01, 0.03), valid convolution, 2 x 2 means between scales, negative terms count as 0. Where fewer than five scales
-    fit, the first weights are renormalised to the sum of all five.
+    Wang et al. 2003: K = (0.01, 0.03), valid convolution, 2 x 2 means between scales, negative terms count as 0.
+    Where fewer than five scales fit, the first weights are renormalised to the sum of all five.
     """
     scales = ms_ssim_scales(min(x.shape[-2:]))
     power = torch.tensor(MS_SSIM_WEIGHTS[:scales], dtype=x.dtype, device=x.device)
@@ -175,8 +181,9 @@ def blur(x: Tensor) -> Tensor:
 def auroc(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """(scores: n l, labels: n l in {1, 0, nan = ignored}, weights: r n) -> r l; nan where a class is missing.
 
-    The chance that a positive scores above a negative, ties counting half: the rank statistic with mid-ranks. Equal scores
-    share a group; a positive in group g beats all negative weight below g and half of the negative weight in g.
+    The chance that a positive scores above a negative, ties counting half: the rank statistic with mid-ranks.
+    Equal scores share a group; a positive in group g beats all negative weight below g and half of the
+    negative weight in g.
     """
     weights = torch.ones(1, len(scores), dtype=torch.float64) if weights is None else weights
     columns = []
@@ -198,13 +205,13 @@ def macro(per_label: Tensor) -> Tensor:
 
 
 def label_accuracy(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """(probabilities: n l, labels: n l in {1, 0, nan = ignored}) -> n, the share of an image's labels that are right."""
+    """(probabilities: n l, labels: n l in {1, 0, nan = ignored}) -> n, the share of an image's labels met."""
     known = ~labels.isnan()
     right = (probabilities > 0.5) == (labels > 0.5)
     return (right & known).sum(1).double() / known.sum(1)
 
 
 def all_labels_right(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """(probabilities: n l, labels: n l in {1, 0, nan = ignored}) -> n, 1 where every label of the image is right, else 0."""
+    """(probabilities: n l, labels: n l in {1, 0, nan = ignored}) -> n, 1 where all of them are met."""
     right = (probabilities > 0.5) == (labels > 0.5)
     return (right | labels.isnan()).all(1).double()

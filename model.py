@@ -1,7 +1,6 @@
 """The UNet of Stable Diffusion 1.x and 2.x: noisy latent, timestep and text embeddings in, noise (or v) out.
 
-Module names equal the keys of the weight files, so a strict `load_state_dict` is the whole loader; what is
-written here opens in diffusers, and what diffusers writes opens here.
+Module names equal the keys of the weight files. What is written here opens in diffusers, and the reverse.
 
 Rombach et al. 2022 (arXiv 2112.10752) describe the network, Vaswani et al. 2017 the attention, Shazeer 2020
 (arXiv 2002.05202) the gated feed-forward layer, Hu et al. 2021 (arXiv 2106.09685) LoRA.
@@ -9,12 +8,13 @@ Rombach et al. 2022 (arXiv 2112.10752) describe the network, Vaswani et al. 2017
 import json
 import math
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -45,6 +45,14 @@ class UNetConfig:
                    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
                    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=16,
                    cross_attention_dim=128, attention_head_dim=4, use_linear_projection=True)
+
+    @classmethod
+    def small(cls):
+        """256 px from scratch on one GPU."""
+        return cls(sample_size=32, block_out_channels=(192, 384, 576), cross_attention_dim=512,
+                   down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+                   up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",), attention_head_dim=(3, 6, 9),
+                   use_linear_projection=True)
 
     @classmethod
     def sd15(cls):
@@ -81,22 +89,21 @@ class UNetConfig:
 
 # Keys of config.json that change the computation, with the only value this file computes.
 FIXED = {
-    "_class_name": "UNet2DConditionModel", "act_fn": "silu", "norm_eps": 1e-5, "flip_sin_to_cos": True,
+    "_class_name": "UNet2DConditionModel", "act_fn": "silu", "norm_eps": 1e-05, "flip_sin_to_cos": True,
     "freq_shift": 0, "center_input_sample": False, "mid_block_scale_factor": 1, "downsample_padding": 1,
     "mid_block_type": "UNetMidBlock2DCrossAttn", "only_cross_attention": False, "dropout": 0.0,
     "mid_block_only_cross_attention": None, "dual_cross_attention": False, "num_attention_heads": None,
-    "encoder_hid_dim": None, "encoder_hid_dim_type": None, "class_embed_type": None,
-    "num_class_embeds": None, "addition_embed_type": None, "resnet_time_scale_shift": "default",
-    "resnet_skip_time_act": False, "resnet_out_scale_factor": 1.0,
-    "time_embedding_type": "positional", "time_embedding_dim": None, "time_embedding_act_fn": None,
-    "timestep_post_act": None, "time_cond_proj_dim": None, "conv_in_kernel": 3, "conv_out_kernel": 3,
-    "attention_type": "default", "cross_attention_norm": None, "transformer_layers_per_block": 1,
-    "reverse_transformer_layers_per_block": None,
+    "encoder_hid_dim": None, "encoder_hid_dim_type": None, "class_embed_type": None, "num_class_embeds": None,
+    "addition_embed_type": None, "resnet_time_scale_shift": "default", "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0, "time_embedding_type": "positional", "time_embedding_dim": None,
+    "time_embedding_act_fn": None, "timestep_post_act": None, "time_cond_proj_dim": None, "conv_in_kernel": 3,
+    "conv_out_kernel": 3, "attention_type": "default", "cross_attention_norm": None,
+    "transformer_layers_per_block": 1, "reverse_transformer_layers_per_block": None,
 }
 
 
 def is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return type(value) is int and value > 0
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -199,52 +206,46 @@ class Transformer(nn.Module):
 
     def __init__(self, channels: int, context_dim: int, heads: int, groups: int, linear: bool):
         super().__init__()
+        self.linear = linear
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)   # not the 1e-5 of the other norms
         self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, heads)])
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        h, linear = self.norm(x), isinstance(self.proj_in, nn.Linear)
-        h = h if linear else self.proj_in(h)
-        h = rearrange(h, "b c h w -> b (h w) c")
-        h = self.transformer_blocks[0](self.proj_in(h) if linear else h, context)
-        h = self.proj_out(h) if linear else h
-        h = rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
-        return x + (h if linear else self.proj_out(h))
+        h = self.norm(x)
+        if self.linear:       # SD 2 projects the tokens, SD 1 the pixels
+            h = self.proj_in(rearrange(h, "b c h w -> b (h w) c"))
+            h = self.proj_out(self.transformer_blocks[0](h, context))
+            return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
+        h = rearrange(self.proj_in(h), "b c h w -> b (h w) c")
+        h = rearrange(self.transformer_blocks[0](h, context), "b (h w) c -> b c h w", h=x.shape[2])
+        return x + self.proj_out(h)
 
 
-class Downsample(nn.Module):
-    def __init__(self, channels: int):
+class Resample(nn.Module):
+    """Halves the side by a convolution of stride 2, or repeats pixels up to `size` before one of stride 1."""
+
+    def __init__(self, channels: int, stride: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, stride, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        # To the size of the skip it will meet: twice as large, or one less where the side was odd.
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+    def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
+        return self.conv(x if size is None else F.interpolate(x, size=size, mode="nearest"))
 
 
 class Stage(nn.Module):
     """The layers of one resolution: `inputs` are their input widths, `layer(i, ...)` runs the i-th one."""
 
-    def __init__(self, inputs: list[int], out: int, config: UNetConfig, heads: int | None, resample=None):
+    def __init__(self, inputs: list[int], out: int, config: UNetConfig, heads: int, resample: str | None):
         super().__init__()
         groups, temb = config.norm_num_groups, 4 * config.block_out_channels[0]
         self.resnets = nn.ModuleList([ResBlock(c, out, temb, groups) for c in inputs])
         self.attentions = nn.ModuleList([
             Transformer(out, config.cross_attention_dim, heads, groups, config.use_linear_projection)
             for _ in inputs] if heads else [])
-        self.downsamplers = nn.ModuleList([Downsample(out)] if resample == "down" else [])
-        self.upsamplers = nn.ModuleList([Upsample(out)] if resample == "up" else [])
+        self.downsamplers = nn.ModuleList([Resample(out, 2)] if resample == "down" else [])
+        self.upsamplers = nn.ModuleList([Resample(out, 1)] if resample == "up" else [])
 
     def layer(self, i: int, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
         x = self.resnets[i](x, temb)
@@ -260,30 +261,26 @@ class UNet2DConditionModel(nn.Module):
         self.config = config
         self.gradient_checkpointing = False   # True: backward computes layers again; less memory, more time
         widths, heads, n = config.block_out_channels, config.heads, config.layers_per_block
-        first, last = widths[0], widths[-1]
+        first, last, steps = widths[0], widths[-1], len(widths) - 1
+        # 0 heads: a level without attention
+        heads_down = [k * ("Cross" in kind) for k, kind in zip(heads, config.down_block_types, strict=True)]
+        heads_up = [k * ("Cross" in kind) for k, kind in zip(heads[::-1], config.up_block_types, strict=True)]
 
         self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
         self.time_embedding = TimestepEmbedding(first, 4 * first)
-
         self.down_blocks, skips, width = nn.ModuleList(), [first], first   # skips: widths that forward keeps
-        for i, (kind, out) in enumerate(zip(config.down_block_types, widths, strict=True)):
-            resample = "down" if i < len(widths) - 1 else None
-            self.down_blocks.append(Stage([width] + [out] * (n - 1), out, config,
-                                          heads[i] if kind.startswith("CrossAttn") else None, resample))
-            skips += [out] * (n + (resample is not None))
+        for i, out in enumerate(widths):
+            inputs = [width] + [out] * (n - 1)
+            self.down_blocks.append(Stage(inputs, out, config, heads_down[i], "down" if i < steps else None))
+            skips += [out] * (n + (i < steps))
             width = out
-
-        self.mid_block = Stage([last, last], last, config, heads[-1])
+        self.mid_block = Stage([last, last], last, config, heads[-1], None)
         del self.mid_block.attentions[1]      # ResBlock, Transformer, ResBlock
-
         self.up_blocks = nn.ModuleList()
-        for i, (kind, out) in enumerate(zip(config.up_block_types, reversed(widths), strict=True)):
+        for i, out in enumerate(reversed(widths)):
             inputs = [(width if j == 0 else out) + skips.pop() for j in range(n + 1)]
-            self.up_blocks.append(Stage(inputs, out, config,
-                                        heads[-1 - i] if kind.startswith("CrossAttn") else None,
-                                        "up" if i < len(widths) - 1 else None))
+            self.up_blocks.append(Stage(inputs, out, config, heads_up[i], "up" if i < steps else None))
             width = out
-
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, first, eps=1e-5)
         self.conv_out = nn.Conv2d(first, config.out_channels, 3, padding=1)
         # As in latent diffusion, every residual branch starts at zero, and so does the output.
@@ -293,11 +290,10 @@ class UNet2DConditionModel(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """(x: b c h w, t: b in 0..999, context: b n d) -> b c h w, the prediction for the noisy latent x.
-
-        Widths and sides below are SD's at 512 px.
-        """
-        layer = self.checkpointed if self.gradient_checkpointing and torch.is_grad_enabled() else Stage.layer
+        """(x: b c h w, t: b in 0..999, context: b n d) -> b c h w. Sizes in the comments: SD at 512 px."""
+        layer = Stage.layer
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            layer = partial(checkpoint, Stage.layer, use_reentrant=False)
         temb = timestep_embedding(t, self.config.block_out_channels[0]).to(x.dtype)
         temb = F.silu(self.time_embedding(temb))             # b 320 -> b 1280; every ResBlock wants its SiLU
 
@@ -318,13 +314,9 @@ class UNet2DConditionModel(nn.Module):
             for i in range(len(stage.resnets)):
                 h = layer(stage, i, torch.cat([h, skips.pop()], dim=1), temb, context)
             for upsample in stage.upsamplers:
-                h = upsample(h, skips[-1].shape[2:])
+                h = upsample(h, skips[-1].shape[2:])         # the skip's size, which may be odd
 
         return self.conv_out(F.silu(self.conv_norm_out(h)))  # b 320 64 64 -> b 4 64 64
-
-    @staticmethod
-    def checkpointed(stage: Stage, i: int, *inputs: Tensor) -> Tensor:
-        return checkpoint(stage.layer, i, *inputs, use_reentrant=False)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "UNet2DConditionModel":
@@ -338,8 +330,94 @@ class UNet2DConditionModel(nn.Module):
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write config.json and diffusion_pytorch_model.safetensors, as diffusers does."""
-        config = {**FIXED, **asdict(self.config)}
-        write_folder(Path(folder), config, self.state_dict(), "diffusion_pytorch_model")
+        unmerged = [name for name, layer in lora_layers(self).items() if layer.unmerged is None]
+        require(not unmerged, "LoRA", unmerged[:1], "merged into the weights (or saved by save_lora)")
+        weights = {key: value for key, value in self.state_dict().items() if ".lora_" not in key}
+        write_folder(Path(folder), weights, "diffusion_pytorch_model", {**FIXED, **asdict(self.config)})
+
+
+# -------------------------------------------------------------------------------- LoRA
+
+
+class LoRALinear(nn.Linear):
+    """y = W x + b + (alpha / rank) B A x, with W and b frozen (Hu et al. 2021, eq. 3); B starts at zero."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
+        self.weight, self.bias = base.weight, base.bias        # the very same parameters, not copies
+        self.rank, self.alpha, self.unmerged = rank, alpha, None
+        # Trained, so float32 whatever the type of the frozen weights.
+        self.lora_A = nn.Linear(base.in_features, rank, bias=False, device=base.weight.device)
+        self.lora_B = nn.Linear(rank, base.out_features, bias=False, device=base.weight.device)
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        if self.unmerged is not None:
+            return out
+        return out + (self.alpha / self.rank * self.lora_B(self.lora_A(x.float()))).to(out.dtype)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Put the addition into W: the same function at the base model's price."""
+        self.unmerge()
+        self.unmerged = self.weight.clone()        # subtracting later would not restore every bit
+        self.weight += self.alpha / self.rank * self.lora_B.weight @ self.lora_A.weight
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Restore W bit for bit."""
+        if self.unmerged is not None:
+            self.weight.copy_(self.unmerged)
+        self.unmerged = None
+
+
+def lora_layers(unet: UNet2DConditionModel) -> dict[str, LoRALinear]:
+    return {name: module for name, module in unet.named_modules() if isinstance(module, LoRALinear)}
+
+
+def add_lora(unet: UNet2DConditionModel, rank: int = 4, alpha: float = 4.0,
+             targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")) -> list[nn.Parameter]:
+    """Freeze the UNet, give each Linear layer named in `targets` a LoRA; returns the parameters to train."""
+    require(is_count(rank), "rank", rank, "a positive integer")
+    require(not lora_layers(unet), "LoRA", "in this UNet already", "one at a time")
+    unet.requires_grad_(False)
+    for name, module in list(unet.named_modules()):
+        if isinstance(module, nn.Linear) and any(f".{name}".endswith(f".{target}") for target in targets):
+            parent, _, leaf = name.rpartition(".")
+            setattr(unet.get_submodule(parent), leaf, LoRALinear(module, rank, alpha))
+    require(bool(lora_layers(unet)), "targets", targets, "names of Linear layers in the UNet")
+    return [p for layer in lora_layers(unet).values() for p in (layer.lora_A.weight, layer.lora_B.weight)]
+
+
+def save_lora(unet: UNet2DConditionModel, folder: Path | str) -> None:
+    """Write pytorch_lora_weights.safetensors, as diffusers' `load_lora_weights` reads it."""
+    layers = lora_layers(unet)
+    require(bool(layers), "LoRA", None, "add_lora first")
+    rank, alpha = next((layer.rank, layer.alpha) for layer in layers.values())
+    weights = {f"unet.{key}": value for key, value in unet.state_dict().items() if ".lora_" in key}
+    metadata = {"unet.r": rank, "unet.lora_alpha": alpha, "unet.target_modules": sorted(layers)}
+    write_folder(Path(folder), weights, "pytorch_lora_weights", lora_adapter_metadata=json.dumps(metadata))
+
+
+@torch.no_grad()
+def load_lora(unet: UNet2DConditionModel, folder: Path | str) -> list[nn.Parameter]:
+    """Add the LoRA of a file to a UNet and return its parameters. Without metadata, alpha = rank."""
+    path = Path(folder) / "pytorch_lora_weights.safetensors"
+    weights = {key.removeprefix("unet."): value for key, value in read_safetensors(path).items()}
+    names = sorted({key.partition(".lora_")[0] for key in weights})
+    with safe_open(path, framework="pt") as file:
+        metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    try:
+        rank = len(weights[f"{names[0]}.lora_A.weight"])
+        parameters = add_lora(unet, rank, metadata.get("unet.lora_alpha", rank), tuple(names))
+        for name, layer in lora_layers(unet).items():
+            layer.lora_A.weight.copy_(weights.pop(f"{name}.lora_A.weight"))
+            layer.lora_B.weight.copy_(weights.pop(f"{name}.lora_B.weight"))
+        require(not weights, "one key", next(iter(weights), None), "only layers of this UNet")
+    except (LookupError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: does not fit this UNet: {error}") from error
+    return parameters
 
 
 # -------------------------------------------------------------------------------- files
@@ -350,9 +428,9 @@ def read_config(folder: Path) -> UNetConfig:
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(raw, dict), "not a JSON object"
-    except (OSError, ValueError, AssertionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
+    require(isinstance(raw, dict), str(path), raw, "a JSON object")
     for key, only in FIXED.items():
         value = raw.get(key, only)
         values = value if isinstance(value, list) else [value]       # some keys may have one entry a level
@@ -408,14 +486,15 @@ def load_strict(model: nn.Module, weights: dict[str, Tensor], path: Path) -> Non
     model.load_state_dict(weights, assign=True)
 
 
-def write_folder(folder: Path, config: dict, weights: dict[str, Tensor], stem: str) -> None:
-    """Each file under a temporary name and then renamed, so that no reader ever sees half of it."""
+def write_folder(folder: Path, weights: dict, stem: str, config: dict | None = None, **metadata: str) -> None:
+    """Weights, then config.json; each under a temporary name, then renamed: no reader sees half a file."""
     folder.mkdir(parents=True, exist_ok=True)
     path, config_path = folder / f"{stem}.safetensors", folder / "config.json"
     try:
-        save_file({k: v.contiguous() for k, v in weights.items()}, f"{path}.tmp", metadata={"format": "pt"})
+        save_file({k: v.contiguous() for k, v in weights.items()}, f"{path}.tmp", {"format": "pt"} | metadata)
     except SafetensorError as error:
         raise OSError(f"{path}: cannot be written: {error}") from error
     Path(f"{path}.tmp").replace(path)
-    Path(f"{config_path}.tmp").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    Path(f"{config_path}.tmp").replace(config_path)
+    if config is not None:
+        Path(f"{config_path}.tmp").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        Path(f"{config_path}.tmp").replace(config_path)

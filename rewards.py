@@ -1,12 +1,13 @@
-"""The three reward networks of CXRL, frozen during RL: posture alignment, diagnosis, image-report consistency.
+"""The three reward networks of CXRL, frozen during RL: posture alignment, diagnosis,
+image-report consistency.
 
-Every score takes images in [0, 1] and their prompts and gives (b,) float32, higher is better, without gradient, the
-same value in any batch. RLCF (RL with comparative feedback, CXRL Sec. 2.2) subtracts the score of the anchor's image.
-Normalisation is not done here: rl.py turns these rewards into advantages.
+Every score takes images in [0, 1] and their prompts and gives (b,) float32, higher is better, without
+gradient, the same value in any batch. RLCF (RL with comparative feedback, CXRL Sec. 2.2) subtracts the score
+of the anchor's image. Normalisation is not done here: rl.py turns these rewards into advantages.
 
-    r_align(psi)        = -|psi - psi_0|_1                      range (-inf, 0]    not comparative
-    r_diag(x, x^)       = S(x, labels) - S(x^, labels)          range [-1, 1]      S: probability of the right answer
-    r_consist(x, x^, y) = cos(F(x), G(y)) - cos(F(x^), G(y))    range [-2, 2]
+    r_align(psi)        = -|psi - psi_0|_1                    in (-inf, 0]  not comparative
+    r_diag(x, x^)       = S(x, labels) - S(x^, labels)        in [-1, 1]    S: probability of the right answer
+    r_consist(x, x^, y) = cos(F(x), G(y)) - cos(F(x^), G(y))  in [-2, 2]
 """
 import json
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from text_encoder import EOS, Tokenizer
 NAMES = ("align", "diag", "consist")
 IDENTITY = (1.0, 1.0, 0.0, 0.0, 0.0)   # psi of an image that is already in the canonical pose
 REACH = 0.5                            # psi is sought within identity +- REACH
-POSE_SIZE = 64                         # posture is judged at 64 px whatever the image size
+POSE_SIZE = 32                         # posture is judged at 32 px whatever the image size: poses are coarse
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class RewardConfig:
 
     @classmethod
     def tiny(cls):
-        return cls(width=16, blocks=1, embed_dim=128, text_dim=128, text_layers=2, vocab_size=1024, positions=64)
+        return cls(width=16, blocks=1, embed_dim=128, text_dim=128, text_layers=2, vocab_size=1024,
+                   positions=64)
 
 
 class Frozen(nn.Module):
@@ -58,7 +60,8 @@ class Frozen(nn.Module):
             net = cls(RewardConfig(**json.loads((folder / "config.json").read_text())))
             net.load_state_dict(load_file(folder / "model.safetensors"))
         except Exception as error:   # missing, truncated or foreign files: one message for all
-            raise ValueError(f"{folder}: not a reward network (config.json + model.safetensors): {error}") from error
+            message = f"{folder}: not a reward network (config.json + model.safetensors): {error}"
+            raise ValueError(message) from error
         return net.eval().requires_grad_(False)
 
     def save_pretrained(self, folder: Path) -> None:
@@ -102,10 +105,12 @@ def resnet(config: RewardConfig) -> nn.Sequential:
 
 
 def affine(psi: Tensor) -> Tensor:
-    """psi = (s_x, s_y, t_x, t_y, theta): b 5 -> b 2 3, the map from canonical to image coordinates in [-1, 1]."""
+    """psi = (s_x, s_y, t_x, t_y, theta): b 5 -> b 2 3,
+    the map from canonical to image coordinates in [-1, 1]."""
     s_x, s_y, t_x, t_y, theta = psi.unbind(-1)
     cos, sin = theta.cos(), theta.sin()
-    return rearrange(torch.stack([s_x * cos, -s_y * sin, t_x, s_x * sin, s_y * cos, t_y], -1), "b (r c) -> b r c", r=2)
+    entries = torch.stack([s_x * cos, -s_y * sin, t_x, s_x * sin, s_y * cos, t_y], -1)
+    return rearrange(entries, "b (r c) -> b r c", r=2)
 
 
 def warp(images: Tensor, matrix: Tensor) -> Tensor:
@@ -127,7 +132,8 @@ def edges(images: Tensor) -> Tensor:
 
 
 def canonical_chest(images: Tensor, rounds: int = 3) -> Tensor:
-    """(images: n 1 h w in [0, 1]) -> 1 1 64 64: mean of the half that is nearest to the mean, found in a few rounds.
+    """(images: n 1 h w in [0, 1]) -> 1 1 32 32: mean of the half that is nearest to the mean,
+    found in a few rounds.
 
     No posture label is used: badly positioned exposures are the ones that differ most from everybody's mean.
     """
@@ -140,17 +146,19 @@ def canonical_chest(images: Tensor, rounds: int = 3) -> Tensor:
 
 
 class PostureNet(Frozen):
-    """Predicts psi, the warp that brings a chest to the canonical pose (Liu et al., ICCV 2019). Trained without labels."""
+    """Predicts psi, the warp that brings a chest to the canonical pose (Liu et al., ICCV 2019).
+    Trained without labels."""
 
     def __init__(self, config: RewardConfig):
         super().__init__(config)
         self.trunk = resnet(config)
         self.head = nn.Linear(8 * config.width * (POSE_SIZE // 16) ** 2, 5)
-        nn.init.zeros_(self.head.weight)                       # starts at "no warp"
+        nn.init.zeros_(self.head.weight)   # starts at "no warp"
         nn.init.zeros_(self.head.bias)
         self.register_buffer("identity", torch.tensor(IDENTITY))
         self.register_buffer("canonical", torch.zeros(1, 1, POSE_SIZE, POSE_SIZE))
-        self.register_buffer("psi_0", torch.tensor(IDENTITY))  # mean psi of well-positioned images: the reward's zero
+        # Mean psi of well-positioned images: the reward's zero.
+        self.register_buffer("psi_0", torch.tensor(IDENTITY))
 
     def forward(self, images: Tensor) -> Tensor:
         """images: b 1 h w in [0, 1] -> psi: b 5"""
@@ -159,10 +167,11 @@ class PostureNet(Frozen):
         return self.identity + REACH * self.head(self.trunk(x).flatten(1)).tanh()
 
     def loss(self, images: Tensor, jitter: Tensor) -> tuple[Tensor, dict]:
-        """(images: b 1 64 64, jitter: b 5, random psi) -> alignment loss = pixel + feature + equivariance terms.
+        """(images: b 1 32 32, jitter: b 5, random psi) -> alignment loss
+        = pixel + feature + equivariance terms.
 
-        The jittered copy x'(u) = x(J u) must be canonicalised by M' with J M' = M, whatever M is: this needs no label
-        and holds the network to the geometry where the canonical chest, a blurred mean, says little.
+        The jittered copy x'(u) = x(J u) must be canonicalised by M' with J M' = M, whatever M is: this needs
+        no label and holds the network to the geometry where the canonical chest, a blurred mean, says little.
         """
         j = affine(jitter)
         m, m_j = affine(self(images)), affine(self(warp(images, j)))
@@ -171,7 +180,8 @@ class PostureNet(Frozen):
         feature = F.l1_loss(edges(aligned), edges(self.canonical).expand(len(images), -1, -1, -1))
         composed = torch.cat([j[:, :, :2] @ m_j[:, :, :2], j[:, :, :2] @ m_j[:, :, 2:] + j[:, :, 2:]], -1)
         equivariance = F.smooth_l1_loss(composed, m, beta=0.05)
-        return pixel + feature + 2 * equivariance, {"pixel": pixel, "feature": feature, "equivariance": equivariance}
+        terms = {"pixel": pixel, "feature": feature, "equivariance": equivariance}
+        return pixel + feature + 2 * equivariance, terms
 
     @torch.no_grad()
     def score(self, images: Tensor, reports: list[str]) -> Tensor:
@@ -195,7 +205,8 @@ class DiagnosisNet(Frozen):
         return self.head(reduce(self.trunk(images - 0.5), "b c h w -> b c", "mean"))
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict]:
-        """labels: b 14 in {1, 0, -1, nan}. Not mentioned counts as negative, uncertain is left out (U-Ignore)."""
+        """labels: b 14 in {1, 0, -1, nan}.
+        Not mentioned counts as negative, uncertain is left out (U-Ignore)."""
         known = labels != -1
         target = labels.nan_to_num(0).clamp(min=0)
         loss = F.binary_cross_entropy_with_logits(self(images), target, reduction="none")
@@ -203,10 +214,11 @@ class DiagnosisNet(Frozen):
 
     @torch.no_grad()
     def score(self, images: Tensor, reports: list[str]) -> Tensor:
-        """Mean probability of the right answer, in [0, 1]: half of it over the positive labels, half over the rest.
+        """Mean probability of the right answer, in [0, 1]: half of it over the positive labels,
+        half over the rest.
 
-        Bounded, so that one very certain label cannot pay for a wrong one; balanced, because most labels of most reports
-        are negative. Uncertain labels are left out.
+        Bounded, so that one very certain label cannot pay for a wrong one; balanced, because most labels of
+        most reports are negative. Uncertain labels are left out.
         """
         labels = label_all(reports).to(images.device)
         p = self(images).float().sigmoid()
@@ -230,8 +242,9 @@ class ConsistencyNet(Frozen):
         self.image_head = nn.Linear(8 * config.width, config.embed_dim)
         self.token = nn.Embedding(config.vocab_size, config.text_dim)
         self.position = nn.Parameter(torch.randn(config.positions, config.text_dim) * 0.02)
-        layer = nn.TransformerEncoderLayer(config.text_dim, max(config.text_dim // 32, 1), 4 * config.text_dim, 0.0,
-                                           "gelu", batch_first=True, norm_first=True)
+        dim = config.text_dim
+        layer = nn.TransformerEncoderLayer(dim, max(dim // 32, 1), 4 * dim, 0.0, "gelu", batch_first=True,
+                                           norm_first=True)
         self.text = nn.TransformerEncoder(layer, config.text_layers, enable_nested_tensor=False)
         self.text_head = nn.Linear(config.text_dim, config.embed_dim)
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
@@ -239,20 +252,24 @@ class ConsistencyNet(Frozen):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """images: b 1 h w in [0, 1] -> b e, unit length"""
-        return F.normalize(self.image_head(reduce(self.trunk(images - 0.5), "b c h w -> b c", "mean")), dim=-1)
+        pooled = reduce(self.trunk(images - 0.5), "b c h w -> b c", "mean")
+        return F.normalize(self.image_head(pooled), dim=-1)
 
     def embed_reports(self, reports: list[str]) -> Tensor:
         """-> b e, unit length; the mean over the report's own tokens, padding left out"""
-        ids = self.tokenizer(reports)[:, :self.config.positions].to(self.position.device)
-        # The first end-of-text token closes the report; what follows is padding (in CLIP the very same token).
+        ids = self.tokenizer(reports)
+        # The first end-of-text token closes the report;
+        # what follows is padding (in CLIP the very same token).
         end = (ids == self.tokenizer.vocab[EOS]).long().argmax(1, keepdim=True)
-        padding = torch.arange(ids.shape[1], device=ids.device) > end
+        ids = ids[:, :end.max() + 1].to(self.position.device)
+        padding = torch.arange(ids.shape[1], device=ids.device) > end.to(ids.device)
         h = self.text(self.token(ids) + self.position[:ids.shape[1]], src_key_padding_mask=padding)
         keep = (~padding).float()[..., None]
         return F.normalize(self.text_head((h * keep).sum(1) / keep.sum(1)), dim=-1)
 
     def loss(self, images: Tensor, reports: list[str]) -> tuple[Tensor, dict]:
-        logits = self.log_scale.exp().clamp(max=100) * self.embed_images(images) @ self.embed_reports(reports).T
+        a, b = self.embed_images(images), self.embed_reports(reports)
+        logits = self.log_scale.exp().clamp(max=100) * a @ b.T
         own = torch.arange(len(images), device=images.device)
         top1 = (logits.argmax(1) == own).float().mean()
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, {"top1": top1}
@@ -277,7 +294,8 @@ class ConsistencyNet(Frozen):
 
 
 def rlcf(score: Tensor, reference: Tensor, feedback: str = "difference") -> Tensor:
-    """Comparative feedback: how much better than the anchor's image this one is, as a margin or as a verdict."""
+    """Comparative feedback: how much better than the anchor's image this one is,
+    as a margin or as a verdict."""
     return score - reference if feedback == "difference" else (score - reference).sign()
 
 
@@ -301,7 +319,8 @@ class Rewards:
 
     def compare(self, images: Tensor, anchor_images: Tensor | None, reports: list[str],
                 feedback: str = "difference") -> dict[str, Tensor]:
-        """The rewards of a rollout: diagnosis and consistency against the anchor's images, unless those are None."""
+        """The rewards of a rollout: diagnosis and consistency against the anchor's images,
+        unless those are None."""
         rewards = self.scores(images, reports)
         if anchor_images is not None:
             reference = self.scores(anchor_images, reports)

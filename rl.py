@@ -1,10 +1,13 @@
-"""CXRL's reinforcement learning: rollout -> rewards -> advantages -> clipped policy-gradient updates, on one scroll.
+"""CXRL's reinforcement learning: rollout -> rewards -> advantages -> clipped policy-gradient updates,
+on one scroll.
 
-Denoising is the decision process of DDPO (Black et al. 2024): state (c, t, x_t), action x_p, reward at the end only. The
-policy denoises under [c_p ; c_s], the frozen anchor under c_p. Departures from DDPO, each measured in docs/experiments.md:
+Denoising is the decision process of DDPO (Black et al. 2024): state (c, t, x_t), action x_p, reward at the
+end only. The policy denoises under [c_p ; c_s], the frozen anchor under c_p. Departures from DDPO, each
+measured in docs/experiments.md:
 
-* advantages are relative to a group of images of one report, for reports hardly ever repeat and per-prompt running
-  statistics would never fill; each reward is normalised before the weighted sum, so that no scale dominates;
+* advantages are relative to a group of images of one report, for reports hardly ever repeat and per-prompt
+  running statistics would never fill; each reward is normalised before the weighted sum, so that no scale
+  dominates;
 * RLCF: diagnosis and consistency are counted against the anchor's image, by default from the same noise;
 * the last steps are not trained: there |d mean / d output| / std explodes and the gradient is mostly noise;
 * the log-probability is the mean over the latent's D numbers, so the clip range on the ratio is `clip` / D;
@@ -32,17 +35,19 @@ class RLConfig:
     fraction: Annotated[float, "share of the other steps trained for each image, drawn at random"] = 1.0
     rl_lr: Annotated[float, "peak learning rate of the denoiser in RL, decays to 0"] = 1e-4
     ace_lr: Annotated[float, "peak learning rate of the ACE vectors"] = 1e-3
-    clip: Annotated[float, "ratio clip in nats of the whole latent; the range on the mean log-prob is clip / D"] = 1.64
+    clip: Annotated[float, "ratio clip in nats of the whole latent; "
+                           "the range on the mean log-prob is clip / D"] = 1.64
     kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.3
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.5
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 1.0
     rlcf: Annotated[bool, "comparative feedback: rewards against the anchor's images"] = True
     feedback: Annotated[Literal["difference", "sign"], "RLCF as a margin or as a verdict"] = "difference"
-    same_noise: Annotated[bool, "the anchor starts from the policy's noise (else from its own)"] = True
+    same_noise: Annotated[bool, "the anchor starts from the policy's x_T (else from its own)"] = True
     ace: Annotated[bool, "adaptive condition embeddings"] = True
     ace_tokens: Annotated[int, "K, the number of ACE vectors"] = 4
-    rl_micro: Annotated[int, "(image, step) pairs per forward pass in the update; halve if out of memory"] = 256
+    rl_micro: Annotated[int, "(image, step) pairs per forward pass in the update; "
+                             "halve if out of memory"] = 256
 
 
 class Rollout(NamedTuple):
@@ -64,8 +69,8 @@ def log_prob(x_p: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def trained_steps(steps: int, config: RLConfig) -> int:
     """How many of the first denoising steps are trained."""
     if not 0 < config.skip_last < steps:
-        raise ValueError(f"--skip-last {config.skip_last}: expected 1 to {steps - 1} of the {steps} denoising steps; "
-                         "the very last has no randomness, hence no log-probability")
+        raise ValueError(f"--skip-last {config.skip_last}: expected 1 to {steps - 1} of the {steps} "
+                         "denoising steps; the very last has no randomness, hence no log-probability")
     return steps - config.skip_last
 
 
@@ -84,11 +89,14 @@ def rollout(pipe: Pipeline, cond: Tensor, uncond: Tensor, noise: Tensor, guidanc
                    torch.stack([s.t[0] for s in steps]), torch.stack([s.p[0] for s in steps]), images)
 
 
-def advantages(rewards: dict[str, Tensor], weights: dict[str, float], group: int, limit: float = 5.0) -> Tensor:
-    """Rewards (b,) each -> advantages (b,): every reward minus its group's mean, over its own spread, weighted, summed.
+def advantages(rewards: dict[str, Tensor], weights: dict[str, float], group: int,
+               limit: float = 5.0) -> Tensor:
+    """Rewards (b,) each -> advantages (b,): every reward minus its group's mean, over its own spread,
+    weighted, summed.
 
-    With group = 1 the batch is the group, as in DDPO without per-prompt statistics. A reward without spread (all images
-    alike) says nothing and gives 0. The sum is divided by the norm of the weights, so that they set proportions only.
+    With group = 1 the batch is the group, as in DDPO without per-prompt statistics. A reward without spread
+    (all images alike) says nothing and gives 0. The sum is divided by the norm of the weights, so that they
+    set proportions only.
     """
     total = torch.zeros_like(next(iter(rewards.values())))
     norm = sum(w**2 for w in weights.values()) ** 0.5
@@ -120,8 +128,8 @@ def update(pipe: Pipeline, anchor: Pipeline, ro: Rollout, advantage: Tensor, c_p
            pairs: Tensor, guidance: float, eta: float, config: RLConfig, optimizer) -> dict[str, Tensor]:
     """One clipped update on the given (image, step) pairs; gradients are exact whatever the micro-batch size.
 
-    c_p: b n d and c_empty: n d are the prompt embeddings *without* c_s: ACE is applied here, under gradient, for it is
-    part of the policy. Returns statistics as tensors on the device (no host sync).
+    c_p: b n d and c_empty: n d are the prompt embeddings *without* c_s: ACE is applied here, under gradient,
+    for it is part of the policy. Returns statistics as tensors on the device (no host sync).
     """
     k, d = len(ro.t), ro.x[0, 0].numel()
     clip = config.clip / d
@@ -144,8 +152,9 @@ def update(pipe: Pipeline, anchor: Pipeline, ro: Rollout, advantage: Tensor, c_p
             kl = reduce((mean - anchor_mean) ** 2 / (2 * std**2), "b c h w -> b", "mean")
         ((loss + config.kl * kl).sum() / len(pairs)).backward()
         with torch.no_grad():
-            for name, value in [("pg_loss", loss), ("kl", kl), ("clip_fraction", ((ratio - 1).abs() > clip).float()),
-                                ("ratio_error", (ratio - 1).abs())]:
+            error = (ratio - 1).abs()
+            for name, value in [("pg_loss", loss), ("kl", kl), ("clip_fraction", (error > clip).float()),
+                                ("ratio_error", error)]:
                 sums[name] = sums.get(name, 0) + value.detach().sum() / len(pairs)
             extremes = torch.stack([ratio.min(), ratio.max()]).detach()
             sums["ratio_min"] = torch.minimum(sums.get("ratio_min", extremes[0]), extremes[0])
@@ -156,12 +165,13 @@ def update(pipe: Pipeline, anchor: Pipeline, ro: Rollout, advantage: Tensor, c_p
     return sums
 
 
-def rl_round(pipe: Pipeline, anchor: Pipeline, nets: Rewards, reports: list[str], seeds: list[int], steps: int,
-             guidance: float, eta: float, config: RLConfig, optimizer) -> tuple[dict[str, float], Tensor]:
+def rl_round(pipe: Pipeline, anchor: Pipeline, nets: Rewards, reports: list[str], seeds: list[int],
+             steps: int, guidance: float, eta: float, config: RLConfig,
+             optimizer) -> tuple[dict[str, float], Tensor]:
     """One round on `reports` (one entry for each image, groups adjacent) -> (statistics, images: b 1 h w).
 
-    Raises FloatingPointError if a reward or the loss is not finite, or if the policy that updates is not the policy that
-    sampled (mean |ratio - 1| before the first update above a tenth of the clip range).
+    Raises FloatingPointError if a reward or the loss is not finite, or if the policy that updates is not the
+    policy that sampled (mean |ratio - 1| before the first update above a tenth of the clip range).
     """
     trained = trained_steps(steps, config)
     with torch.no_grad(), autocast(pipe.device):
@@ -173,9 +183,12 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, nets: Rewards, reports: list[str]
     ro = rollout(pipe, cond, uncond, noise, guidance, eta, trained)
     anchor_images = None
     if config.rlcf:
-        if not config.same_noise:
-            noise = seeded_noise([s + 2**40 for s in seeds], steps, pipe.latent_shape, pipe.device)
-        anchor_images = rollout(anchor, c_p, c_empty, noise, guidance, eta, 1).images
+        anchor_noise = seeded_noise([s + 2**40 for s in seeds], steps, pipe.latent_shape, pipe.device)
+        if config.same_noise:
+            # x_T only. The noise of the steps is the policy's action: an anchor that shared it would be a baseline
+            # that depends on the action, and at the start, policy = anchor, would cancel the whole signal.
+            anchor_noise[:, 0] = noise[:, 0]
+        anchor_images = rollout(anchor, c_p, c_empty, anchor_noise, guidance, eta, 1).images
     rewards = nets.compare(ro.images, anchor_images, reports, config.feedback)
     weights = dict(zip(NAMES, (config.w_align, config.w_diag, config.w_consist), strict=True))
     advantage = advantages(rewards, weights, config.group)
@@ -186,12 +199,14 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, nets: Rewards, reports: list[str]
     stats = summarise(history, rewards, ro.images)
     d = ro.x[0, 0].numel()
     if stats["ratio_error_first"] > 0.1 * config.clip / d:
-        raise FloatingPointError(f"mean |ratio - 1| is {stats['ratio_error_first']:.1e} before the first update, above a "
-                                 f"tenth of the clip range {config.clip / d:.1e}: rollout and update disagree")
+        raise FloatingPointError(
+            f"mean |ratio - 1| is {stats['ratio_error_first']:.1e} before the first update, above a tenth "
+            f"of the clip range {config.clip / d:.1e}: rollout and update disagree")
     return stats, ro.images
 
 
-def summarise(history: list[dict[str, Tensor]], rewards: dict[str, Tensor], images: Tensor) -> dict[str, float]:
+def summarise(history: list[dict[str, Tensor]], rewards: dict[str, Tensor],
+              images: Tensor) -> dict[str, float]:
     """The numbers of one round; the only place where they leave the device."""
     stats = {name: torch.stack([h[name] for h in history]).mean() for name in
              ("pg_loss", "kl", "clip_fraction", "grad_norm")}

@@ -1,10 +1,11 @@
 """From noise to X-ray: noise schedule, guidance, the DDIM step, the pipeline folder.
 
-    python sample.py "Moderate left pleural effusion. Heart size is normal."        # newest run, 4 images
-    python sample.py --reports reports.txt --run runs/phantom --anchor --seed 7      # one report a line, before RL
+    python sample.py "Moderate left pleural effusion. Heart size is normal."     # newest run, 4 images
+    python sample.py --reports reports.txt --run runs/phantom --anchor --seed 7  # a report a line, before RL
 
-`guided_noise` and `ddim_step` are the only two functions that turn a network output into a latent: sampling, rollouts
-and policy updates all call them, so what is scored is exactly what was sampled. All step maths is float32.
+`guided_noise` and `ddim_step` are the only two functions that turn a network output into a latent: sampling,
+rollouts and policy updates all call them, so what is scored is exactly what was sampled. All step maths is
+float32.
 """
 import argparse
 import json
@@ -28,7 +29,7 @@ from model import UNet2DConditionModel
 from text_encoder import CLIPTextModel, Tokenizer
 from vae import AutoencoderKL
 
-# ------------------------------------------------------------------------------------------------ noise schedule
+# --------------------------------------------------------------------------------------------- noise schedule
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Schedule:
     def __init__(self, config: ScheduleConfig, device: torch.device | str = "cpu"):
         self.config = config
         if config.beta_schedule == "scaled_linear":
-            betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_train_timesteps) ** 2
+            betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5,
+                                   config.num_train_timesteps) ** 2
         else:
             betas = torch.linspace(config.beta_start, config.beta_end, config.num_train_timesteps)
         a = torch.cumprod(1 - betas, 0)
@@ -119,8 +121,9 @@ class SampleConfig:
     """Options of sampling, shared by rollouts, evaluation and `python sample.py`."""
 
     sample_steps: Annotated[int, "denoising steps of every image, rollouts included"] = 10
-    guidance: Annotated[float, "classifier-free guidance scale w; 1 is none and halves the cost"] = 2.0
-    eta: Annotated[float, "randomness of each step: 1 is DDPM's, which the policy gradient needs; 0 is none"] = 1.0
+    guidance: Annotated[float, "classifier-free guidance scale w; 1 is none and halves the cost"] = 3.0
+    eta: Annotated[float, "randomness of each step: 1 is DDPM's, which the policy gradient needs; "
+                          "0 is none"] = 1.0
 
     def arguments(self) -> dict:
         """As keyword arguments of `generate`."""
@@ -139,8 +142,10 @@ def guided_noise(unet, x: Tensor, t: Tensor, cond: Tensor, uncond: Tensor, guida
     return e_uncond + guidance * (e_cond - e_uncond)
 
 
-def ddim_step(schedule: Schedule, out: Tensor, x: Tensor, t: Tensor, p: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    """(out: b c h w, x: b c h w, t: b, p: b) -> mean: b c h w and std: b 1 1 1 of x_p given x_t (Song et al. 2021, eq. 12).
+def ddim_step(schedule: Schedule, out: Tensor, x: Tensor, t: Tensor, p: Tensor,
+              eta: float) -> tuple[Tensor, Tensor]:
+    """(out: b c h w, x: b c h w, t: b, p: b) -> mean: b c h w and std: b 1 1 1 of x_p given x_t
+    (Song et al. 2021, eq. 12).
 
     eta = 0 is deterministic; at eta = 1 the mean is the DDPM posterior's. The std is 0 where a_p = 1.
     """
@@ -166,7 +171,8 @@ class Step(NamedTuple):
 
 def denoise(unet, schedule: Schedule, cond: Tensor, uncond: Tensor, noise: Tensor, guidance: float,
             eta: float) -> Iterator[Step]:
-    """(cond: b n d, uncond: n d, noise: b steps+1 c h w) -> the steps in order; noise[:, 0] is x_T, noise[:, i+1] is step i's."""
+    """(cond: b n d, uncond: n d, noise: b steps+1 c h w) -> the steps in order;
+    noise[:, 0] is x_T, noise[:, i+1] is step i's."""
     x = noise[:, 0]
     for i, (t, p) in enumerate(zip(*schedule.timesteps(noise.shape[1] - 1), strict=True)):
         t, p = t.expand(len(x)), p.expand(len(x))
@@ -187,7 +193,8 @@ def seeded_noise(seeds: list[int], steps: int, shape: tuple[int, int, int], devi
 
 @dataclass
 class Pipeline:
-    """A diffusers folder in memory: unet/, vae/, text_encoder/, tokenizer/, scheduler/, and ace/ where RL trained one."""
+    """A diffusers folder in memory: unet/, vae/, text_encoder/, tokenizer/, scheduler/,
+    and ace/ where RL trained one."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -237,7 +244,8 @@ class Pipeline:
         return self.text(self.tokenizer(reports).to(self.device))
 
     def condition(self, c_p: Tensor, c_empty: Tensor) -> tuple[Tensor, Tensor]:
-        """(c_p: b n d, c_empty: n d) -> both branches' contexts, with c_s appended to each if there is an ACE."""
+        """(c_p: b n d, c_empty: n d) -> both branches' contexts,
+        with c_s appended to each if there is an ACE."""
         if self.ace is None:
             return c_p, c_empty
         return self.ace(c_p), self.ace(c_empty[None])[0]
@@ -255,7 +263,10 @@ def autocast(device: torch.device):
 @torch.no_grad()
 def generate(pipe: Pipeline, reports: list[str], seeds: list[int], steps: int = 10, guidance: float = 2.0,
              eta: float = 1.0) -> Tensor:
-    """One image for each (report, seed) -> b c h w in [0, 1], float32. Whoever calls splits large sets into batches."""
+    """One image for each (report, seed) -> b c h w in [0, 1], float32.
+
+    Whoever calls splits large sets into batches.
+    """
     noise = seeded_noise(seeds, steps, pipe.latent_shape, pipe.device)
     with autocast(pipe.device):
         cond, uncond = pipe.condition(pipe.embed(reports), pipe.embed([""])[0])
@@ -269,18 +280,20 @@ def grey(images: Tensor) -> Tensor:
     return images.mean(1, keepdim=True)
 
 
-# ------------------------------------------------------------------------------------------------ pictures and files
+# ----------------------------------------------------------------------------------------- pictures and files
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write under a temporary name and rename, so that a reader sees the old file or the new one, never half."""
+    """Write under a temporary name and rename, so that a reader sees the old file or the new one,
+    never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".tmp").write_text(json.dumps(value, indent=2) + "\n")
     path.with_suffix(".tmp").replace(path)
 
 
 def picture_grid(rows: list[tuple[str, Tensor]], cell: int = 160) -> Image.Image:
-    """Rows of (label, images: n c h w in [0, 1]) -> one labelled picture; every image is drawn cell pixels wide."""
+    """Rows of (label, images: n c h w in [0, 1]) -> one labelled picture;
+    every image is drawn cell pixels wide."""
     font = ImageFont.load_default(13)
     width = max(len(images) for _, images in rows) * cell
     blocks = []
@@ -311,19 +324,26 @@ def save_png(image: Image.Image, path: Path, **text: object) -> None:
     temporary.replace(path)
 
 
-# ------------------------------------------------------------------------------------------------ command line
+# ----------------------------------------------------------------------------------------------- command line
 
 
 def newest_run(root: Path = Path("runs")) -> Path:
     """The run under `root` that was written to last and holds a pipeline."""
     runs = [p.parent.parent for p in root.glob("*/anchor/model_index.json")]
     if not runs:
-        raise ValueError(f"--run: no run with a trained pipeline under {root}/; train one with: python train.py")
-    return max(runs, key=lambda run: (run / "log.jsonl").stat().st_mtime if (run / "log.jsonl").exists() else 0)
+        raise ValueError(f"--run: no run with a trained pipeline under {root}/; "
+                         "train one with: python train.py")
+
+    def last_written(run: Path) -> float:
+        log = run / "log.jsonl"
+        return log.stat().st_mtime if log.exists() else 0
+
+    return max(runs, key=last_written)
 
 
 def run_settings(run: Path) -> dict:
-    """Sampling options (sample_steps, guidance, eta) and revision of a run folder's config.json, with defaults."""
+    """Sampling options (sample_steps, guidance, eta) and revision of a run folder's config.json,
+    with defaults."""
     path = run / "config.json"
     try:
         config = json.loads(path.read_text()) if path.exists() else {}
@@ -350,11 +370,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--reports", type=Path, help="a text file with one report a line, instead of REPORT")
     parser.add_argument("--run", type=Path, help="run folder (default: the newest under runs/)")
     parser.add_argument("--n", type=int, default=4, help="images for each report")
-    parser.add_argument("--seed", type=int, default=0, help="of the first image; image i of a report has seed + i")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="of the first image; image i of a report has seed + i")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the run's)")
     parser.add_argument("--guidance", type=float, help="guidance scale w (default: the run's)")
     parser.add_argument("--anchor", action="store_true", help="the model before reinforcement learning")
-    parser.add_argument("--out", type=Path, default=Path("sample.png"), help="the grid; single images go to its folder")
+    parser.add_argument("--out", type=Path, default=Path("sample.png"),
+                        help="the grid; single images go to its folder")
     args = parser.parse_args(argv)
     if (args.report is None) == (args.reports is None):
         raise ValueError("give either a report in quotes or --reports FILE")
@@ -379,18 +401,21 @@ def main(argv: list[str] | None = None) -> None:
     run = args.run or newest_run()
     tuned = (run / "cxrl" / "model_index.json").exists() and not args.anchor
     settings = run_settings(run)
-    steps, guidance = args.steps or settings["steps"], settings["guidance"] if args.guidance is None else args.guidance
+    steps = args.steps or settings["steps"]
+    guidance = settings["guidance"] if args.guidance is None else args.guidance
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipe = Pipeline.load(run / ("cxrl" if tuned else "anchor"), device)
     if cut := pipe.tokenizer.cut_count(reports):
-        print(f"{cut} of {len(reports)} reports are longer than {pipe.tokenizer.max_length} tokens and were cut")
+        print(f"{cut} of {len(reports)} reports are longer than {pipe.tokenizer.max_length} tokens "
+              "and were cut")
     rows = []
     for report in reports:
         seeds = [args.seed + i for i in range(args.n)]
         images = generate(pipe, [report] * args.n, seeds, steps, guidance, settings["eta"])
         rows.append((f"{report}  [seeds {seeds[0]}-{seeds[-1]}]", images))
-    save_png(picture_grid(rows), args.out, report="\n".join(reports), seed=args.seed, steps=steps, guidance=guidance,
-             eta=settings["eta"], model="cxrl" if tuned else "anchor", revision=settings["revision"])
+    save_png(picture_grid(rows), args.out, report="\n".join(reports), seed=args.seed, steps=steps,
+             guidance=guidance, eta=settings["eta"], model="cxrl" if tuned else "anchor",
+             revision=settings["revision"])
     print(f"{args.out}: {len(reports) * args.n} synthetic X-rays by {run}/{'cxrl' if tuned else 'anchor'}, "
           f"{steps} steps, guidance {guidance:g}; not for clinical use")
 

@@ -154,6 +154,10 @@ class TextConfig:
                    num_attention_heads=4, max_position_embeddings=64)
 
     @classmethod
+    def small(cls):
+        return cls(vocab_size=4096, num_hidden_layers=6, max_position_embeddings=128)
+
+    @classmethod
     def sd15(cls):
         return cls(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
 

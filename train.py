@@ -1,12 +1,13 @@
-"""Train CXRL, all stages: python train.py [--out runs/phantom] [--preset tiny] [--data phantom] [--stage all] ...
+"""Train CXRL, all stages:
+python train.py [--out runs/phantom] [--preset tiny] [--data phantom] [--stage all] ...
 
-    python train.py                                     the whole system on embedded phantoms, minutes on a laptop
-    python train.py --data DIR --out runs/mine          on your own X-rays (images + metadata.csv)
-    python train.py --stage rl --rounds 40              one stage, once those before it are done
+    python train.py                                 the whole system on embedded phantoms, minutes on a laptop
+    python train.py --data DIR --out runs/mine      on your own X-rays (images + metadata.csv)
+    python train.py --stage rl --rounds 40          one stage, once those before it are done
 
-Stages, in order: vae -> diffusion (with the text encoder) -> rewards -> rl -> evaluate. Each is skipped when the run
-folder already holds its result, and continues bit for bit where it was killed: every random number is a pure function
-of (seed, stage, step), and RUN/state holds weights, optimizer and step.
+Stages, in order: vae -> diffusion (with the text encoder) -> rewards -> rl -> evaluate. Each is skipped when
+the run folder already holds its result, and continues bit for bit where it was killed: every random number is
+a pure function of (seed, stage, step), and RUN/state holds weights, optimizer and step.
 """
 import argparse
 import copy
@@ -30,11 +31,13 @@ from tqdm import tqdm
 
 import data
 import evaluate
+import rewards
+import sample
 from ace import ACE
 from model import UNet2DConditionModel, UNetConfig
-from rewards import ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig, Rewards, canonical_chest, standardise
+from rewards import ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig, Rewards
 from rl import RLConfig, rl_round, trained_steps
-from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, generate, picture_grid, save_png, write_json
+from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, generate, picture_grid, save_png
 from text_encoder import CLIPTextModel, TextConfig, Tokenizer
 from vae import AutoencoderKL, VAEConfig
 
@@ -47,21 +50,27 @@ STAGES = ("vae", "diffusion", "rewards", "rl", "evaluate")
 @dataclass(frozen=True)
 class TrainConfig:
     out: Annotated[Path, "run folder; the same command again continues it"] = Path("runs/phantom")
-    preset: Annotated[Literal["tiny", "small", "sd15", "sd21"], "sizes of all networks; sd15 and sd21 need --init"] = "tiny"
+    preset: Annotated[Literal["tiny", "small", "sd15", "sd21"],
+                      "sizes of all networks; sd15 and sd21 need --init"] = "tiny"
     data: Annotated[str, "phantom, or a folder with images and metadata.csv"] = "phantom"
-    stage: Annotated[Literal["all", "vae", "diffusion", "rewards", "rl", "evaluate"], "all in order, or one"] = "all"
-    init: Annotated[Path | None, "diffusers folder (RoentGen, Stable Diffusion) that replaces vae and diffusion"] = None
+    stage: Annotated[Literal["all", "vae", "diffusion", "rewards", "rl", "evaluate"],
+                     "all in order, or one"] = "all"
+    init: Annotated[Path | None,
+                    "diffusers folder (RoentGen, Stable Diffusion) that replaces vae and diffusion"] = None
     seed: Annotated[int, "of everything random"] = 0
     fit: Annotated[Literal["crop", "pad"], "how a picture that is not square becomes one"] = "crop"
+    prompt: Annotated[Literal["report", "impression", "findings", "both"],
+                      "which part of a real report is the prompt"] = "report"
     train_images: Annotated[int, "phantoms in the training split"] = 8192
-    vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 600
-    vae_batch: Annotated[int, "images per step; halve if out of memory"] = 32
+    vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 1400
+    vae_batch: Annotated[int, "images per step; halve if out of memory"] = 8
     vae_lr: Annotated[float, "peak learning rate"] = 2e-3
-    diffusion_steps: Annotated[int, "optimizer steps of UNet and text encoder"] = 1200
-    diffusion_batch: Annotated[int, "latents per step; halve if out of memory"] = 128
+    text_steps: Annotated[int, "optimizer steps of the text encoder's contrastive pretraining"] = 250
+    diffusion_steps: Annotated[int, "optimizer steps of UNet and text encoder"] = 700
+    diffusion_batch: Annotated[int, "latents per step; halve if out of memory"] = 64
     diffusion_lr: Annotated[float, "peak learning rate"] = 1e-3
     prompt_dropout: Annotated[float, "share of reports replaced by the empty one, for guidance"] = 0.1
-    reward_steps: Annotated[int, "optimizer steps of each reward network"] = 400
+    reward_steps: Annotated[int, "optimizer steps of each reward network"] = 300
     reward_batch: Annotated[int, "images per step"] = 64
     reward_lr: Annotated[float, "peak learning rate"] = 2e-3
     eval_reports: Annotated[int, "reports in the final evaluation"] = 512
@@ -109,7 +118,8 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
 
 
 def parse(argv: list[str] | None) -> tuple[TrainConfig, SampleConfig, RLConfig]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = (TrainConfig, SampleConfig, RLConfig)
     for kind in kinds:
         add_flags(parser, kind)
@@ -127,7 +137,8 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
             zero_ok = field.name in ZERO_ALLOWED
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 if not (0 <= value < float("inf")) or (value == 0 and not zero_ok):
-                    raise ValueError(f"{flag} {value}: expected a {'number >= 0' if zero_ok else 'positive number'}")
+                    raise ValueError(f"{flag} {value}: expected a "
+                                     f"{'number >= 0' if zero_ok else 'positive number'}")
     for name, value in [("--fraction", rl.fraction), ("--prompt-dropout", config.prompt_dropout)]:
         if value > 1:
             raise ValueError(f"{name} {value}: expected at most 1")
@@ -140,7 +151,8 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
         raise ValueError(f"--init {config.init}: no model_index.json: expected a diffusers folder")
 
 
-ZERO_ALLOWED = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr", "save_every"}
+ZERO_ALLOWED = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr",
+                "save_every"}
 
 # ------------------------------------------------------------------------------------------------ run folder
 
@@ -166,7 +178,8 @@ class Run:
                 self.writer.add_scalar(f"{stage}/{name}", value, step)
 
     def forget(self, stage: str, after: int) -> None:
-        """Drop this stage's log lines beyond the step it resumes from (a killed run may have written half a line)."""
+        """Drop this stage's log lines beyond the step it resumes from
+        (a killed run may have written half a line)."""
         path = self.path("log.jsonl")
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
@@ -175,7 +188,8 @@ class Run:
             path.with_suffix(".tmp").replace(path)
 
 
-NOT_RESULT = {"out", "stage", "save_every", "tensorboard", "compile", "eval_reports", "rl_micro"}  # may change when resuming
+# may change when resuming
+NOT_RESULT = {"out", "stage", "save_every", "tensorboard", "compile", "eval_reports", "rl_micro"}
 
 
 def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
@@ -188,12 +202,12 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
             old = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
-        for name in ("preset", "data", "seed", "fit", "init", "train_images"):
+        for name in ("preset", "data", "seed", "fit", "prompt", "init", "train_images"):
             if old.get(name) != options[name]:
                 raise ValueError(f"--{name.replace('_', '-')} {options[name]}: {config.out} was made with "
                                  f"{old.get(name)!r}; choose another --out")
     try:
-        write_json(path, {**options, "torch": torch.__version__, "git": git_revision()})
+        sample.write_json(path, {**options, "torch": torch.__version__, "git": git_revision()})
     except OSError as error:
         raise ValueError(f"--out {config.out}: cannot be written: {error.strerror}") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -234,19 +248,24 @@ def batch_index(n: int, batch: int, seed: int, step: int) -> Tensor:
     return torch.stack([permutation(n, seed, p // n)[p % n] for p in positions])
 
 
-def save_state(run: Run, stage: str, step: int, seconds: float, modules: dict[str, nn.Module], optimizer, ema: dict | None) -> None:
-    """RUN/state/STAGE.safetensors: weights, AdamW moments, EMA; step and options in its header. Renamed when complete."""
+def save_state(run: Run, stage: str, step: int, seconds: float, modules: dict[str, nn.Module], optimizer,
+               ema: dict | None) -> None:
+    """RUN/state/STAGE.safetensors: weights, AdamW moments, EMA; step and options in its header.
+    Renamed when complete."""
     tensors = {f"{name}.{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
-    tensors |= {f"optimizer.{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+    moments = optimizer.state_dict()["state"]
+    tensors |= {f"optimizer.{i}.{k}": v for i, s in moments.items() for k, v in s.items()}
     tensors |= {f"ema.{k}": v for k, v in (ema or {}).items()}
     header = {"step": str(step), "seconds": str(seconds), "options": json.dumps(run.options)}
     path = run.path("state", f"{stage}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path.with_suffix(".tmp"), header)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    save_file(tensors, path.with_suffix(".tmp"), header)
     path.with_suffix(".tmp").replace(path)
 
 
-def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer, ema: dict | None) -> tuple[int, float]:
+def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer,
+               ema: dict | None) -> tuple[int, float]:
     """-> (steps done, seconds spent), 0 when the stage is new."""
     path = run.path("state", f"{stage}.safetensors")
     if not path.exists():
@@ -260,10 +279,11 @@ def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer, e
     old = json.loads(header["options"])
     for name, value in run.options.items():
         if name not in NOT_RESULT and old.get(name) != value:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: {path} was begun with {old.get(name)!r}; give that "
-                             "value, or delete the file to begin the stage anew")
+            raise ValueError(f"--{name.replace('_', '-')} {value}: {path} was begun with {old.get(name)!r}; "
+                             "give that value, or delete the file to begin the stage anew")
     for name, module in modules.items():
-        module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")})
+        module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items()
+                                if k.startswith(f"{name}.")})
     state: dict = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
@@ -275,29 +295,34 @@ def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer, e
     return int(header["step"]), float(header["seconds"])
 
 
-# ------------------------------------------------------------------------------------------------ one loop for all
+# ------------------------------------------------------------------------------------------- one loop for all
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
     """Linear warm-up over the first 5 % (at most 200 steps), then a cosine to 0."""
     warm = max(min(200, steps // 20), 1)
     progress = max(step - warm, 0) / max(steps - warm, 1)
-    return peak * min(1.0, (step + 1) / warm) * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
+    cosine = torch.cos(torch.tensor(torch.pi * progress)).item()
+    return peak * min(1.0, (step + 1) / warm) * 0.5 * (1 + cosine)
 
 
 def adamw(groups: list[dict] | Iterator, lr: float, device: torch.device, weight_decay: float = 1e-2):
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=device.type == "cuda")
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay,
+                             fused=device.type == "cuda")
 
 
-def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Callable[[int], tuple[Tensor, dict]], steps: int, lr: float,
-        batch: int, ema_decay: float = 0.0) -> None:
-    """Minimise loss(step) -> (scalar, numbers to report) over the modules' parameters; resumes, logs, checkpoints.
+def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Callable[[int], tuple[Tensor, dict]],
+        steps: int, lr: float, batch: int, ema_decay: float = 0.0) -> None:
+    """Minimise loss(step) -> (scalar, numbers to report) over the modules' parameters;
+    resumes, logs, checkpoints.
 
     With ema_decay the modules end with the moving average of their weights.
     """
     parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
     optimizer = adamw(parameters, lr, run.device)
-    ema = {f"{n}.{k}": p.detach().clone() for n, m in modules.items() for k, p in m.named_parameters()} if ema_decay else None
+    ema = None
+    if ema_decay:
+        ema = {f"{n}.{k}": p.detach().clone() for n, m in modules.items() for k, p in m.named_parameters()}
     begin, before = load_state(run, stage, modules, optimizer, ema)
     run.forget(stage, begin)
     start = saved = time.monotonic()
@@ -323,7 +348,8 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Callable[[int
             run.log(stage, step + 1, time=round(seconds, 2), loss=value.item(), grad_norm=grad_norm.item(),
                     images_per_second=round((step + 1 - begin) * batch / (time.monotonic() - start), 1),
                     **{k: float(v.detach()) for k, v in numbers.items()})
-            bar.set_postfix(loss=f"{value.item():.4f}", **{k: f"{v.item():.3f}" for k, v in list(numbers.items())[:2]})
+            bar.set_postfix(loss=f"{value.item():.4f}",
+                            **{k: f"{v.item():.3f}" for k, v in list(numbers.items())[:2]})
         if save:
             saved = time.monotonic()
             save_state(run, stage, step + 1, before + saved - start, modules, optimizer, ema)
@@ -343,9 +369,10 @@ def unit_images(chests, index: Tensor, device: torch.device) -> Tensor:
 
 
 def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
-    """Autoencoder: squared error plus a light KL; its latent scale is measured once and kept in its config.json."""
+    """Autoencoder: squared error plus a light KL;
+    its latent scale is measured once and kept in its config.json."""
     torch.manual_seed(run.seed)
-    vae, train = AutoencoderKL(sizes.vae).to(run.device), sets["train"]
+    vae, train = AutoencoderKL(sizes.vae).to(run.device, memory_format=torch.channels_last), sets["train"]
 
     def loss(step: int) -> tuple[Tensor, dict]:
         x = unit_images(train, batch_index(len(train), config.vae_batch, run.seed, step), run.device) * 2 - 1
@@ -353,23 +380,25 @@ def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
         mean, logvar = vae.encode(x)
         noise = torch.randn(mean.shape, generator=step_generator(run.seed, "vae", step)).to(run.device)
         mse = F.mse_loss(vae.decode(mean + (0.5 * logvar).exp() * noise), x)
-        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-        return mse + 1e-5 * kl, {"psnr": 10 * torch.log10(4 / mse.detach()), "kl": kl.detach()}
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum((1, 2, 3)).mean()
+        return mse + 1e-6 * kl, {"psnr": 10 * torch.log10(4 / mse), "kl": kl}
 
     fit(run, "vae", {"vae": vae}, loss, config.vae_steps, config.vae_lr, config.vae_batch)
     vae.eval()
     with torch.no_grad():
         some = unit_images(train, torch.arange(min(512, len(train))), run.device) * 2 - 1
-        std = torch.cat([vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))[0] for x in some.split(32)]).std()
+        std = torch.cat([vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))[0]
+                         for x in some.split(32)]).std()
         vae.config = dataclasses.replace(vae.config, scaling_factor=round(1 / std.item(), 5))
         held_out = unit_images(sets["val"], torch.arange(min(256, len(sets["val"]))), run.device) * 2 - 1
-        back = torch.cat([vae.decode(vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))[0]).mean(1, keepdim=True)
-                          for x in held_out.split(32)])
+        means = [vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))[0] for x in held_out.split(32)]
+        back = torch.cat([vae.decode(mean).mean(1, keepdim=True) for mean in means])
     psnr = 10 * torch.log10(4 / F.mse_loss(back, held_out)).item()
     run.log("vae", config.vae_steps, held_out_psnr=psnr)
     print(f"vae: {psnr:.1f} dB PSNR on held-out images")
     pairs = torch.cat([held_out[:6], back[:6]]) / 2 + 0.5
-    save_png(picture_grid([("originals", pairs[:6]), ("reconstructions", pairs[6:])]), run.path("samples", "vae.png"))
+    rows = [("originals", pairs[:6]), ("reconstructions", pairs[6:])]
+    save_png(picture_grid(rows), run.path("samples", "vae.png"))
     vae.save_pretrained(run.path("anchor", "vae"))
 
 
@@ -387,7 +416,8 @@ def latent_cache(run: Run, vae: AutoencoderKL, train) -> Tensor:
     parts = []
     for index in tqdm(torch.arange(len(train)).split(64), "latents", unit="batch"):
         x = unit_images(train, index, run.device) * 2 - 1
-        parts.append(vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))[0].cpu() * vae.config.scaling_factor)
+        mean, _ = vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))
+        parts.append(mean.cpu() * vae.config.scaling_factor)
     latents = torch.cat(parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"latents": latents}, path.with_suffix(".tmp"))
@@ -402,9 +432,19 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
     latents = latent_cache(run, vae, train).to(run.device)
     tokenizer = Tokenizer.train(train.reports, sizes.text.vocab_size, sizes.text.max_position_embeddings)
     if cut := tokenizer.cut_count(train.reports):
-        print(f"diffusion: {cut} of {len(train)} reports exceed {tokenizer.max_length} tokens and are cut there")
+        print(f"diffusion: {cut} of {len(train)} reports exceed {tokenizer.max_length} tokens "
+              "and are cut there")
     torch.manual_seed(run.seed + 1)
     unet, text = UNet2DConditionModel(sizes.unet).to(run.device), CLIPTextModel(sizes.text).to(run.device)
+    contrast = Contrast(text, sizes.unet.in_channels, sizes.unet.cross_attention_dim).to(run.device)
+    ids = tokenizer(train.reports).to(run.device)
+
+    def contrastive_loss(step: int) -> tuple[Tensor, dict]:
+        index = batch_index(len(ids), config.diffusion_batch, run.seed + 3, step).to(run.device)
+        return contrast(latents[index], ids[index])
+
+    fit(run, "text", {"contrast": contrast}, contrastive_loss, config.text_steps, config.diffusion_lr,
+        config.diffusion_batch)
     fit(run, "diffusion", {"unet": unet, "text": text},
         diffusion_loss(run, config, unet, text, schedule, latents, tokenizer, train.reports),
         config.diffusion_steps, config.diffusion_lr, config.diffusion_batch, ema_decay=EMA_DECAY)
@@ -412,32 +452,67 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
     pipe.save(run.path("anchor"))
     reports = sets["val"].reports[:4]
     rows = [(r, generate(pipe, [r] * 6, list(range(6)), **sampling.arguments())) for r in reports]
-    save_png(picture_grid(rows), run.path("samples", "anchor.png"), report="\n".join(reports), seed=0, revision=git_revision())
+    save_png(picture_grid(rows), run.path("samples", "anchor.png"), report="\n".join(reports), seed=0,
+             revision=git_revision())
 
 
-def diffusion_loss(run: Run, config: TrainConfig, unet, text, schedule: Schedule, latents: Tensor, tokenizer: Tokenizer,
-                   reports: list[str], first: int = 0) -> Callable[[int], tuple[Tensor, dict]]:
-    """The supervised objective as a function of the step (from `first` on): mean squared error of the noise (or v)."""
+class Contrast(nn.Module):
+    """Contrastive pretraining of the text encoder against latents, as CLIP's in Stable Diffusion,
+    in miniature.
+
+    Diffusion alone teaches a text encoder from scratch very slowly; one that already tells reports apart by
+    their images is followed within minutes. The report's summary is the mean over its padded end, which a
+    causal transformer lets see every word, and which cross-attention can read.
+    """
+
+    def __init__(self, text: CLIPTextModel, channels: int, dim: int):
+        super().__init__()
+        self.text = text
+        self.image = nn.Sequential(
+            nn.Conv2d(channels, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, 128, 3, 2, 1), nn.SiLU(),
+            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128 * 16, dim))
+        self.report = nn.Linear(dim, dim)
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def forward(self, latents: Tensor, ids: Tensor) -> tuple[Tensor, dict]:
+        """(latents: b c h w, ids: b n) -> symmetric InfoNCE"""
+        end = (ids == ids[:, -1:]).float()[..., None]   # b n 1: the closing token and its padding
+        summary = (self.text(ids) * end).sum(1) / end.sum(1)
+        a, b = F.normalize(self.image(latents), dim=-1), F.normalize(self.report(summary), dim=-1)
+        logits = self.log_scale.exp().clamp(max=100) * a @ b.T
+        own = torch.arange(len(ids), device=ids.device)
+        top1 = (logits.argmax(1) == own).float().mean()
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, {"top1": top1}
+
+
+def diffusion_loss(run: Run, config: TrainConfig, unet, text, schedule: Schedule, latents: Tensor,
+                   tokenizer: Tokenizer, reports: list[str],
+                   first: int = 0) -> Callable[[int], tuple[Tensor, dict]]:
+    """The supervised objective as a function of the step (from `first` on):
+    mean squared error of the noise (or v)."""
     ids, empty = tokenizer(reports).to(run.device), tokenizer([""]).to(run.device)
+    timesteps = schedule.config.num_train_timesteps
 
     def loss(step: int) -> tuple[Tensor, dict]:
         step += first
         g = step_generator(run.seed, "diffusion", step)
         index = batch_index(len(ids), config.diffusion_batch, run.seed, step).to(run.device)
         noise = torch.randn(config.diffusion_batch, *latents.shape[1:], generator=g).to(run.device)
-        t = torch.randint(schedule.config.num_train_timesteps, (config.diffusion_batch,), generator=g).to(run.device)
+        t = torch.randint(timesteps, (config.diffusion_batch,), generator=g).to(run.device)
         drop = (torch.rand(config.diffusion_batch, 1, generator=g) < config.prompt_dropout).to(run.device)
         x0, context = latents[index], text(torch.where(drop, empty, ids[index]))
         error = (unet(schedule.add_noise(x0, noise, t), t, context) - schedule.target(x0, noise, t)) ** 2
-        by_image, quarter = error.mean((1, 2, 3)), t * 4 // schedule.config.num_train_timesteps
-        return by_image.mean(), {f"loss_t{q}": (by_image.detach() * (quarter == q)).sum() / (quarter == q).sum().clamp(min=1)
-                                 for q in range(4)}
+        by_image, quarter = error.mean((1, 2, 3)), t * 4 // timesteps
+        within = [quarter == q for q in range(4)]
+        return by_image.mean(), {f"loss_t{q}": (by_image.detach() * w).sum() / w.sum().clamp(min=1)
+                                 for q, w in enumerate(within)}
 
     return loss
 
 
 def blurred(images: Tensor, g: torch.Generator) -> Tensor:
-    """Random blur and noise: rewards must not depend on grain, which the decoder of a latent model does not give back."""
+    """Random blur and noise: rewards must not depend on grain,
+    which the decoder of a latent model does not give back."""
     amount = torch.rand(len(images), 1, 1, 1, generator=g).to(images.device)
     soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
     noise = torch.randn(images.shape, generator=g).to(images.device)
@@ -455,8 +530,9 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
     def posture_loss(step: int):
         images, _, g = draw("posture", step)
         spread = torch.tensor([0.15, 0.15, 0.1, 0.1, 0.12])
-        jitter = torch.randn(len(images), 5, generator=g).clamp(-2, 2) * spread + torch.tensor([1.0, 1, 0, 0, 0])
-        return posture.loss(F.interpolate(images, posture.canonical.shape[2:], mode="area"), jitter.to(run.device))
+        jitter = torch.randn(len(images), 5, generator=g).clamp(-2, 2) * spread
+        jitter = (jitter + torch.tensor([1.0, 1, 0, 0, 0])).to(run.device)
+        return posture.loss(F.interpolate(images, posture.canonical.shape[2:], mode="area"), jitter)
 
     def diagnosis_loss(step: int):
         images, index, _ = draw("diagnosis", step)
@@ -470,7 +546,7 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
         torch.manual_seed(run.seed + 2)
         posture = PostureNet(sizes.rewards).to(run.device)
         some = unit_images(train, torch.arange(min(1000, len(train))), run.device)
-        posture.canonical.copy_(canonical_chest(some))
+        posture.canonical.copy_(rewards.canonical_chest(some))
         fit(run, "posture", {"net": posture}, posture_loss, steps, lr, batch)
         calibrate(posture.eval(), some)
         posture.save_pretrained(run.path("rewards", "posture"))
@@ -482,15 +558,17 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
     if not run.path("rewards", "consistency", "config.json").exists():
         torch.manual_seed(run.seed + 4)
         consistency = ConsistencyNet(sizes.rewards).to(run.device)
-        consistency.tokenizer = Tokenizer.train(train.reports, sizes.rewards.vocab_size, sizes.rewards.positions)
+        consistency.tokenizer = Tokenizer.train(train.reports, sizes.rewards.vocab_size,
+                                                sizes.rewards.positions)
         fit(run, "consistency", {"net": consistency}, consistency_loss, steps, lr, batch)
         consistency.eval().save_pretrained(run.path("rewards", "consistency"))
 
 
 @torch.no_grad()
 def calibrate(posture: PostureNet, images: Tensor) -> None:
-    """psi_0, the zero of the posture reward: mean psi of the half of `images` nearest to the canonical chest."""
-    x = standardise(F.interpolate(images, posture.canonical.shape[2:], mode="area"))
+    """psi_0, the zero of the posture reward:
+    mean psi of the half of `images` nearest to the canonical chest."""
+    x = rewards.standardise(F.interpolate(images, posture.canonical.shape[2:], mode="area"))
     distance = ((x - posture.canonical) ** 2).mean((1, 2, 3))
     near = images[distance.argsort(stable=True)[:max(len(images) // 2, 1)]]
     posture.psi_0.copy_(torch.cat([posture(x) for x in near.split(64)]).mean(0))
@@ -499,7 +577,8 @@ def calibrate(posture: PostureNet, images: Tensor) -> None:
 def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, rl: RLConfig) -> None:
     """Policy gradient from RUN/anchor -> RUN/cxrl."""
     pipe = Pipeline.load(run.path("anchor"), run.device)
-    anchor = dataclasses.replace(pipe, unet=copy.deepcopy(pipe.unet).requires_grad_(False))   # shares text encoder and VAE
+    # the anchor shares text encoder and VAE
+    anchor = dataclasses.replace(pipe, unet=copy.deepcopy(pipe.unet).requires_grad_(False))
     nets, reports = Rewards.load(run.path("rewards"), run.device), sets["train"].reports
     modules, groups = {"unet": pipe.unet}, [{"params": list(pipe.unet.parameters()), "peak": rl.rl_lr}]
     if rl.ace:
@@ -515,7 +594,8 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
     run.forget("rl", begin)
     start = saved = time.monotonic()
     images = rl.reports * rl.group
-    print(f"rl: {images} images a round, {rl.inner_epochs * rl.updates} updates a round, {rl.rounds * images} reward queries")
+    print(f"rl: {images} images a round, {rl.inner_epochs * rl.updates} updates a round, "
+          f"{rl.rounds * images} reward queries")
     bar = tqdm(range(begin, rl.rounds), "rl", rl.rounds, initial=begin, unit="round")
     for r in bar:
         for group in optimizer.param_groups:
@@ -523,14 +603,18 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
         chosen = [reports[i] for i in batch_index(len(reports), rl.reports, run.seed + 2, r).tolist()]
         first = (run.seed * 100_003 + r + 1) * 100_003
         numbers, pictures = rl_round(
-            pipe, anchor, nets, [c for c in chosen for _ in range(rl.group)], [first + i for i in range(images)],
+            pipe, anchor, nets, [c for c in chosen for _ in range(rl.group)],
+            [first + i for i in range(images)],
             sampling.sample_steps, sampling.guidance, sampling.eta, rl, optimizer)
         now = time.monotonic()
-        run.log("rl", r + 1, time=round(before + now - start, 2), images_per_second=round((r + 1 - begin) * images / (now - start), 1),
+        run.log("rl", r + 1, time=round(before + now - start, 2),
+                images_per_second=round((r + 1 - begin) * images / (now - start), 1),
                 queries=(r + 1) * images, **numbers)
-        bar.set_postfix(**{k.removeprefix("reward_"): f"{numbers[k]:.3f}" for k in numbers if k.startswith("reward_")})
+        bar.set_postfix(**{k.removeprefix("reward_"): f"{v:.3f}" for k, v in numbers.items()
+                           if k.startswith("reward_")})
         if r % 5 == 0 or r + 1 == rl.rounds:
-            rows = [(chosen[i], pictures[i * rl.group:(i + 1) * rl.group][:8]) for i in range(min(3, rl.reports))]
+            rows = [(chosen[i], pictures[i * rl.group:(i + 1) * rl.group][:8])
+                    for i in range(min(3, rl.reports))]
             save_png(picture_grid(rows, 96), run.path("samples", f"rl_{r + 1:04d}.png"), round=r + 1)
         if now - saved > run.save_every:
             saved = now
@@ -539,38 +623,44 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
     before_and_after(run, anchor, pipe, sets["test"].reports[:5], sampling)
 
 
-def before_and_after(run: Run, anchor: Pipeline, pipe: Pipeline, reports: list[str], sampling: SampleConfig) -> None:
+def before_and_after(run: Run, anchor: Pipeline, pipe: Pipeline, reports: list[str],
+                     sampling: SampleConfig) -> None:
     """RUN/samples/anchor_vs_cxrl.png: same reports, same noise."""
     rows = []
     for i, report in enumerate(reports):
         seeds = [1000 * i + j for j in range(4)]
         pairs = [generate(p, [report] * 4, seeds, **sampling.arguments()) for p in (anchor, pipe)]
-        rows.append((f"{report}  [left: anchor, right: CXRL; seeds {seeds[0]}-{seeds[-1]}]", torch.cat(pairs)))
+        label = f"{report}  [left: anchor, right: CXRL; seeds {seeds[0]}-{seeds[-1]}]"
+        rows.append((label, torch.cat(pairs)))
     save_png(picture_grid(rows, 128), run.path("samples", "anchor_vs_cxrl.png"), report="\n".join(reports),
-             seed="1000 * row + column", steps=sampling.sample_steps, guidance=sampling.guidance, revision=git_revision())
+             seed="1000 * row + column", steps=sampling.sample_steps, guidance=sampling.guidance,
+             revision=git_revision())
 
 
-def finished(run: Run, stage: str) -> bool:
-    """Whether the run folder holds the stage's result; each result's last file is renamed into place when all is written."""
+def finished(folder: Path, stage: str) -> bool:
+    """Whether the run folder holds the stage's result;
+    each result's last file is renamed into place when all is written."""
     marks = {"vae": ["anchor/vae/config.json"], "diffusion": ["anchor/model_index.json"],
              "rewards": [f"rewards/{n}/config.json" for n in ("posture", "diagnosis", "consistency")],
              "rl": ["cxrl/model_index.json"], "evaluate": ["evaluation.json"]}[stage]
-    return all(run.path(mark).exists() for mark in marks)
+    return all((folder / mark).exists() for mark in marks)
 
 
 def main(argv: list[str] | None = None) -> None:
     config, sampling, rl = parse(argv)
     sizes = preset(config.preset)
-    sets = data.load(config.data, size=sizes.size, seed=config.seed, fit=config.fit, train_images=config.train_images)
+    sets = data.load(config.data, size=sizes.size, seed=config.seed, fit=config.fit,
+                     train_images=config.train_images, prompt=config.prompt, cache=config.out / "state")
     run = open_run(config, sampling, rl)
-    if config.init is not None and not finished(run, "diffusion"):
+    if config.init is not None and not finished(run.folder, "diffusion"):
         Pipeline.load(config.init).save(run.path("anchor"))
     wanted = STAGES if config.stage == "all" else (config.stage,)
     for stage in wanted:
         for needed in STAGES[:STAGES.index(stage)]:
-            if not finished(run, needed):
-                raise ValueError(f"--stage {stage}: {config.out} has no result of stage {needed} yet; run that first")
-        if finished(run, stage):
+            if not finished(run.folder, needed):
+                raise ValueError(f"--stage {stage}: {config.out} has no result of stage {needed} yet; "
+                                 "run that first")
+        if finished(run.folder, stage):
             print(f"{stage}: done already in {config.out}")
             continue
         start = time.monotonic()
@@ -583,7 +673,8 @@ def main(argv: list[str] | None = None) -> None:
         elif stage == "rl":
             stage_rl(run, config, sets, sampling, rl)
         else:
-            evaluate.evaluate_run(run.folder, sets, reports=config.eval_reports, seed=config.seed, device=run.device)
+            evaluate.evaluate_run(run.folder, sets, reports=config.eval_reports, seed=config.seed,
+                                  device=run.device)
         print(f"{stage}: {time.monotonic() - start:.0f} s")
 
 

@@ -2,9 +2,10 @@
 
     python benchmarks/supervised_control.py [RUN: newest under runs/]
 
-Continues RUN/anchor (UNet and text encoder, same loss, data, batch and peak learning rate, fresh warm-up and cosine)
-for the seconds that RUN/log.jsonl gives for RL, at the steps per second that it gives for the diffusion stage, saves
-RUN/control and writes RUN/evaluation.json anew with the key "control" beside "anchor" and "cxrl".
+Continues RUN/anchor (UNet and text encoder, same loss, data, batch and peak learning rate, fresh warm-up and
+cosine) for the seconds that RUN/log.jsonl gives for RL, at the steps per second that it gives for the
+diffusion stage, saves RUN/control and writes RUN/evaluation.json anew with the key "control" beside "anchor"
+and "cxrl".
 """
 import argparse
 import dataclasses
@@ -31,7 +32,8 @@ def last_log(run: Path, stage: str) -> dict:
 def saved_flags(run: Path) -> list[str]:
     """The flags of a run, from its config.json."""
     options = json.loads((run / "config.json").read_text())
-    names = [f.name for kind in (train.TrainConfig, train.SampleConfig, train.RLConfig) for f in dataclasses.fields(kind)]
+    kinds = (train.TrainConfig, train.SampleConfig, train.RLConfig)
+    names = [f.name for kind in kinds for f in dataclasses.fields(kind)]
     flags = []
     for name in names:
         flag, value = name.replace("_", "-"), options[name]
@@ -43,23 +45,26 @@ def saved_flags(run: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path)
     folder = parser.parse_args().run or newest_run()
     config, sampling, rl = train.parse([*saved_flags(folder), "--out", str(folder)])
     sizes, run = train.preset(config.preset), train.open_run(config, sampling, rl)
-    sets = data.load(config.data, size=sizes.size, seed=config.seed, fit=config.fit, train_images=config.train_images)
+    sets = data.load(config.data, size=sizes.size, seed=config.seed, fit=config.fit,
+                     train_images=config.train_images)
     diffusion, rl_log = last_log(folder, "diffusion"), last_log(folder, "rl")
     steps = round(rl_log["time"] * diffusion["step"] / diffusion["time"])
     print(f"control: RL took {rl_log['time']:.0f} s, which is {steps} more supervised steps")
     pipe = Pipeline.load(folder / "anchor", run.device)
     latents = train.latent_cache(run, pipe.vae, sets["train"]).to(run.device)
-    loss = train.diffusion_loss(run, config, pipe.unet, pipe.text, pipe.schedule, latents, pipe.tokenizer, sets["train"].reports,
-                                first=diffusion["step"])
+    loss = train.diffusion_loss(run, config, pipe.unet, pipe.text, pipe.schedule, latents, pipe.tokenizer,
+                                sets["train"].reports, first=diffusion["step"])
     train.fit(run, "control", {"unet": pipe.unet, "text": pipe.text}, loss, steps, config.diffusion_lr,
               config.diffusion_batch, ema_decay=train.EMA_DECAY)
     pipe.save(folder / "control")
-    evaluate.evaluate_run(folder, sets, config.eval_reports, config.seed, run.device, controls=(folder / "control",))
+    evaluate.evaluate_run(folder, sets, config.eval_reports, config.seed, run.device,
+                          controls=(folder / "control",))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_mimic_reports_from_the_zip(mimic):
 
 
 XML = """<?xml version="1.0" encoding="utf-8"?><eCitation><uId id="CXR{i}"/>
-        | {f"png/CXR{i}_{n}.png": None for i in range(4) for n in (f"1_IM-000{i}-1", f"IM-000{i}-2")}
+<AbstractText Label="FINDINGS">Clear.</AbstractText><AbstractText Label="IMPRESSION">No {i}.</AbstractText>
 <parentImage id="CXR{i}_1_IM-000{i}-1"/><parentImage id="CXR{i}_IM-000{i}-2"/></eCitation>"""
 PROJECTIONS = "uid,filename,projection\n" + "".join(
     f"{i},{i}_IM-000{i}-1.dcm.png,Frontal\n{i},{i}_IM-000{i}-2.dcm.png,Lateral\n" for i in range(4))
@@ -99,7 +99,7 @@ def test_openi_xml(tmp_path):
     put(tmp_path, {"indiana_projections.csv": PROJECTIONS})
     reports = loaded(tmp_path)
     assert len(reports) == 4
-    assert reports["png/CXR2_1_IM-0002-1.png"] == "Normal 2."
+    assert reports["png/CXR2_1_IM-0002-1.png"] == "No 2."
 
 
 def test_openi_csv(tmp_path):

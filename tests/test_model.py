@@ -1,5 +1,7 @@
 """The UNet: exact names, exact numbers, honest refusals."""
+import copy
 import hashlib
+import inspect
 import json
 from dataclasses import asdict, replace
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import UNet2DConditionModel, UNetConfig
+from model import UNet2DConditionModel, UNetConfig, add_lora, load_lora, lora_layers, save_lora
 
 SMALL = UNetConfig(sample_size=8, in_channels=3, out_channels=5, block_out_channels=(16, 24), layers_per_block=1,
                    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), cross_attention_dim=20,
@@ -78,7 +80,8 @@ def test_stored_numbers():
     unet = UNet2DConditionModel(SMALL)
     with torch.no_grad():
         for i, (name, parameter) in enumerate(sorted(unet.named_parameters())):
-            wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) * 0.37 + i).view_as(parameter)
+            numbers = torch.arange(parameter.numel(), dtype=torch.float64)
+            wave = torch.sin(numbers * 0.37 + i).view_as(parameter)
             gain = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
             parameter.copy_(wave * gain + (parameter.ndim == 1 and name.endswith("weight")))
     x = torch.cos(torch.arange(2 * 3 * 8 * 8) * 0.9).view(2, 3, 8, 8)
@@ -93,7 +96,8 @@ def test_stored_numbers():
 @pytest.mark.parametrize("h, w", [(8, 8), (6, 10), (7, 5)])
 def test_equals_diffusers_both_ways(name, h, w, tmp_path):
     """diffusers computes the same from our folder, and we from its folder, also at odd sides (1e-5 relative)."""
-    diffusers = pytest.importorskip("diffusers", reason="the comparison needs diffusers (requirements-dev.txt)")
+    diffusers = pytest.importorskip("diffusers",
+                                    reason="the comparison needs diffusers: requirements-dev.txt")
     config = SHAPES[name]
     ours = randomised(UNet2DConditionModel(config))
     ours.save_pretrained(tmp_path / "ours")
@@ -110,8 +114,8 @@ def test_equals_diffusers_both_ways(name, h, w, tmp_path):
 
 def test_diffusers_defaults_are_ours(tmp_path):
     """A key missing from config.json means what it means to diffusers: our defaults are its constructor's."""
-    diffusers = pytest.importorskip("diffusers", reason="the comparison needs diffusers (requirements-dev.txt)")
-    import inspect
+    diffusers = pytest.importorskip("diffusers",
+                                    reason="the comparison needs diffusers: requirements-dev.txt")
     theirs = inspect.signature(diffusers.UNet2DConditionModel.__init__).parameters
     for name, value in asdict(UNetConfig()).items():
         assert theirs[name].default == value, name
@@ -239,30 +243,40 @@ def only_a_pickle(folder):
 
 
 BAD = {
-    "truncated": (lambda f: change_bytes(f, lambda b: b[:-100]), "diffusion_pytorch_model.safetensors.*truncated"),
-    "empty file": (lambda f: change_bytes(f, lambda b: b""), "diffusion_pytorch_model.safetensors.*truncated"),
-    "corrupt header": (lambda f: change_bytes(f, lambda b: b[:8] + b"#" * 64 + b[72:]), "not a safetensors file"),
-    "header of 2^63 bytes": (lambda f: change_bytes(f, lambda b: b"\xff" * 8 + b[8:]), "not a safetensors file"),
+    "truncated": (lambda f: change_bytes(f, lambda b: b[:-100]),
+                  "diffusion_pytorch_model.safetensors.*truncated"),
+    "empty file": (lambda f: change_bytes(f, lambda b: b""),
+                   "diffusion_pytorch_model.safetensors.*truncated"),
+    "corrupt header": (lambda f: change_bytes(f, lambda b: b[:8] + b"#" * 64 + b[72:]),
+                       "not a safetensors file"),
+    "header of 2^63 bytes": (lambda f: change_bytes(f, lambda b: b"\xff" * 8 + b[8:]),
+                             "not a safetensors file"),
     "missing key": (lambda f: change_weights(f, lambda w: w.pop("conv_in.bias")), "conv_in.bias is missing"),
-    "extra key": (lambda f: change_weights(f, lambda w: w.update(conv_x=torch.ones(1))), "conv_x has no place"),
+    "extra key": (lambda f: change_weights(f, lambda w: w.update(conv_x=torch.ones(1))),
+                  "conv_x has no place"),
     "wrong shape": (lambda f: change_weights(f, lambda w: w.update({"conv_in.bias": torch.ones(3)})),
                     r"conv_in.bias has shape \[3\].*\[16\]"),
-    "integers": (lambda f: change_weights(f, lambda w: w.update({"conv_in.bias": torch.ones(16).int()})), "int32"),
-    "not finite": (lambda f: change_weights(f, lambda w: w["conv_in.bias"].fill_(float("nan"))), "conv_in.bias .*finite"),
+    "integers": (lambda f: change_weights(f, lambda w: w.update({"conv_in.bias": torch.ones(16).int()})),
+                 "int32"),
+    "not finite": (lambda f: change_weights(f, lambda w: w["conv_in.bias"].fill_(float("nan"))),
+                   "conv_in.bias .*finite"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
     "broken config": (lambda f: (f / "config.json").write_text("{"), "config.json"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "config.json.*object"),
-    "only a .bin": (only_a_pickle, "diffusion_pytorch_model.bin is a pickle"),
-    "no weights": (lambda f: (f / "diffusion_pytorch_model.safetensors").unlink(), "no diffusion_pytorch_model.safe"),
+    "only a .bin": (only_a_pickle, "diffusion_pytorch_model.bin: a pickle"),
+    "no weights": (lambda f: (f / "diffusion_pytorch_model.safetensors").unlink(),
+                   "no diffusion_pytorch_model.safe"),
     "another class": (lambda f: change_config(f, _class_name="UNet2DModel"), "_class_name is 'UNet2DModel'"),
     "another activation": (lambda f: change_config(f, act_fn="mish"), "act_fn is 'mish'"),
-    "SDXL depth": (lambda f: change_config(f, transformer_layers_per_block=[1, 10]), "transformer_layers_per_block"),
+    "SDXL depth": (lambda f: change_config(f, transformer_layers_per_block=[1, 10]),
+                   "transformer_layers_per_block"),
     "SDXL condition": (lambda f: change_config(f, addition_embed_type="text_time"), "addition_embed_type"),
     "unknown block": (lambda f: change_config(f, down_block_types=["AttnDownBlock2D"] * 2),
                       "config.json: down_block_types.*'AttnDownBlock2D'"),
     "too few blocks": (lambda f: change_config(f, up_block_types=["UpBlock2D"]), "up_block_types.*2 entries"),
     "a number as text": (lambda f: change_config(f, layers_per_block="2"), "layers_per_block is '2'"),
-    "heads do not divide": (lambda f: change_config(f, attention_head_dim=5), "attention_head_dim is 5.*divisor"),
+    "heads do not divide": (lambda f: change_config(f, attention_head_dim=5),
+                            "attention_head_dim is 5.*divisor"),
     "groups do not divide": (lambda f: change_config(f, norm_num_groups=5), "norm_num_groups = 5"),
     "no widths": (lambda f: change_config(f, block_out_channels=None), "config.json: block_out_channels"),
 }
@@ -289,3 +303,128 @@ def test_keys_that_change_nothing_are_ignored(folder):
     change_config(folder, _diffusers_version="0.6.0", note="x", only_cross_attention=[False, False],
                   upcast_attention=True, dual_cross_attention=None, mid_block_only_cross_attention=False)
     assert UNet2DConditionModel.from_pretrained(folder).config == SMALL
+
+
+# ------------------------------------------------------------------------------------ LoRA
+
+
+def trained_lora(rank=3, alpha=6.0):
+    """A UNet whose LoRA does something, and the UNet without."""
+    unet = randomised(UNet2DConditionModel(SMALL))
+    plain = copy.deepcopy(unet)
+    parameters = add_lora(unet, rank, alpha)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return unet, plain
+
+
+def test_lora_starts_without_effect():
+    """A new LoRA changes no bit of the prediction; only its float32 matrices are trained."""
+    unet, batch = randomised(UNet2DConditionModel(SMALL)), inputs(SMALL)
+    before = unet(*batch).detach()
+    parameters = add_lora(unet, rank=2)
+    assert torch.equal(unet(*batch), before)
+    assert [p for p in unet.parameters() if p.requires_grad] == parameters
+    assert all(p.dtype == torch.float32 for p in parameters)
+    assert len(parameters) == 2 * 8 * 4          # A and B; two attentions in each of 4 blocks; q, k, v, out
+
+
+def test_lora_is_trained_alone():
+    """Gradients reach every B at once (A follows, as B is zero first), and no frozen weight."""
+    unet = randomised(UNet2DConditionModel(SMALL))
+    add_lora(unet, rank=2)
+    unet(*inputs(SMALL)).square().mean().backward()
+    for name, parameter in unet.named_parameters():
+        moved = parameter.grad is not None and bool(parameter.grad.any())
+        assert moved == name.endswith("lora_B.weight"), name
+
+
+def test_lora_merges_and_unmerges():
+    """Merged weights compute the same at the base model's price; unmerging restores every bit."""
+    unet, plain = trained_lora()
+    batch = inputs(SMALL)
+    with torch.no_grad():
+        apart = unet(*batch)
+        assert relative_error(plain(*batch), apart) > 0.01
+        for layer in lora_layers(unet).values():
+            layer.merge()
+        assert relative_error(unet(*batch), apart) < 1e-5
+        for layer in lora_layers(unet).values():
+            layer.unmerge()
+        assert torch.equal(unet(*batch), apart)
+    assert all(torch.equal(unet.state_dict()[k], v) for k, v in plain.state_dict().items())
+
+
+def test_lora_is_merged_before_a_unet_is_saved(tmp_path):
+    """A UNet folder never silently loses its LoRA: unmerged is refused, merged is an ordinary UNet."""
+    unet, _ = trained_lora()
+    with pytest.raises(ValueError, match="save_lora"):
+        unet.save_pretrained(tmp_path)
+    for layer in lora_layers(unet).values():
+        layer.merge()
+    unet.save_pretrained(tmp_path)
+    saved = UNet2DConditionModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(saved(*inputs(SMALL)), unet(*inputs(SMALL)))
+
+
+def test_lora_round_trip(tmp_path):
+    """A saved LoRA on the same UNet is the same function, with its rank and alpha, and is trainable again."""
+    unet, plain = trained_lora()
+    save_lora(unet, tmp_path)
+    parameters = load_lora(plain, tmp_path)
+    layer = next(iter(lora_layers(plain).values()))
+    assert (layer.rank, layer.alpha) == (3, 6.0) and all(p.requires_grad for p in parameters)
+    with torch.no_grad():
+        assert torch.equal(plain(*inputs(SMALL)), unet(*inputs(SMALL)))
+
+
+def test_lora_file_opens_in_diffusers(tmp_path):
+    """diffusers' load_lora_weights reads the file and computes the same (1e-5 relative), alpha included."""
+    diffusers = pytest.importorskip("diffusers",
+                                    reason="the comparison needs diffusers: requirements-dev.txt")
+    pytest.importorskip("peft", reason="diffusers needs peft to read a LoRA: pip install peft")
+    unet, plain = trained_lora()
+    plain.save_pretrained(tmp_path / "unet")
+    save_lora(unet, tmp_path / "lora")
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "unet", low_cpu_mem_usage=False).eval()
+    state, metadata = diffusers.StableDiffusionPipeline.lora_state_dict(
+        tmp_path / "lora", weight_name="pytorch_lora_weights.safetensors", return_lora_metadata=True)[::2]
+    diffusers.StableDiffusionPipeline.load_lora_into_unet(state, None, theirs, metadata=metadata)
+    x, t, context = inputs(SMALL)
+    with torch.no_grad():
+        assert relative_error(unet(x, t, context), theirs(x, t, context).sample) < 1e-5
+
+
+BAD_LORA = {
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-9]), "truncated"),
+    "absent": (lambda p: p.unlink(), "missing"),
+    "no pairs": (lambda p: save_file({"x": torch.ones(1)}, p), "lora_A"),
+    "half a pair": (lambda p: spoil_lora(p, lambda w: w.pop(f"{LORA}.lora_B.weight")),
+                    "does not fit.*lora_B"),
+    "another width": (lambda p: spoil_lora(p, lambda w: w.update({f"{LORA}.lora_A.weight": torch.ones(3, 7)})),
+                      "fit"),
+    "another layer": (lambda p: spoil_lora(p, lambda w: w.update({"unet.x.lora_A.weight": torch.ones(3, 7)})),
+                      "x.lora_A"),
+}
+LORA = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def spoil_lora(path, change):
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+@pytest.mark.parametrize("name", BAD_LORA)
+def test_bad_lora_files_are_refused(name, tmp_path):
+    """A file that does not fit the UNet is one ValueError with its name."""
+    unet, plain = trained_lora()
+    save_lora(unet, tmp_path)
+    spoil, message = BAD_LORA[name]
+    spoil(tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_lora(plain, tmp_path)
+    assert str(tmp_path) in str(caught.value)

@@ -1,16 +1,18 @@
-"""rewards.py: what each score means, that it is the same in any batch, and that alignment undoes a known warp."""
+"""rewards.py: what each score means, that it is the same in any batch,
+and that alignment undoes a known warp."""
 import math
 
 import pytest
 import torch
 
+import rewards
 from labels import LABELS
-from rewards import (IDENTITY, POSE_SIZE, ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig, Rewards, affine,
-                     canonical_chest, edges, rlcf, standardise, warp)
+from rewards import IDENTITY, ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig, Rewards, affine, warp
 from text_encoder import Tokenizer
 
 TINY = RewardConfig(width=8, blocks=1, embed_dim=16, text_dim=32, text_layers=1, vocab_size=600, positions=32)
-REPORTS = ["No pleural effusion.", "Large left pleural effusion.", "Moderate cardiomegaly. No pneumothorax."] * 4
+REPORTS = ["No pleural effusion.", "Large left pleural effusion.",
+           "Moderate cardiomegaly. No pneumothorax."] * 4
 
 
 def three() -> Rewards:
@@ -35,7 +37,8 @@ def blob(psi: torch.Tensor) -> torch.Tensor:
 
 
 def test_scores_are_the_same_in_any_batch():
-    """Each of the three gives (b,) float32 that does not depend on which other images are scored beside it."""
+    """Each of the three gives (b,) float32 that does not depend on
+    which other images are scored beside it."""
     nets, images = three(), torch.rand(12, 1, 64, 64)
     together = nets.scores(images, REPORTS)
     for i in (0, 5, 11):
@@ -45,20 +48,23 @@ def test_scores_are_the_same_in_any_batch():
 
 
 def test_warp_by_psi_brings_the_figure_to_the_canonical_pose():
-    """psi is the sampling transform: warping an image in pose psi by affine(psi) gives the canonical image."""
+    """psi is the sampling transform: warping an image in pose psi by affine(psi)
+    gives the canonical image."""
     psi = torch.tensor([[1.2, 0.9, 0.1, -0.05, 0.15]])
     assert (warp(blob(psi), affine(psi)) - blob(torch.tensor([IDENTITY]))).abs().mean() < 0.005
 
 
 def test_posture_net_starts_at_no_warp_and_zooming_in_means_s_above_one():
-    """The last layer starts at 0, the identity; a zoomed-in image (psi with s > 1) shows the figure larger."""
+    """The last layer starts at 0, the identity;
+    a zoomed-in image (psi with s > 1) shows the figure larger."""
     assert torch.equal(PostureNet(TINY)(torch.rand(3, 1, 80, 72)), torch.tensor(IDENTITY).expand(3, -1))
     large, normal = blob(torch.tensor([[1.3, 1.3, 0, 0, 0.0]])), blob(torch.tensor([IDENTITY]))
     assert (large > 0.2).sum() > 1.3 * (normal > 0.2).sum()
 
 
 def test_alignment_is_learned_without_labels():
-    """A hundred steps on unlabelled figures make psi follow the true pose: correlation above 0.9 for every shift."""
+    """A hundred steps on unlabelled figures make psi follow the true pose:
+    correlation above 0.9 for every shift."""
     torch.manual_seed(0)
     spread = torch.tensor([0.1, 0.1, 0.15, 0.15, 0.1])
 
@@ -66,7 +72,7 @@ def test_alignment_is_learned_without_labels():
         return torch.tensor(IDENTITY) + spread * (torch.rand(n, 5) * 2 - 1)
 
     net = PostureNet(TINY)
-    net.canonical.copy_(canonical_chest(blob(poses(256) * 0.3 + 0.7 * torch.tensor(IDENTITY))))
+    net.canonical.copy_(rewards.canonical_chest(blob(poses(256) * 0.3 + 0.7 * torch.tensor(IDENTITY))))
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
     for _ in range(100):
         loss, _ = net.loss(blob(poses(32)), poses(32))
@@ -78,33 +84,40 @@ def test_alignment_is_learned_without_labels():
         psi = net.eval()(blob(truth))
     for i in (2, 3):
         assert torch.corrcoef(torch.stack([psi[:, i], truth[:, i]]))[0, 1] > 0.9
-    score = net.score(blob(torch.stack([torch.tensor(IDENTITY), torch.tensor([1.1, 0.9, 0.14, -0.14, 0.1])])), ["", ""])
+    score = net.score(blob(torch.tensor([IDENTITY, (1.1, 0.9, 0.14, -0.14, 0.1)])), ["", ""])
     assert score[0] > score[1]
 
 
 def test_canonical_chest_leaves_the_badly_positioned_out():
-    """The canonical image is the mean of the half nearest to everybody's mean, so a minority of outliers leaves no trace."""
-    good, bad = blob(torch.tensor([IDENTITY])).expand(30, -1, -1, -1), blob(torch.tensor([[1.3, 0.7, 0.3, 0.3, 0.2]] * 10))
-    assert torch.allclose(canonical_chest(torch.cat([good, bad])), standardise(good[:1]), atol=1e-4)
+    """The canonical image is the mean of the half nearest to everybody's mean,
+    so a minority of outliers leaves no trace."""
+    good = blob(torch.tensor([IDENTITY])).expand(30, -1, -1, -1)
+    bad = blob(torch.tensor([[1.3, 0.7, 0.3, 0.3, 0.2]] * 10))
+    chest = rewards.canonical_chest(torch.cat([good, bad]))
+    assert torch.allclose(chest, rewards.standardise(good[:1]), atol=1e-4)
 
 
 def test_exposure_does_not_count_as_posture():
     """Brightness and contrast are taken out before images are compared."""
-    x = torch.rand(2, 1, POSE_SIZE, POSE_SIZE)
-    assert torch.allclose(standardise(0.5 * x + 0.2), standardise(x), atol=5e-3)
-    assert edges(torch.ones(1, 1, 8, 8)).abs().max() < 1e-6
+    x = torch.rand(2, 1, rewards.POSE_SIZE, rewards.POSE_SIZE)
+    assert torch.allclose(rewards.standardise(0.5 * x + 0.2), rewards.standardise(x), atol=5e-3)
+    assert rewards.edges(torch.ones(1, 1, 8, 8)).abs().max() < 1e-6
 
 
 def test_diagnosis_score_is_the_balanced_probability_of_the_right_answer():
-    """Half of the score is the positives', half the rest's; uncertain labels are left out; the range is [0, 1]."""
+    """Half of the score is the positives', half the rest's; uncertain labels are left out;
+    the range is [0, 1]."""
     net = DiagnosisNet(TINY).eval()
     torch.nn.init.zeros_(net.head.weight)
     logit = torch.zeros(len(LABELS))
-    logit[LABELS.index("Pleural Effusion")] = math.log(0.9 / 0.1)   # the network says 0.9 effusion, 0.5 all else
+    # The network says 0.9 effusion, 0.5 all else.
+    logit[LABELS.index("Pleural Effusion")] = math.log(0.9 / 0.1)
     net.head.bias.data.copy_(logit)
-    scores = net.score(torch.rand(3, 1, 64, 64), ["Large left pleural effusion.", "No pleural effusion.", "Possible pleural effusion."])
+    scores = net.score(torch.rand(3, 1, 64, 64), ["Large left pleural effusion.", "No pleural effusion.",
+                                                  "Possible pleural effusion."])
     assert scores[0].item() == pytest.approx(0.5 * 0.9 + 0.5 * 0.5, abs=1e-4)
-    assert scores[1].item() == pytest.approx(0.5 * 0.5 + 0.5 * (0.1 + 12 * 0.5) / 13, abs=1e-4)   # No Finding is positive
+    no_finding = 0.5 * 0.5 + 0.5 * (0.1 + 12 * 0.5) / 13   # No Finding is positive
+    assert scores[1].item() == pytest.approx(no_finding, abs=1e-4)
     assert scores[2].item() == pytest.approx(0.5, abs=1e-4)
 
 
@@ -121,13 +134,16 @@ def test_consistency_ignores_padding():
     """The report's embedding is that of its own tokens: the length of its neighbours plays no part."""
     net = three().consistency
     long = "Moderate cardiomegaly. No pneumothorax. Large left pleural effusion. No pleural effusion."
-    assert torch.allclose(net.embed_reports(["No pleural effusion.", long])[0], net.embed_reports(["No pleural effusion."])[0], atol=1e-5)
+    short = "No pleural effusion."
+    assert torch.allclose(net.embed_reports([short, long])[0], net.embed_reports([short])[0], atol=1e-5)
 
 
 def test_rlcf_is_a_margin_or_a_verdict_and_spares_posture():
-    """Diagnosis and consistency are counted against the anchor's image, posture is not (it is not comparative)."""
+    """Diagnosis and consistency are counted against the anchor's image,
+    posture is not (it is not comparative)."""
     a, b = torch.tensor([0.9, 0.2, 0.5]), torch.tensor([0.5, 0.6, 0.5])
-    assert torch.allclose(rlcf(a, b), torch.tensor([0.4, -0.4, 0.0])) and rlcf(a, b, "sign").tolist() == [1, -1, 0]
+    assert torch.allclose(rewards.rlcf(a, b), torch.tensor([0.4, -0.4, 0.0]))
+    assert rewards.rlcf(a, b, "sign").tolist() == [1, -1, 0]
     nets, images = three(), torch.rand(12, 1, 64, 64)
     alone, compared = nets.compare(images, None, REPORTS), nets.compare(images, images, REPORTS)
     assert torch.equal(alone["align"], compared["align"])
@@ -135,7 +151,8 @@ def test_rlcf_is_a_margin_or_a_verdict_and_spares_posture():
 
 
 def test_folders_round_trip_and_damage_is_named(tmp_path):
-    """Saved networks score exactly as before; a truncated file or a missing folder gives one error naming it."""
+    """Saved networks score exactly as before;
+    a truncated file or a missing folder gives one error naming it."""
     nets, images = three(), torch.rand(3, 1, 64, 64)
     for name in ("posture", "diagnosis", "consistency"):
         getattr(nets, name).save_pretrained(tmp_path / name)

@@ -7,19 +7,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import rl
 from ace import ACE
 from model import UNet2DConditionModel, UNetConfig
-from rl import (RLConfig, Rollout, advantages, flat_pairs, log_prob, policy_loss, rl_round, rollout, summarise,
-                trained_steps, update)
+from rl import RLConfig, advantages, flat_pairs, log_prob, policy_loss, rl_round, rollout, update
 from sample import Pipeline, Schedule, ScheduleConfig, seeded_noise
 
-UNET = UNetConfig(sample_size=4, in_channels=2, out_channels=2, block_out_channels=(16, 16), layers_per_block=1,
-                  down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+UNET = UNetConfig(sample_size=4, in_channels=2, out_channels=2,
+                  block_out_channels=(16, 16), layers_per_block=1,
+                  down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                  up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
                   norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2)
 
 
 def words(reports: list[str]) -> torch.Tensor:
-    """Fixed embeddings b 5 8 of a few reports: a stand-in for a text encoder of which RL needs nothing else."""
+    """Fixed embeddings b 5 8 of a few reports: a stand-in for a text encoder
+    of which RL needs nothing else."""
     return torch.stack([torch.randn(5, 8, generator=torch.Generator().manual_seed(len(r))) for r in reports])
 
 
@@ -42,7 +45,7 @@ def small_pipeline(tokens: int = 2) -> Pipeline:
     return pipe
 
 
-def start(pipe: Pipeline, b: int = 8, guidance: float = 2.0) -> tuple[Rollout, torch.Tensor, torch.Tensor]:
+def start(pipe: Pipeline, b: int = 8, guidance: float = 2.0) -> tuple[rl.Rollout, torch.Tensor, torch.Tensor]:
     c_p, c_empty = words(["a"] * (b // 2) + ["bb"] * (b // 2)), words([""])[0]
     noise = seeded_noise(list(range(b)), 6, (2, 4, 4))
     return rollout(pipe, *pipe.condition(c_p, c_empty), noise, guidance, 1.0, 4), c_p, c_empty
@@ -61,12 +64,14 @@ def test_log_prob_is_the_normal_density():
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_ratio_is_one_before_the_first_update(guidance):
-    """Scoring the stored actions in flattened (image, step) batches gives the log-probabilities of the rollout."""
+    """Scoring the stored actions in flattened (image, step) batches gives the log-probabilities
+    of the rollout."""
     pipe = small_pipeline()
     ro, c_p, c_empty = start(pipe, guidance=guidance)
     stats = update(pipe, pipe, ro, torch.ones(8), c_p, c_empty, torch.arange(32), guidance, 1.0,
                    RLConfig(rl_micro=5), optimizer_of(pipe, 0.0))
-    assert stats["ratio_error"] < 1e-5 and abs(stats["ratio_min"] - 1) < 1e-4 and abs(stats["ratio_max"] - 1) < 1e-4
+    assert stats["ratio_error"] < 1e-5
+    assert abs(stats["ratio_min"] - 1) < 1e-4 and abs(stats["ratio_max"] - 1) < 1e-4
 
 
 def test_positive_advantage_raises_log_prob():
@@ -74,39 +79,44 @@ def test_positive_advantage_raises_log_prob():
     for sign in (1.0, -1.0):
         pipe = small_pipeline()
         ro, c_p, c_empty = start(pipe)
-        config = RLConfig(kl=0.0)
-        update(pipe, pipe, ro, sign * torch.ones(8), c_p, c_empty, torch.arange(32), 2.0, 1.0, config, optimizer_of(pipe, 1e-4))
-        after = update(pipe, pipe, ro, sign * torch.ones(8), c_p, c_empty, torch.arange(32), 2.0, 1.0, config, optimizer_of(pipe, 0.0))
+        args = (ro, sign * torch.ones(8), c_p, c_empty, torch.arange(32), 2.0, 1.0, RLConfig(kl=0.0))
+        update(pipe, pipe, *args, optimizer_of(pipe, 1e-4))
+        after = update(pipe, pipe, *args, optimizer_of(pipe, 0.0))
         assert (after["ratio_max"] - 1) * sign > 0 or (after["ratio_min"] - 1) * sign > 0
         assert (after["pg_loss"] + sign) * 1.0 < 1e-6   # the loss -A r fell below -A
 
 
 def test_gradient_does_not_depend_on_the_micro_batch():
-    """Micro-batches only save memory: the accumulated gradient is that of the whole batch, for UNet and ACE."""
+    """Micro-batches only save memory: the accumulated gradient is that of the whole batch,
+    for UNet and ACE."""
     gradients = []
     for micro in (3, 32):
         pipe = small_pipeline()
         ro, c_p, c_empty = start(pipe)
-        update(pipe, small_pipeline(0), ro, torch.linspace(-1, 1, 8), c_p, c_empty, torch.arange(32), 2.0, 1.0,
-               RLConfig(rl_micro=micro), optimizer_of(pipe, 0.0))
-        gradients.append(torch.cat([p.grad.flatten() for p in [*pipe.unet.parameters(), *pipe.ace.parameters()]]))
+        update(pipe, small_pipeline(0), ro, torch.linspace(-1, 1, 8), c_p, c_empty, torch.arange(32),
+               2.0, 1.0, RLConfig(rl_micro=micro), optimizer_of(pipe, 0.0))
+        parameters = [*pipe.unet.parameters(), *pipe.ace.parameters()]
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-6) and gradients[0].abs().sum() > 0
 
 
 @given(st.integers(1, 5), st.integers(2, 8), st.floats(0.01, 100), st.floats(-10, 10))
 def test_advantages_ignore_scale_and_offset_of_a_reward(p, g, scale, offset):
-    """Any positive affine change of a reward leaves the advantages alone; inside every group they sum to 0."""
+    """Any positive affine change of a reward leaves the advantages alone;
+    inside every group they sum to 0."""
     reward = torch.randn(p * g, generator=torch.Generator().manual_seed(p * 10 + g))
     a = advantages({"diag": reward}, {"diag": 2.0}, g)
     b = advantages({"diag": scale * reward + offset}, {"diag": 2.0}, g)
-    assert torch.allclose(a, b, atol=2e-2) and torch.allclose(a.view(p, g).sum(1), torch.zeros(p), atol=1e-3 * g)
+    assert torch.allclose(a, b, atol=2e-2)
+    assert torch.allclose(a.view(p, g).sum(1), torch.zeros(p), atol=1e-3 * g)
 
 
 def test_advantages_of_rewards_that_say_nothing():
     """A reward without spread adds nothing; weights set proportions; a non-finite reward is named."""
     r = torch.randn(8)
     alone = advantages({"align": r}, {"align": 1.0}, 4)
-    assert torch.allclose(advantages({"align": r, "diag": torch.ones(8)}, {"align": 3.0, "diag": 0.0}, 4), alone)
+    both = advantages({"align": r, "diag": torch.ones(8)}, {"align": 3.0, "diag": 0.0}, 4)
+    assert torch.allclose(both, alone)
     assert advantages({"diag": torch.ones(8)}, {"diag": 1.0}, 4).abs().max() == 0
     with pytest.raises(FloatingPointError, match="reward diag is not finite"):
         advantages({"diag": torch.tensor([1.0, math.nan])}, {"diag": 1.0}, 2)
@@ -119,7 +129,8 @@ def test_group_of_one_uses_batch_statistics():
 
 
 def test_clip_stops_the_gradient_outside_the_range_on_the_winning_side():
-    """With A > 0 nothing is gained beyond 1 + c; with A < 0 nothing beyond 1 - c; on the losing side the loss still acts."""
+    """With A > 0 nothing is gained beyond 1 + c; with A < 0 nothing beyond 1 - c;
+    on the losing side the loss still acts."""
     logp = torch.log(torch.tensor([1.2, 0.8, 1.2, 0.8])).requires_grad_()
     loss, ratio = policy_loss(logp, torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0]), 0.1)
     loss.sum().backward()
@@ -128,20 +139,22 @@ def test_clip_stops_the_gradient_outside_the_range_on_the_winning_side():
 
 
 def test_pairs_cover_every_image_and_step_once():
-    """A pass visits each (image, step) pair once; with a fraction, each image trains that share of its steps."""
+    """A pass visits each (image, step) pair once;
+    with a fraction, each image trains that share of its steps."""
     config = RLConfig(updates=3)
     pairs = torch.cat(flat_pairs(6, 5, config, torch.Generator().manual_seed(0)))
     assert sorted(pairs.tolist()) == list(range(30))
-    part = torch.cat(flat_pairs(6, 5, dataclasses.replace(config, fraction=0.4), torch.Generator().manual_seed(0)))
+    config = dataclasses.replace(config, fraction=0.4)
+    part = torch.cat(flat_pairs(6, 5, config, torch.Generator().manual_seed(0)))
     assert torch.bincount(part // 5).tolist() == [2] * 6
 
 
 def test_last_step_is_always_left_out():
     """skip_last 0 would train the step that has no randomness: refused by flag and value."""
     with pytest.raises(ValueError, match="--skip-last 0"):
-        trained_steps(10, RLConfig(skip_last=0))
+        rl.trained_steps(10, RLConfig(skip_last=0))
     with pytest.raises(ValueError, match="--skip-last 10"):
-        trained_steps(10, RLConfig(skip_last=10))
+        rl.trained_steps(10, RLConfig(skip_last=10))
 
 
 def test_kl_is_zero_on_the_anchor_and_holds_the_policy():
@@ -160,32 +173,52 @@ def test_kl_is_zero_on_the_anchor_and_holds_the_policy():
 
 @pytest.mark.parametrize("rlcf", [True, False])
 def test_a_toy_reward_climbs(rlcf):
-    """Ten rounds of the real algorithm, ACE included, raise a known reward (brightness) well above the anchor's."""
+    """Ten rounds of the real algorithm, ACE included, raise a known reward (brightness)
+    well above the anchor's."""
     pipe, anchor = small_pipeline(), small_pipeline(0)
     config = RLConfig(reports=2, group=8, skip_last=1, kl=0.0, w_diag=1.0, w_align=1.0, rlcf=rlcf)
     optimizer = optimizer_of(pipe, 2e-3)
     before = pipe.ace.c_s.detach().clone()
-    means = [rl_round(pipe, anchor, Brightness(), ["a"] * 8 + ["bb"] * 8, [r * 100 + i for i in range(16)], 6, 2.0,
-                      1.0, config, optimizer)[1].mean().item() for r in range(10)]
+    means = [rl_round(pipe, anchor, Brightness(), ["a"] * 8 + ["bb"] * 8, [r * 100 + i for i in range(16)],
+                      6, 2.0, 1.0, config, optimizer)[1].mean().item() for r in range(10)]
     assert sum(means[-3:]) / 3 > sum(means[:3]) / 3 + 0.05
     assert (pipe.ace.c_s - before).abs().max() > 0
 
 
 def test_stale_rollouts_are_refused():
     """If the policy that updates is not the one that sampled, the on-policy check stops the run."""
-    history = [{"pg_loss": torch.tensor(math.nan), "kl": torch.tensor(0.0), "clip_fraction": torch.tensor(0.0),
-                "grad_norm": torch.tensor(1.0), "ratio_min": torch.tensor(1.0), "ratio_max": torch.tensor(1.0),
-                "ratio_error": torch.tensor(0.0)}]
+    numbers = {"pg_loss": math.nan, "kl": 0.0, "clip_fraction": 0.0, "grad_norm": 1.0, "ratio_min": 1.0,
+               "ratio_max": 1.0, "ratio_error": 0.0}
+    history = [{name: torch.tensor(value) for name, value in numbers.items()}]
     with pytest.raises(FloatingPointError, match="not finite"):
-        summarise(history, {"align": torch.ones(2)}, torch.rand(2, 1, 4, 4))
+        rl.summarise(history, {"align": torch.ones(2)}, torch.rand(2, 1, 4, 4))
     pipe, anchor = small_pipeline(), small_pipeline(0)
     honest = pipe.condition
 
-    def changing(c_p, c_empty):   # the policy moves between rollout and update, as with dropout or a cached embedding
+    def changing(c_p, c_empty):
+        # the policy moves between rollout and update, as with dropout or a cached embedding
         with torch.no_grad():
             pipe.unet.conv_out.bias += 1.0
         return honest(c_p, c_empty)
 
     pipe.condition = changing
     with pytest.raises(FloatingPointError, match="before the first update"):
-        rl_round(pipe, anchor, Brightness(), ["a"] * 8, list(range(8)), 6, 2.0, 1.0, RLConfig(skip_last=1), optimizer_of(pipe, 1e-4))
+        rl_round(pipe, anchor, Brightness(), ["a"] * 8, list(range(8)), 6, 2.0, 1.0, RLConfig(skip_last=1),
+                 optimizer_of(pipe, 1e-4))
+
+
+def test_the_anchor_shares_the_start_and_not_the_actions():
+    """Same-noise RLCF shares x_T only: sharing the steps' noise too would cancel the reward of an untrained policy."""
+    seen = []
+
+    class Watch(Brightness):
+        def compare(self, images, anchor_images, reports, feedback):
+            seen.append((images, anchor_images))
+            return super().compare(images, anchor_images, reports, feedback)
+
+    pipe, anchor = small_pipeline(0), small_pipeline(0)   # policy = anchor
+    for same in (True, False):
+        rl_round(pipe, anchor, Watch(), ["a"] * 8, list(range(8)), 6, 2.0, 1.0, RLConfig(skip_last=1, same_noise=same),
+                 optimizer_of(pipe, 0.0))
+        assert not torch.allclose(*seen[-1], atol=1e-3)
+    assert torch.equal(seen[0][0], seen[1][0]) and not torch.equal(seen[0][1], seen[1][1])

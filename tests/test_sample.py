@@ -27,18 +27,22 @@ class GaussianScore(torch.nn.Module):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_sampler_lands_on_the_data_distribution(eta, kind):
-    """With the exact score of a Gaussian, DDIM ends on its mean and standard deviation, for eps and v, any eta."""
-    schedule = Schedule(ScheduleConfig(prediction_type=kind, timestep_spacing="trailing", set_alpha_to_one=True))
+    """With the exact score of a Gaussian, DDIM ends on its mean and standard deviation,
+    for eps and v, any eta."""
+    schedule = Schedule(ScheduleConfig(prediction_type=kind, timestep_spacing="trailing",
+                                       set_alpha_to_one=True))
+    net, nothing = GaussianScore(schedule, 0.7, 0.4), torch.zeros(16, 1, 1)
     noise = seeded_noise(list(range(16)), 200, (4, 16, 16))
     noise[:, 0] += schedule.a[999].sqrt() * 0.7   # a_T is not quite 0: x_T has a little of the data's mean
-    for step in denoise(GaussianScore(schedule, 0.7, 0.4), schedule, torch.zeros(16, 1, 1), torch.zeros(1, 1), noise, 1, eta):
+    for step in denoise(net, schedule, nothing, nothing[0], noise, 1, eta):
         x = step.x_p
     assert x.mean().item() == pytest.approx(0.7, abs=0.02)
     assert x.std().item() == pytest.approx(0.4, abs=0.02)
 
 
 def test_eta_one_is_the_ddpm_posterior():
-    """At eta = 1 and adjacent timesteps, mean and std equal the DDPM posterior q(x_p | x_t, x_0) (Ho et al., eq. 6-7)."""
+    """At eta = 1 and adjacent timesteps, mean and std equal the DDPM posterior q(x_p | x_t, x_0)
+    (Ho et al., eq. 6-7)."""
     schedule = Schedule(ScheduleConfig())
     t, p = torch.tensor([500]), torch.tensor([499])
     x0, e = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
@@ -52,11 +56,12 @@ def test_eta_one_is_the_ddpm_posterior():
 
 
 def test_last_step_has_no_randomness_when_alpha_is_one():
-    """Where a_p = 1 the std is 0: that step has no log-probability and must stay out of the policy gradient."""
+    """Where a_p = 1 the std is 0: that step has no log-probability
+    and must stay out of the policy gradient."""
     schedule = Schedule(ScheduleConfig.tiny())
     t, p = schedule.timesteps(10)
-    stds = [ddim_step(schedule, torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), t[i:i + 1], p[i:i + 1], 1.0)[1].item()
-            for i in range(10)]
+    zero = torch.zeros(1, 1, 1, 1)
+    stds = [ddim_step(schedule, zero, zero, t[i:i + 1], p[i:i + 1], 1.0)[1].item() for i in range(10)]
     assert p[-1] == -1 and stds[-1] == 0 and min(stds[:-1]) > 0
 
 
@@ -72,8 +77,8 @@ def test_against_diffusers_ddim():
     """One DDIM step equals diffusers' for eps and v, every spacing, to 1e-5."""
     diffusers = pytest.importorskip("diffusers")
     for kind in ("epsilon", "v_prediction"):
-        for config in (ScheduleConfig(prediction_type=kind),
-                       ScheduleConfig(prediction_type=kind, timestep_spacing="trailing", set_alpha_to_one=True)):
+        for config in (ScheduleConfig(prediction_type=kind), ScheduleConfig(
+                prediction_type=kind, timestep_spacing="trailing", set_alpha_to_one=True)):
             schedule, theirs = Schedule(config), diffusers.DDIMScheduler(**config.__dict__, clip_sample=False)
             theirs.set_timesteps(20)
             t, p = schedule.timesteps(20)
@@ -100,13 +105,15 @@ def test_guidance_extrapolates_from_the_unconditional_branch():
         calls.append(len(x))
         return context.mean((1, 2)).view(-1, 1, 1, 1).expand_as(x)
 
-    x, t, cond, uncond = torch.zeros(2, 1, 2, 2), torch.zeros(2).long(), torch.full((2, 3, 4), 5.0), torch.full((3, 4), 1.0)
+    x, t = torch.zeros(2, 1, 2, 2), torch.zeros(2).long()
+    cond, uncond = torch.full((2, 3, 4), 5.0), torch.full((3, 4), 1.0)
     assert guided_noise(unet, x, t, cond, uncond, 3.0).unique().item() == 13 and calls == [4]
     assert guided_noise(unet, x, t, cond, uncond, 1).unique().item() == 5 and calls == [4, 2]
 
 
 def test_schedule_folder_round_trip_and_refusals(tmp_path):
-    """scheduler_config.json is read back as written; a schedule that cannot be reproduced is refused by key and value."""
+    """scheduler_config.json is read back as written;
+    a schedule that cannot be reproduced is refused by key and value."""
     Schedule(ScheduleConfig.tiny()).save_pretrained(tmp_path)
     assert Schedule.from_pretrained(tmp_path).config == ScheduleConfig.tiny()
     (tmp_path / "scheduler_config.json").write_text('{"beta_schedule": "squaredcos_cap_v2"}')
@@ -119,7 +126,8 @@ def test_schedule_folder_round_trip_and_refusals(tmp_path):
 
 def test_png_says_that_it_is_synthetic(tmp_path):
     """A saved picture carries synthetic=true and what is needed to make it again, non-ASCII text included."""
-    sheet = sample.picture_grid([("Größe normal", torch.rand(3, 1, 8, 8)), ("two", torch.rand(2, 1, 8, 8))], 32)
+    rows = [("Größe normal", torch.rand(3, 1, 8, 8)), ("two", torch.rand(2, 1, 8, 8))]
+    sheet = sample.picture_grid(rows, 32)
     assert sheet.width == 96
     sample.save_png(sheet, tmp_path / "a" / "grid.png", report="Größe normal", seed=3)
     text = Image.open(tmp_path / "a" / "grid.png").text
@@ -128,8 +136,9 @@ def test_png_says_that_it_is_synthetic(tmp_path):
 
 
 @pytest.mark.parametrize("argv, words", [
-    ([], "either a report"), (["x", "--n", "0"], "--n 0"), (["x", "--steps", "0"], "--steps 0"), (["  "], "empty"),
-    (["x", "--guidance", "nan"], "--guidance nan"), (["x", "--out", "a.jpg"], "--out a.jpg"), (["x", "--seed", "-1"], "--seed -1"),
+    ([], "either a report"), (["x", "--n", "0"], "--n 0"), (["x", "--steps", "0"], "--steps 0"),
+    (["  "], "empty"), (["x", "--guidance", "nan"], "--guidance nan"),
+    (["x", "--out", "a.jpg"], "--out a.jpg"), (["x", "--seed", "-1"], "--seed -1"),
     (["--reports", "absent.txt"], "--reports absent.txt"), (["x", "--run", "absent"], "model_index.json")])
 def test_command_line_refuses_bad_values(argv, words):
     """Every bad option stops with one line that names the flag and the value."""

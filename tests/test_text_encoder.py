@@ -94,7 +94,8 @@ def test_one_string_is_refused(tokenizer):
 @pytest.mark.parametrize("pad", [EOS, "!"])
 def test_equals_transformers_tokenizer_both_ways(tokenizer, pad, tmp_path):
     """transformers' CLIPTokenizer gives the same ids from our folder, and we from its; SD 1 and SD 2 padding."""
-    transformers = pytest.importorskip("transformers", reason="the comparison needs transformers: requirements-dev.txt")
+    transformers = pytest.importorskip("transformers",
+                                       reason="the comparison needs transformers: requirements-dev.txt")
     ours = Tokenizer(tokenizer.vocab, tokenizer.merges, 20, pad)
     ours.save_pretrained(tmp_path / "ours")
     theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path / "ours")
@@ -144,13 +145,17 @@ BAD_TOKENIZERS = {
     "no vocabulary": (lambda f: (f / "vocab.json").unlink(), "tokenizer.json"),
     "no merges": (lambda f: (f / "merges.txt").unlink(), "merges.txt"),
     "broken vocabulary": (lambda f: (f / "vocab.json").write_text('{"a": 0'), "vocab.json: not JSON"),
-    "vocabulary is a list": (lambda f: (f / "vocab.json").write_text("[]"), "vocab.json: expected a JSON object"),
+    "vocabulary is a list": (lambda f: (f / "vocab.json").write_text("[]"),
+                             "vocab.json: expected a JSON object"),
     "not UTF-8": (lambda f: (f / "merges.txt").write_bytes(b"\xff\xfe a"), "merges.txt: cannot be read"),
     "half a merge": (lambda f: (f / "merges.txt").write_text("a b\nc\n"), "merge 1 is"),
     "unknown merge": (lambda f: (f / "merges.txt").write_text("zz qq\n"), "do not fit together"),
-    "no end token": (lambda f: (f / "vocab.json").write_text('{"a": 0}'), "lacks the token '<|startoftext|>'"),
-    "unknown padding": (lambda f: (f / "special_tokens_map.json").write_text('{"pad_token": "[PAD]"}'), r"\[PAD\]"),
-    "ids as text": (lambda f: (f / "vocab.json").write_text(json.dumps({"a": "0", BOS: "1", EOS: "2"})), "vocab"),
+    "no end token": (lambda f: (f / "vocab.json").write_text('{"a": 0}'),
+                     "lacks the token '<|startoftext|>'"),
+    "unknown padding": (lambda f: (f / "special_tokens_map.json").write_text('{"pad_token": "[PAD]"}'),
+                        r"\[PAD\]"),
+    "ids as text": (lambda f: (f / "vocab.json").write_text(json.dumps({"a": "0", BOS: "1", EOS: "2"})),
+                    "vocab"),
 }
 
 
@@ -205,7 +210,8 @@ def test_stored_numbers():
 def formula_weights(model):
     with torch.no_grad():
         for i, (name, parameter) in enumerate(sorted(model.named_parameters())):
-            wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) * 0.37 + i).view_as(parameter)
+            numbers = torch.arange(parameter.numel(), dtype=torch.float64)
+            wave = torch.sin(numbers * 0.37 + i).view_as(parameter)
             gain = 2 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
             parameter.copy_(wave * gain + (parameter.ndim == 1 and name.endswith("weight")))
 
@@ -214,7 +220,8 @@ def formula_weights(model):
 @pytest.mark.parametrize("n", [1, 6, 11])
 def test_equals_transformers_both_ways(activation, n, tmp_path):
     """transformers computes the same from our folder, and we from its folder (1e-5 relative)."""
-    transformers = pytest.importorskip("transformers", reason="the comparison needs transformers: requirements-dev.txt")
+    transformers = pytest.importorskip("transformers",
+                                       reason="the comparison needs transformers: requirements-dev.txt")
     config = replace(SMALL, hidden_act=activation)
     ours = randomised(CLIPTextModel(config))
     ours.save_pretrained(tmp_path / "ours")
@@ -232,7 +239,8 @@ def test_equals_transformers_both_ways(activation, n, tmp_path):
 
 def test_transformers_defaults_are_ours():
     """A key missing from config.json means what it means to transformers."""
-    transformers = pytest.importorskip("transformers", reason="the comparison needs transformers: requirements-dev.txt")
+    transformers = pytest.importorskip("transformers",
+                                       reason="the comparison needs transformers: requirements-dev.txt")
     theirs = transformers.CLIPTextConfig()
     for name, value in asdict(TextConfig()).items():
         assert getattr(theirs, name) == value, name
@@ -297,18 +305,22 @@ NORM = "text_model.final_layer_norm.bias"
 BAD = {
     "truncated": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-8]),
                   "model.safetensors.*truncated"),
-    "corrupt": (lambda f: (f / "model.safetensors").write_bytes(b"\1" * 500), "model.safetensors.*not a safetensors"),
+    "corrupt": (lambda f: (f / "model.safetensors").write_bytes(b"\1" * 500),
+                "model.safetensors.*not a safetensors"),
     "missing key": (lambda f: change_weights(f, lambda w: w.pop(NORM)), "final_layer_norm.bias is missing"),
     "projection head": (lambda f: change_weights(f, lambda w: w.update({"text_projection.weight": torch.ones(1)})),
                         "text_projection.weight has no place"),
     "wrong shape": (lambda f: change_weights(f, lambda w: w.update({NORM: torch.ones(3)})), r"\[3\].*\[24\]"),
-    "not finite": (lambda f: change_weights(f, lambda w: w[NORM].fill_(torch.nan)), "final_layer_norm.bias.*finite"),
+    "not finite": (lambda f: change_weights(f, lambda w: w[NORM].fill_(torch.nan)),
+                   "final_layer_norm.bias.*finite"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
-    "only a .bin": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pytorch_model.bin: a pickle"),
+    "only a .bin": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+                    "pytorch_model.bin: a pickle"),
     "another model": (lambda f: change_config(f, model_type="bert"), "model_type is 'bert'"),
     "both towers": (lambda f: change_config(f, model_type="clip"), "model_type is 'clip'"),
     "activation": (lambda f: change_config(f, hidden_act="relu"), "hidden_act is 'relu'"),
-    "heads": (lambda f: change_config(f, num_attention_heads=5), "num_attention_heads is 5.*hidden_size = 24"),
+    "heads": (lambda f: change_config(f, num_attention_heads=5),
+              "num_attention_heads is 5.*hidden_size = 24"),
     "length": (lambda f: change_config(f, max_position_embeddings="77"), "max_position_embeddings is '77'"),
 }
 

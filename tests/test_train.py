@@ -20,7 +20,7 @@ from sample import SampleConfig
 from train import TrainConfig, batch_index, learning_rate, parse
 
 ROOT = Path(__file__).resolve().parent.parent
-SMOKE = ["--train-images", "96", "--vae-steps", "6", "--vae-batch", "8", "--diffusion-steps", "6", "--diffusion-batch", "8",
+SMOKE = ["--train-images", "96", "--vae-steps", "6", "--vae-batch", "8", "--text-steps", "6", "--diffusion-steps", "6", "--diffusion-batch", "8",
          "--reward-steps", "6", "--reward-batch", "8", "--rounds", "3", "--reports", "2", "--group", "2", "--sample-steps", "5",
          "--skip-last", "2", "--save-every", "0"]
 
@@ -65,9 +65,9 @@ def test_run_folder_holds_what_the_contract_says(smoke_run):
 def test_killed_runs_end_bit_for_bit_where_the_uninterrupted_one_ends(smoke_run, tmp_path):
     """SIGKILL in every stage, as soon as it has a checkpoint; the same command continues to identical weights."""
     arguments = [sys.executable, ROOT / "train.py", "--out", tmp_path / "run", *SMOKE]
-    for stage, part in [("vae", "vae"), ("diffusion", "diffusion"), ("rewards", "posture"), ("rewards", "consistency"), ("rl", "rl")]:
+    for stage, part in [("vae", "vae"), ("diffusion", "text"), ("diffusion", "diffusion"), ("rewards", "posture"), ("rewards", "consistency"), ("rl", "rl")]:
         for before in train.STAGES[:train.STAGES.index(stage)]:
-            if not (tmp_path / "run" / "state" / f"{part}.safetensors").exists():
+            if not train.finished(tmp_path / "run", before):
                 assert command("train.py", "--out", tmp_path / "run", *SMOKE, "--stage", before).returncode == 0
         process = subprocess.Popen([*map(str, arguments), "--stage", stage], cwd=ROOT, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})

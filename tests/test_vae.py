@@ -60,7 +60,8 @@ def test_stable_diffusion_names_and_shapes():
 def formula_weights(model):
     with torch.no_grad():
         for i, (name, parameter) in enumerate(sorted(model.named_parameters())):
-            wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) * 0.37 + i).view_as(parameter)
+            numbers = torch.arange(parameter.numel(), dtype=torch.float64)
+            wave = torch.sin(numbers * 0.37 + i).view_as(parameter)
             gain = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
             parameter.copy_(wave * gain + (parameter.ndim == 1 and name.endswith("weight")))
 
@@ -86,7 +87,8 @@ def test_stored_numbers():
 @pytest.mark.parametrize("h, w", [(16, 16), (8, 20)])
 def test_equals_diffusers_both_ways(name, h, w, tmp_path):
     """diffusers computes the same from our folder, and we from its folder (1e-5 relative)."""
-    diffusers = pytest.importorskip("diffusers", reason="the comparison needs diffusers: requirements-dev.txt")
+    diffusers = pytest.importorskip("diffusers",
+                                    reason="the comparison needs diffusers: requirements-dev.txt")
     config = SHAPES[name]
     ours = randomised(AutoencoderKL(config))
     ours.save_pretrained(tmp_path / "ours")
@@ -107,7 +109,8 @@ def test_equals_diffusers_both_ways(name, h, w, tmp_path):
 
 def test_diffusers_defaults_are_ours():
     """A key missing from config.json means what it means to diffusers: our defaults are its constructor's."""
-    diffusers = pytest.importorskip("diffusers", reason="the comparison needs diffusers: requirements-dev.txt")
+    diffusers = pytest.importorskip("diffusers",
+                                    reason="the comparison needs diffusers: requirements-dev.txt")
     theirs = inspect.signature(diffusers.AutoencoderKL.__init__).parameters
     for name, value in asdict(VAEConfig()).items():
         assert theirs[name].default == value, name
@@ -197,19 +200,23 @@ def change_config(folder, **values):
 BAD = {
     "truncated": (lambda f: (f / FILE).write_bytes((f / FILE).read_bytes()[:-50]), f"{FILE}.*truncated"),
     "corrupt": (lambda f: (f / FILE).write_bytes(b"\0" * 999), f"{FILE}.*not a safetensors file"),
-    "missing key": (lambda f: change_weights(f, lambda w: w.pop("quant_conv.bias")), "quant_conv.bias is missing"),
+    "missing key": (lambda f: change_weights(f, lambda w: w.pop("quant_conv.bias")),
+                    "quant_conv.bias is missing"),
     "extra key": (lambda f: change_weights(f, lambda w: w.update(x=torch.ones(1))), "x has no place"),
     "wrong shape": (lambda f: change_weights(f, lambda w: w.update({"quant_conv.bias": torch.ones(3)})),
                     r"quant_conv.bias has shape \[3\].*\[6\]"),
-    "not finite": (lambda f: change_weights(f, lambda w: w["quant_conv.bias"].fill_(torch.inf)), "quant_conv.bias.*finite"),
+    "not finite": (lambda f: change_weights(f, lambda w: w["quant_conv.bias"].fill_(torch.inf)),
+                   "quant_conv.bias.*finite"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
     "only a .bin": (lambda f: (f / FILE).rename(f / "diffusion_pytorch_model.bin"), "model.bin: a pickle"),
     "no weights": (lambda f: (f / FILE).unlink(), f"no {FILE}"),
     "another class": (lambda f: change_config(f, _class_name="VQModel"), "_class_name is 'VQModel'"),
-    "another block": (lambda f: change_config(f, down_block_types=["AttnDownEncoderBlock2D"] * 3), "down_block_types"),
+    "another block": (lambda f: change_config(f, down_block_types=["AttnDownEncoderBlock2D"] * 3),
+                      "down_block_types"),
     "shifted latents": (lambda f: change_config(f, shift_factor=0.1), "shift_factor is 0.1"),
     "no quant_conv": (lambda f: change_config(f, use_quant_conv=False), "use_quant_conv is False"),
-    "widths": (lambda f: change_config(f, block_out_channels=[8, 15, 12]), "block_out_channels .*norm_num_groups = 4"),
+    "widths": (lambda f: change_config(f, block_out_channels=[8, 15, 12]),
+               "block_out_channels .*norm_num_groups = 4"),
     "scale": (lambda f: change_config(f, scaling_factor=-1), "scaling_factor is -1"),
 }
 

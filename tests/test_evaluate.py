@@ -1,0 +1,192 @@
+"""evaluate.py: a run folder in, evaluation.json out; what is compared with what; clear refusals."""
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_judge import FLUID, HEART, ToyChests, trained
+
+import evaluate
+from labels import LABELS
+from model import UNet2DConditionModel, UNetConfig
+from sample import Pipeline, Schedule, ScheduleConfig
+from text_encoder import CLIPTextModel, TextConfig, Tokenizer
+from vae import AutoencoderKL, VAEConfig
+
+METRICS = {"posture_deviation", "auroc", "label_accuracy", "all_labels_right", "consistency", "fid", "kid", "ms_ssim",
+           "precision", "recall", "density", "coverage", "nearest_train_distance"}
+
+
+def toy_sets() -> dict:
+    return {"train": ToyChests(96, seed=0, name="train"), "judge": ToyChests(512, seed=1, name="judge"),
+            "test": ToyChests(64, seed=2)}
+
+
+def noise_pipeline(seed: int) -> Pipeline:
+    """An untrained pipeline for 32 px: its images are noise, so every metric has to tell them from chests."""
+    torch.manual_seed(seed)
+    tokenizer = Tokenizer.train(toy_sets()["train"].reports, vocab_size=520, max_length=16)
+    unet = UNetConfig(sample_size=16, in_channels=2, out_channels=2, block_out_channels=(8, 8), layers_per_block=1,
+                      down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), norm_num_groups=4,
+                      up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=8, attention_head_dim=2)
+    vae = VAEConfig(in_channels=1, out_channels=1, latent_channels=2, block_out_channels=(8, 8), layers_per_block=1,
+                    norm_num_groups=4)
+    text = TextConfig(vocab_size=len(tokenizer.vocab), hidden_size=8, intermediate_size=16, num_hidden_layers=1,
+                      num_attention_heads=2, max_position_embeddings=16)
+    return Pipeline(UNet2DConditionModel(unet), AutoencoderKL(vae), CLIPTextModel(text), tokenizer,
+                    Schedule(ScheduleConfig.tiny()))
+
+
+@pytest.fixture
+def toy_judge():
+    return trained()[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run folder of untrained pipelines; cxrl differs from the anchor, control is the anchor
+    again."""
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    noise_pipeline(0).save(folder / "anchor")
+    noise_pipeline(1).save(folder / "cxrl")
+    (folder / "config.json").write_text(json.dumps({"data": "phantom", "seed": 0, "sample_steps": 2, "guidance": 1}))
+    (folder / "state").mkdir()
+    shutil.copy(trained()[1], folder / "state" / "judge.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(run):
+    return evaluate.evaluate_run(run, toy_sets(), reports=24, seed=3, controls=(run / "anchor",))
+
+
+def test_evaluation_json_holds_the_contract(run, result):
+    """Each system has every metric as {"value", "ci95"}, valid JSON without NaN, and the value lies near its
+    interval."""
+    text = (run / "evaluation.json").read_text()
+    assert "NaN" not in text and json.loads(text) == result
+    assert result["data"] == "phantom" and result["n"] == 24 and result["seed"] == 3
+    assert {"git", "device", "seconds"} <= set(result)
+    assert {"train_seed", "accuracy_on_real", "auroc_on_real", "posture_error"} <= set(result["judge"])
+    for system in ("real", "anchor", "cxrl", "control"):
+        assert METRICS <= set(result[system])
+        for name in METRICS:
+            entry = result[system][name]
+            assert set(entry) == {"value", "ci95"} and len(entry["ci95"]) == 2
+            assert entry["ci95"][0] <= entry["value"] + 1e-9 and entry["value"] <= entry["ci95"][1] + 1e-9
+    assert not list(run.glob("**/*.tmp"))
+
+
+def test_real_images_win_against_noise(result):
+    """On every metric with a better side, held-out real images beat an untrained pipeline."""
+    for name, better in evaluate.BETTER.items():
+        real, noise = result["real"][name]["value"], result["anchor"][name]["value"]
+        if name == "ms_ssim":
+            continue   # noise is very diverse
+        assert real < noise if better in ("lower", "as real") else real > noise, name
+    assert result["real"]["auroc"]["value"] > 0.95
+
+
+def test_systems_are_compared_on_the_same_reports_and_seeds(result):
+    """The anchor as its own control has the same numbers, so every paired difference is exactly 0."""
+    assert result["control"] == result["anchor"]
+    differences = result["control_vs_anchor"]["difference"]
+    assert all(entry == {"value": 0, "ci95": [0, 0]} for entry in differences.values())
+    gain = result["cxrl_vs_anchor"]["difference"]["posture_deviation"]["value"]
+    expected = result["cxrl"]["posture_deviation"]["value"] - result["anchor"]["posture_deviation"]["value"]
+    assert gain == pytest.approx(expected)
+
+
+def test_same_seed_same_numbers(run, result, toy_judge):
+    """A second evaluation trains no judge and repeats the first; another seed draws other prompts."""
+    kept = (run / "state" / "judge.safetensors").stat().st_mtime_ns
+    again = evaluate.evaluate_run(run, toy_sets(), reports=24, seed=3)
+    assert (run / "state" / "judge.safetensors").stat().st_mtime_ns == kept
+    assert again["anchor"] == result["anchor"] and again["real"] == result["real"]
+    other = evaluate.make_yardstick(toy_judge, toy_sets(), 24, seed=4)
+    assert other.index.tolist() != evaluate.make_yardstick(toy_judge, toy_sets(), 24, seed=3).index.tolist()
+
+
+def test_table_shows_every_metric(result):
+    """One line a metric, one column a system."""
+    lines = evaluate.table(result).splitlines()
+    assert lines[0].split() == ["better", "real", "anchor", "cxrl", "control"]
+    assert METRICS <= {line.split()[0] for line in lines if line}
+
+
+def test_reference_images_are_never_the_compared_ones(toy_judge):
+    """Real is not compared with itself: with enough test images the rest is the reference, else the halves
+    are."""
+    net, sets = toy_judge, toy_sets()
+    plenty = evaluate.make_yardstick(net, sets, reports=24, seed=0)
+    assert plenty.compared == 24 and len(plenty.reference) == 64 - 24
+    scarce = evaluate.make_yardstick(net, sets, reports=512, seed=0)
+    assert len(scarce.reports) == 64 and scarce.compared == 32 and len(scarce.reference) == 32
+    for yard in (plenty, scarce):
+        own = evaluate.look(net, sets["test"].images(yard.index[:yard.compared]))["features"]
+        assert evaluate.metrics.nearest_distance(own, yard.reference).min() > 0
+
+
+def test_findings_the_judge_never_saw_are_left_out(toy_judge):
+    """Labels without both classes in the judge's training data count in no metric."""
+    yard = evaluate.make_yardstick(toy_judge, toy_sets(), 24, seed=0)
+    assert (~yard.labels.isnan()).any(0).nonzero().flatten().tolist() == [HEART, FLUID]
+
+
+def test_real_diversity_is_that_of_other_patients_with_the_same_findings(toy_judge):
+    """A group holds one image a patient, 2 to 4 of them, none twice."""
+    sets = toy_sets()
+    sets["test"].patients = [f"p{i // 2}" for i in range(64)]
+    yard = evaluate.make_yardstick(toy_judge, sets, 24, seed=0)
+    groups = evaluate.real_groups(yard, sets["test"])
+    assert len(groups) == 24
+    for group in groups:
+        rows = [(sets["test"].pixels.float() / 255 == image).all((1, 2, 3)).nonzero()[0].item() for image in group]
+        positive = {tuple((sets["test"].labels[row] == 1).tolist()) for row in rows}
+        assert 2 <= len(rows) <= 4 and len(positive) == 1
+        assert len({sets["test"].patients[row] for row in rows}) == len(rows)
+
+
+def test_undefined_metrics_are_null():
+    """A metric without a value (no label with both classes) is null in the file, not NaN."""
+    assert evaluate.summary(torch.full((5,), math.nan)) == {"value": None, "ci95": [None, None]}
+
+
+@pytest.mark.parametrize("missing", ["config.json", "anchor/model_index.json", "cxrl/model_index.json"])
+def test_unfinished_run_is_refused(run, tmp_path, missing):
+    """The message names the run and what it lacks."""
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    (folder / missing).unlink()
+    with pytest.raises(ValueError, match=f"copy: not a finished run, {missing} is missing"):
+        evaluate.evaluate_run(folder, toy_sets(), reports=24)
+
+
+def test_bad_values_are_refused(run, tmp_path):
+    """Missing folder, damaged config, too few reports, a seed out of range, a data set that does not exist.
+    """
+    with pytest.raises(ValueError, match="no such run folder"):
+        evaluate.evaluate_run(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="--reports 3: expected at least 20"):
+        evaluate.evaluate_run(run, toy_sets(), reports=3)
+    with pytest.raises(ValueError, match="--seed -1"):
+        evaluate.evaluate_run(run, toy_sets(), seed=-1)
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    for text, message in [("{", "cannot be read as JSON"), ("[]", "expected an object"),
+                          ('{"data": "nowhere"}', "nowhere: no such folder")]:
+        (folder / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            evaluate.evaluate_run(folder)
+
+
+def test_command_line_says_one_line_and_exits_with_2(tmp_path):
+    """python evaluate.py NOWHERE -> "error: ..." on stderr, nothing else."""
+    script, nowhere = Path(evaluate.__file__), tmp_path / "nothing"
+    done = subprocess.run([sys.executable, script, nowhere], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {nowhere}: no such run folder") and len(done.stderr.splitlines()) == 1
