@@ -19,9 +19,10 @@ and is the floor or ceiling of each metric. judge.py says what the judge is and 
     ms_ssim                 mean over pairs of 4 images of a report; `real`: of 4 patients with its findings
 
 A label is 1 if the report affirms the finding, 0 if it denies or does not mention it, and is left out where
-the report is uncertain (judge.prompt_labels), as are findings that the judge's training data does not show both
-present and absent. Intervals: bootstrap over the prompts, the same resamples for every system, hence paired
-differences; reference and training sets and the neighbourhoods of precision ... coverage are held fixed.
+the report is uncertain (judge.prompt_labels), as are findings that the judge's training data does not show
+both present and absent. Intervals: bootstrap over the prompts, the same resamples for every system, hence
+paired differences; reference and training sets and the neighbourhoods of precision ... coverage are held
+fixed.
 """
 import argparse
 import inspect
@@ -41,8 +42,19 @@ from tqdm import tqdm
 import data as chest_data
 import metrics
 import sample
-from judge import (BATCH, IDENTITY, Judge, features_of, jitter, load_judge, look, native_posture, ngrams,
-                   prompt_labels, reposition)
+from judge import (
+    BATCH,
+    IDENTITY,
+    Judge,
+    features_of,
+    jitter,
+    load_judge,
+    look,
+    native_posture,
+    ngrams,
+    prompt_labels,
+    reposition,
+)
 from labels import LABELS
 
 COPIES = 4             # images of one report for MS-SSIM: 6 pairs, as RoentGen
@@ -269,7 +281,8 @@ def table(result: dict) -> str:
 
 def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: int = 0,
                  device: torch.device | str = "cpu", controls: tuple[Path, ...] = ()) -> dict:
-    """Score RUN/anchor, RUN/cxrl and `controls` (pipeline folders) -> RUN/evaluation.json, returned and printed.
+    """Score RUN/anchor, RUN/cxrl and `controls` (pipeline folders) -> RUN/evaluation.json,
+    returned and printed.
 
     data: the sets of data.load; if None they are loaded as RUN/config.json says. Raises ValueError for an
     unfinished run, unusable data, and values out of range.

@@ -96,7 +96,8 @@ def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def neighbourhoods(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]:
-    """(real: n d, fake: m d) -> precision: m, density: m, recall: n, coverage: n: their means are the metrics.
+    """(real: n d, fake: m d) -> precision: m, density: m, recall: n, coverage: n:
+    their means are the metrics.
 
     Naeem et al. 2020. An image's ball reaches to its k-th nearest neighbour in its own set. precision: is the
     fake in any real ball; density: in how many, over k; recall: is the real in any fake ball; coverage: is
@@ -141,8 +142,8 @@ def ms_ssim_scales(side: int) -> int:
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     """(x: b c h w, y: b c h w), both in [0, 1] -> b; multi-scale structural similarity, 1 = identical.
 
-    Wang et al. 2003: K = (0.01, 0.03), valid convolution, 2 x 2 means between scales, negative terms count as 0.
-    Where fewer than five scales fit, the first weights are renormalised to the sum of all five.
+    Wang et al. 2003: K = (0.01, 0.03), valid convolution, 2 x 2 means between scales, negative terms
+    count as 0. Where fewer than five scales fit, the first weights are renormalised to the sum of all five.
     """
     scales = ms_ssim_scales(min(x.shape[-2:]))
     power = torch.tensor(MS_SSIM_WEIGHTS[:scales], dtype=x.dtype, device=x.device)

@@ -134,7 +134,7 @@ def truth_of(findings: list[Finding]) -> list[float]:
 SIZES = {  # words for small, moderate, large
     "Pleural Effusion": (("small", "trace", "tiny"), ("moderate", "moderate-sized"), ("large",)),
     "Pneumothorax": (("small", "tiny"), ("moderate",), ("large",)),
-    "Lung Lesion": (("small", "subcentimeter"), ("medium-sized", "well-defined"), ("large", "dominant")),
+    "Lung Lesion": (("small", "discrete"), ("medium-sized", "well-defined"), ("large", "dominant")),
     "": (("mild", "minimal"), ("moderate",), ("severe", "marked")),
 }
 PRESENT = {

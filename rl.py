@@ -26,19 +26,19 @@ from sample import Pipeline, Step, autocast, ddim_step, denoise, grey, guided_no
 
 @dataclass(frozen=True)
 class RLConfig:
-    rounds: Annotated[int, "rollout + update rounds"] = 20
+    rounds: Annotated[int, "rollout + update rounds"] = 16
     reports: Annotated[int, "reports per round; images per round = reports * group"] = 16
     group: Annotated[int, "images per report; 1 is plain DDPO with batch statistics"] = 8
     inner_epochs: Annotated[int, "passes over each rollout"] = 1
     updates: Annotated[int, "optimizer steps per pass; from the second on the clip acts"] = 2
     skip_last: Annotated[int, "last denoising steps left out of the updates (their gradient is noise)"] = 3
     fraction: Annotated[float, "share of the other steps trained for each image, drawn at random"] = 1.0
-    rl_lr: Annotated[float, "peak learning rate of the denoiser in RL, decays to 0"] = 1e-4
+    rl_lr: Annotated[float, "peak learning rate of the denoiser in RL, decays to 0"] = 2e-4
     ace_lr: Annotated[float, "peak learning rate of the ACE vectors"] = 1e-3
     clip: Annotated[float, "ratio clip in nats of the whole latent; "
                            "the range on the mean log-prob is clip / D"] = 1.64
-    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.3
-    w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.5
+    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.1
+    w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.3
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 1.0
     rlcf: Annotated[bool, "comparative feedback: rewards against the anchor's images"] = True
@@ -47,7 +47,7 @@ class RLConfig:
     ace: Annotated[bool, "adaptive condition embeddings"] = True
     ace_tokens: Annotated[int, "K, the number of ACE vectors"] = 4
     rl_micro: Annotated[int, "(image, step) pairs per forward pass in the update; "
-                             "halve if out of memory"] = 256
+                             "halve if out of memory"] = 64
 
 
 class Rollout(NamedTuple):
@@ -178,16 +178,16 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, nets: Rewards, reports: list[str]
         unique = list(dict.fromkeys(reports))
         embedded = pipe.embed(unique + [""]).float()
         c_p, c_empty = embedded[[unique.index(r) for r in reports]], embedded[-1]
-        noise = seeded_noise(seeds, steps, pipe.latent_shape, pipe.device)
+        noise, anchor_noise = seeded_noise(seeds, 2 * steps + 1, pipe.latent_shape, pipe.device).chunk(2, dim=1)
         cond, uncond = pipe.condition(c_p, c_empty)
     ro = rollout(pipe, cond, uncond, noise, guidance, eta, trained)
     anchor_images = None
     if config.rlcf:
-        anchor_noise = seeded_noise([s + 2**40 for s in seeds], steps, pipe.latent_shape, pipe.device)
         if config.same_noise:
-            # x_T only. The noise of the steps is the policy's action: an anchor that shared it would be a baseline
-            # that depends on the action, and at the start, policy = anchor, would cancel the whole signal.
-            anchor_noise[:, 0] = noise[:, 0]
+            # x_T only. The noise of the steps is the policy's action: an anchor that shared it would be a
+            # baseline that depends on the action, and at the start, policy = anchor, would cancel the whole
+            # signal.
+            anchor_noise = torch.cat([noise[:, :1], anchor_noise[:, 1:]], 1)
         anchor_images = rollout(anchor, c_p, c_empty, anchor_noise, guidance, eta, 1).images
     rewards = nets.compare(ro.images, anchor_images, reports, config.feedback)
     weights = dict(zip(NAMES, (config.w_align, config.w_diag, config.w_consist), strict=True))

@@ -11,14 +11,13 @@ import torch
 from test_judge import FLUID, HEART, ToyChests, trained
 
 import evaluate
-from labels import LABELS
 from model import UNet2DConditionModel, UNetConfig
 from sample import Pipeline, Schedule, ScheduleConfig
 from text_encoder import CLIPTextModel, TextConfig, Tokenizer
 from vae import AutoencoderKL, VAEConfig
 
-METRICS = {"posture_deviation", "auroc", "label_accuracy", "all_labels_right", "consistency", "fid", "kid", "ms_ssim",
-           "precision", "recall", "density", "coverage", "nearest_train_distance"}
+METRICS = {"posture_deviation", "auroc", "label_accuracy", "all_labels_right", "consistency", "fid", "kid",
+           "ms_ssim", "precision", "recall", "density", "coverage", "nearest_train_distance"}
 
 
 def toy_sets() -> dict:
@@ -30,13 +29,14 @@ def noise_pipeline(seed: int) -> Pipeline:
     """An untrained pipeline for 32 px: its images are noise, so every metric has to tell them from chests."""
     torch.manual_seed(seed)
     tokenizer = Tokenizer.train(toy_sets()["train"].reports, vocab_size=520, max_length=16)
-    unet = UNetConfig(sample_size=16, in_channels=2, out_channels=2, block_out_channels=(8, 8), layers_per_block=1,
-                      down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), norm_num_groups=4,
-                      up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=8, attention_head_dim=2)
-    vae = VAEConfig(in_channels=1, out_channels=1, latent_channels=2, block_out_channels=(8, 8), layers_per_block=1,
-                    norm_num_groups=4)
-    text = TextConfig(vocab_size=len(tokenizer.vocab), hidden_size=8, intermediate_size=16, num_hidden_layers=1,
-                      num_attention_heads=2, max_position_embeddings=16)
+    unet = UNetConfig(sample_size=16, in_channels=2, out_channels=2, block_out_channels=(8, 8),
+                      down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), layers_per_block=1,
+                      up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), norm_num_groups=4,
+                      cross_attention_dim=8, attention_head_dim=2)
+    vae = VAEConfig(in_channels=1, out_channels=1, latent_channels=2, block_out_channels=(8, 8),
+                    layers_per_block=1, norm_num_groups=4)
+    text = TextConfig(vocab_size=len(tokenizer.vocab), hidden_size=8, intermediate_size=16,
+                      num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16)
     return Pipeline(UNet2DConditionModel(unet), AutoencoderKL(vae), CLIPTextModel(text), tokenizer,
                     Schedule(ScheduleConfig.tiny()))
 
@@ -48,12 +48,13 @@ def toy_judge():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run folder of untrained pipelines; cxrl differs from the anchor, control is the anchor
-    again."""
+    """A finished run folder of untrained pipelines; cxrl differs from the anchor,
+    control is the anchor again."""
     folder = tmp_path_factory.mktemp("runs") / "toy"
     noise_pipeline(0).save(folder / "anchor")
     noise_pipeline(1).save(folder / "cxrl")
-    (folder / "config.json").write_text(json.dumps({"data": "phantom", "seed": 0, "sample_steps": 2, "guidance": 1}))
+    config = {"data": "phantom", "seed": 0, "sample_steps": 2, "guidance": 1}
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "state").mkdir()
     shutil.copy(trained()[1], folder / "state" / "judge.safetensors")
     return folder
@@ -65,8 +66,8 @@ def result(run):
 
 
 def test_evaluation_json_holds_the_contract(run, result):
-    """Each system has every metric as {"value", "ci95"}, valid JSON without NaN, and the value lies near its
-    interval."""
+    """Each system has every metric as {"value", "ci95"}, valid JSON without NaN,
+    and the value lies near its interval."""
     text = (run / "evaluation.json").read_text()
     assert "NaN" not in text and json.loads(text) == result
     assert result["data"] == "phantom" and result["n"] == 24 and result["seed"] == 3
@@ -119,8 +120,8 @@ def test_table_shows_every_metric(result):
 
 
 def test_reference_images_are_never_the_compared_ones(toy_judge):
-    """Real is not compared with itself: with enough test images the rest is the reference, else the halves
-    are."""
+    """Real is not compared with itself: with enough test images the rest is the reference,
+    else the halves are."""
     net, sets = toy_judge, toy_sets()
     plenty = evaluate.make_yardstick(net, sets, reports=24, seed=0)
     assert plenty.compared == 24 and len(plenty.reference) == 64 - 24
@@ -145,7 +146,8 @@ def test_real_diversity_is_that_of_other_patients_with_the_same_findings(toy_jud
     groups = evaluate.real_groups(yard, sets["test"])
     assert len(groups) == 24
     for group in groups:
-        rows = [(sets["test"].pixels.float() / 255 == image).all((1, 2, 3)).nonzero()[0].item() for image in group]
+        rows = [(sets["test"].pixels.float() / 255 == image).all((1, 2, 3)).nonzero()[0].item()
+                for image in group]
         positive = {tuple((sets["test"].labels[row] == 1).tolist()) for row in rows}
         assert 2 <= len(rows) <= 4 and len(positive) == 1
         assert len({sets["test"].patients[row] for row in rows}) == len(rows)
@@ -167,8 +169,8 @@ def test_unfinished_run_is_refused(run, tmp_path, missing):
 
 
 def test_bad_values_are_refused(run, tmp_path):
-    """Missing folder, damaged config, too few reports, a seed out of range, a data set that does not exist.
-    """
+    """Missing folder, damaged config, too few reports, a seed out of range,
+    a data set that does not exist."""
     with pytest.raises(ValueError, match="no such run folder"):
         evaluate.evaluate_run(tmp_path / "nothing")
     with pytest.raises(ValueError, match="--reports 3: expected at least 20"):
@@ -189,4 +191,5 @@ def test_command_line_says_one_line_and_exits_with_2(tmp_path):
     script, nowhere = Path(evaluate.__file__), tmp_path / "nothing"
     done = subprocess.run([sys.executable, script, nowhere], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {nowhere}: no such run folder") and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"error: {nowhere}: no such run folder")
+    assert len(done.stderr.splitlines()) == 1

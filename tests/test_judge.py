@@ -53,7 +53,8 @@ class ToyChests:
 
 def toy_images(truth: Tensor, psi: Tensor, size: int) -> Tensor:
     """-> n 1 size size in [0, 1]"""
-    grid = F.affine_grid(torch.linalg.inv(judge.affine(psi))[:, :2], [len(psi), 1, size, size], align_corners=False)
+    matrix = torch.linalg.inv(judge.affine(psi))[:, :2]
+    grid = F.affine_grid(matrix, [len(psi), 1, size, size], align_corners=False)
     x, y = grid.unbind(-1)
     heart, fluid = truth[:, HEART, None, None], truth[:, FLUID, None, None]
 
@@ -61,7 +62,8 @@ def toy_images(truth: Tensor, psi: Tensor, size: int) -> Tensor:
         return torch.sigmoid(8 * (1 - ((x - cx) / rx) ** 2 - ((y - cy) / ry) ** 2))
 
     body = 0.6 * oval(0, 0.1, 0.9, 1) - 0.4 * oval(-0.4, 0, 0.25, 0.55) - 0.4 * oval(0.4, 0, 0.25, 0.55)
-    return (body + 0.4 * oval(0.1, 0.25, 0.18 + 0.2 * heart, 0.25) + 0.5 * fluid * oval(0.4, 0.5, 0.3, 0.15)).clamp(0, 1)[:, None]
+    silhouette = 0.4 * oval(0.1, 0.25, 0.18 + 0.2 * heart, 0.25)
+    return (body + silhouette + 0.5 * fluid * oval(0.4, 0.5, 0.3, 0.15)).clamp(0, 1)[:, None]
 
 
 @functools.cache
@@ -80,8 +82,8 @@ def toy_judge() -> judge.Judge:
 
 
 def test_psi_above_one_is_a_chest_that_fills_more_of_the_image():
-    """psi is the sampling transform that canonicalises: a chest drawn larger has s > 1, one moved right has
-    t_x > 0."""
+    """psi is the sampling transform that canonicalises: a chest drawn larger has s > 1,
+    one moved right has t_x > 0."""
     square = torch.zeros(1, 1, 64, 64)
     square[..., 24:40, 24:40] = 1
     start = judge.IDENTITY[None]
@@ -93,11 +95,12 @@ def test_psi_above_one_is_a_chest_that_fills_more_of_the_image():
 
 
 def test_reposition_composes_and_reverses():
-    """From one pose to another and back is the same image; canonicalising a posed chest gives the canonical
-    chest."""
+    """From one pose to another and back is the same image;
+    canonicalising a posed chest gives the canonical chest."""
     truth = torch.zeros(4, len(LABELS))
     still = judge.IDENTITY.expand(4, 5)
-    psi = torch.tensor([[0.85, 1.1, 0.1, 0, 0.1], [1.2, 1.1, 0, -0.1, -0.15], [0.9, 0.8, -0.1, 0.1, 0.2], [1, 1, 0.1, 0.1, 0]])
+    psi = torch.tensor([[0.85, 1.1, 0.1, 0, 0.1], [1.2, 1.1, 0, -0.1, -0.15],
+                        [0.9, 0.8, -0.1, 0.1, 0.2], [1, 1, 0.1, 0.1, 0]])
     canonical, posed = toy_images(truth, still, 64), toy_images(truth, psi, 64)
     inside = (slice(None), slice(None), slice(16, 48), slice(16, 48))   # the border is not seen in every pose
     assert (posed - canonical)[inside].abs().mean() > 0.04
@@ -106,8 +109,8 @@ def test_reposition_composes_and_reverses():
 
 
 def test_well_positioned_half_of_unlabelled_images_stands_for_the_canonical_pose():
-    """Without true posture, the half nearest to the mean chest has psi = identity, the rest none, and it is
-    the right half."""
+    """Without true posture, the half nearest to the mean chest has psi = identity, the rest none,
+    and it is the right half."""
     chests = ToyChests(200, seed=5)
     deviation = (chests.posture - judge.IDENTITY).abs().sum(1)
     chests.posture = None
@@ -138,7 +141,8 @@ def test_uncertain_labels_are_ignored_and_unmentioned_ones_negative():
 def test_what_a_report_leaves_open_is_ignored():
     """"Pneumonia." says neither opacity nor its absence; "possible effusion." says neither normal nor ill."""
     pneumonia, doubt = judge.prompt_labels(label_all(["Pneumonia.", "Possible pleural effusion."]))
-    assert pneumonia[LABELS.index("Lung Opacity")].isnan() and pneumonia[LABELS.index("Consolidation")].isnan()
+    assert pneumonia[LABELS.index("Lung Opacity")].isnan()
+    assert pneumonia[LABELS.index("Consolidation")].isnan()
     assert pneumonia[LABELS.index("No Finding")] == 0
     assert doubt[LABELS.index("No Finding")].isnan() and doubt[LABELS.index("Lung Opacity")] == 0
 
@@ -147,8 +151,8 @@ def test_what_a_report_leaves_open_is_ignored():
 
 
 def test_judge_generalises_on_the_toy_chest(toy_judge):
-    """On unseen chests: findings told apart, posture within half of its spread, a report closest to its own
-    kind."""
+    """On unseen chests: findings told apart, posture within half of its spread,
+    a report closest to its own kind."""
     net, chests = toy_judge, ToyChests(256, seed=2)
     seen = judge.look(net, chests.images(torch.arange(256)))
     auroc = metrics.auroc(seen["findings"], chests.truth)[0]
@@ -166,7 +170,8 @@ def test_judge_keeps_its_verdict_under_a_little_blur(toy_judge):
     net, chests = toy_judge, ToyChests(256, seed=2)
     clear = chests.images(torch.arange(256)).float() / 255
     soft = judge.roughen(clear, torch.Generator().manual_seed(0))
-    macro = [metrics.macro(metrics.auroc(judge.look(net, x)["findings"], chests.truth)).item() for x in (clear, soft)]
+    macro = [metrics.macro(metrics.auroc(judge.look(net, x)["findings"], chests.truth)).item()
+             for x in (clear, soft)]
     assert macro[1] > macro[0] - 0.02
 
 
@@ -210,8 +215,9 @@ def test_training_the_judge_leaves_the_callers_random_numbers_alone():
 
 def test_judge_learns_posture_without_labels():
     """Real sets: known warps of the well-positioned half teach psi; reports teach the findings."""
-    net = judge.train_judge(ToyChests(512, seed=1, posed=False), judge.JudgeConfig(size=32), torch.device("cpu"))
-    chests = ToyChests(128, seed=2)
+    config, chests = judge.JudgeConfig(size=32), ToyChests(128, seed=2)
+    net = judge.train_judge(ToyChests(512, seed=1, posed=False), config, torch.device("cpu"))
     psi = judge.look(net, chests.images(torch.arange(128)))["psi"]
-    correlation = torch.stack([torch.corrcoef(torch.stack([psi[:, i], chests.posture[:, i]]))[0, 1] for i in range(5)])
+    correlation = torch.stack([torch.corrcoef(torch.stack([psi[:, i], chests.posture[:, i]]))[0, 1]
+                               for i in range(5)])
     assert correlation.mean() > 0.6

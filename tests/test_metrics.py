@@ -34,19 +34,20 @@ def test_resampling_rows_are_counts():
 
 
 def test_interval_of_a_mean_is_the_textbook_one():
-    """For a mean of 400 values the bootstrap interval is mean +- 1.96 sigma / sqrt(n), within a tenth of its
-    width."""
+    """For a mean of 400 values the bootstrap interval is mean +- 1.96 sigma / sqrt(n),
+    within a tenth of its width."""
     values = gaussian(400, 1)[:, 0]
     rows = metrics.mean(values, metrics.resampling(400, 1000))
     low, high = metrics.interval(rows)
     half = 1.96 * values.std().item() / 20
     assert rows[0].item() == pytest.approx(values.mean().item())
-    assert abs(low - (rows[0].item() - half)) < 0.2 * half and abs(high - (rows[0].item() + half)) < 0.2 * half
+    assert abs(low - (rows[0].item() - half)) < 0.2 * half
+    assert abs(high - (rows[0].item() + half)) < 0.2 * half
 
 
 def test_a_weighted_row_equals_the_metric_of_the_repeated_images():
-    """Counting an image twice is the same as putting it into the set twice: for means, AUROC and FID's
-    moments."""
+    """Counting an image twice is the same as putting it into the set twice:
+    for means, AUROC and FID's moments."""
     weights = metrics.resampling(40, 1, seed=5)
     repeated = torch.arange(40).repeat_interleave(weights[1].long())
     values = gaussian(40, 3)
@@ -116,8 +117,8 @@ def test_kid_matches_a_literal_loop():
 
 
 def test_kid_is_unbiased():
-    """Over many small samples of one distribution its mean is 0, and its bootstrap rows have no drift either.
-    """
+    """Over many small samples of one distribution its mean is 0,
+    and its bootstrap rows have no drift either."""
     def draw(seed):
         return torch.randn(20, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     values = torch.cat([metrics.kid(draw(2 * s), draw(2 * s + 1)) for s in range(400)])
@@ -149,8 +150,8 @@ def test_neighbourhoods_match_a_literal_loop():
 
 
 def test_neighbourhoods_of_a_set_with_itself_and_with_a_far_one():
-    """A copy of the real set is precise and covers it; a set far away is neither. Too few images: a clear
-    error."""
+    """A copy of the real set is precise and covers it; a set far away is neither.
+    Too few images: a clear error."""
     real = gaussian(40, 3)
     same, far = metrics.neighbourhoods(real, real), metrics.neighbourhoods(real, real + 1e3)
     assert all(same[name].mean() == 1 for name in ("precision", "recall", "coverage"))
@@ -211,8 +212,8 @@ def test_ms_ssim_at_64_px_matches_a_literal_loop():
 
 
 def test_scales_follow_the_side():
-    """The coarsest scale still has to fit the 11 px window; less than that is an error, not a wrong number.
-    """
+    """The coarsest scale still has to fit the 11 px window;
+    less than that is an error, not a wrong number."""
     assert [metrics.ms_ssim_scales(side) for side in (512, 161, 160, 64, 32, 16)] == [5, 5, 4, 3, 2, 1]
     with pytest.raises(ValueError, match="at least 11 px"):
         metrics.ms_ssim(chests(1, 8), chests(1, 8))
@@ -222,9 +223,10 @@ def test_scales_follow_the_side():
 
 
 def test_auroc_matches_scikit_learn_with_ties_and_weights():
-    """Mid-ranks for ties; resampling counts act as scikit-learn's sample weights; a missing class gives nan.
-    """
-    roc_auc_score = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed").roc_auc_score
+    """Mid-ranks for ties; resampling counts act as scikit-learn's sample weights;
+    a missing class gives nan."""
+    sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    roc_auc_score = sklearn_metrics.roc_auc_score
     scores = (gaussian(80, 3) * 2).round()                       # many ties
     labels = (gaussian(80, 3, seed=1) + scores > 1).double()
     labels[:, 2] = 1
@@ -232,8 +234,9 @@ def test_auroc_matches_scikit_learn_with_ties_and_weights():
     weights = metrics.resampling(80, 30)
     got = metrics.auroc(scores, labels, weights)
     for row, w in zip(got, weights, strict=True):
-        assert row[0].item() == pytest.approx(roc_auc_score(labels[:, 0], scores[:, 0], sample_weight=w))
-        assert row[1].item() == pytest.approx(roc_auc_score(labels[10:, 1], scores[10:, 1], sample_weight=w[10:]))
+        first = roc_auc_score(labels[:, 0], scores[:, 0], sample_weight=w)
+        second = roc_auc_score(labels[10:, 1], scores[10:, 1], sample_weight=w[10:])
+        assert row[0].item() == pytest.approx(first) and row[1].item() == pytest.approx(second)
     assert got[:, 2].isnan().all()
     torch.testing.assert_close(metrics.macro(got), got[:, :2].mean(1))
 

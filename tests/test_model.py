@@ -11,18 +11,21 @@ from safetensors.torch import load_file, save_file
 
 from model import UNet2DConditionModel, UNetConfig, add_lora, load_lora, lora_layers, save_lora
 
-SMALL = UNetConfig(sample_size=8, in_channels=3, out_channels=5, block_out_channels=(16, 24), layers_per_block=1,
+SMALL = UNetConfig(sample_size=8, in_channels=3, out_channels=5, block_out_channels=(16, 24),
                    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), cross_attention_dim=20,
-                   up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), norm_num_groups=4, attention_head_dim=2)
+                   up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), layers_per_block=1,
+                   norm_num_groups=4, attention_head_dim=2)
 CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
-SHAPES = {   # odd on purpose: asymmetric blocks, head counts that differ, one level, linear and convolution projections
+# odd on purpose: asymmetric blocks, head counts that differ, one level, linear and convolution projections
+SHAPES = {
     "conv, one head count": SMALL,
     "linear, list of head counts": replace(SMALL, use_linear_projection=True, attention_head_dim=(4, 3)),
     "three levels, two layers": UNetConfig(
-        in_channels=4, out_channels=4, block_out_channels=(8, 24, 16), layers_per_block=2, cross_attention_dim=12,
+        in_channels=4, out_channels=4, block_out_channels=(8, 24, 16), layers_per_block=2,
         down_block_types=(PLAIN[0], CROSS[0], CROSS[0]), up_block_types=(CROSS[1], PLAIN[1], CROSS[1]),
-        norm_num_groups=8, attention_head_dim=(1, 2, 4)),
-    "one level": replace(SMALL, block_out_channels=(24,), down_block_types=CROSS[:1], up_block_types=CROSS[1:]),
+        cross_attention_dim=12, norm_num_groups=8, attention_head_dim=(1, 2, 4)),
+    "one level": replace(SMALL, block_out_channels=(24,), down_block_types=CROSS[:1],
+                         up_block_types=CROSS[1:]),
 }
 
 
@@ -62,7 +65,8 @@ def folder(tmp_path):
     ("sd21", 686, 865_910_724, "102cedebfb24e477a06ae61809735ebaa75f361e6549862d432f445ef996fd26"),
 ])
 def test_stable_diffusion_names_and_shapes(preset, tensors, parameters, digest):
-    """All names and shapes are Stable Diffusion's (SHA-256 of the sorted list), without allocating a single weight."""
+    """All names and shapes are Stable Diffusion's (SHA-256 of the sorted list),
+    without allocating a single weight."""
     with torch.device("meta"):
         state = UNet2DConditionModel(getattr(UNetConfig, preset)()).state_dict()
     lines = sorted(f"{name} {list(value.shape)}" for name, value in state.items())
@@ -88,14 +92,16 @@ def test_stored_numbers():
     context = torch.sin(torch.arange(2 * 7 * 20) * 0.7).view(2, 7, 20)
     with torch.no_grad():
         out = unet(x, torch.tensor([10, 900]), context)
-    stored = [[0.55573, -0.71055, 0.49139, -0.64902, 0.44135], [-0.32375, 0.23918, -0.51326, 0.39436, -0.62393]]
+    stored = [[0.55573, -0.71055, 0.49139, -0.64902, 0.44135],
+              [-0.32375, 0.23918, -0.51326, 0.39436, -0.62393]]
     torch.testing.assert_close(out[:, :, 3, 5], torch.tensor(stored), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("h, w", [(8, 8), (6, 10), (7, 5)])
 def test_equals_diffusers_both_ways(name, h, w, tmp_path):
-    """diffusers computes the same from our folder, and we from its folder, also at odd sides (1e-5 relative)."""
+    """diffusers computes the same from our folder, and we from its folder,
+    also at odd sides (1e-5 relative)."""
     diffusers = pytest.importorskip("diffusers",
                                     reason="the comparison needs diffusers: requirements-dev.txt")
     config = SHAPES[name]
@@ -146,6 +152,17 @@ def test_every_input_matters():
             assert (unet(x, t, other) - base).abs().max() > 1e-4, token
 
 
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_presets_are_consistent(preset):
+    """The presets for training from scratch build, and what comes out has the shape of what went in."""
+    config = getattr(UNetConfig, preset)()
+    with torch.device("meta"):
+        unet, side = UNet2DConditionModel(config), config.sample_size
+        x = torch.empty(2, config.in_channels, side, side)
+        out = unet(x, torch.empty(2), torch.empty(2, 7, config.cross_attention_dim))
+    assert out.shape == x.shape and config.in_channels == config.out_channels
+
+
 def test_starts_at_zero():
     """A new UNet predicts exactly zero: the first training loss is the variance of its target."""
     assert not UNet2DConditionModel(SMALL)(*inputs(SMALL)).any()
@@ -189,7 +206,8 @@ def test_round_trip_is_exact(folder):
     assert all(p.requires_grad for p in again.parameters()) and not list(again.buffers())
 
 
-@pytest.mark.parametrize("dtype, suffix", [(torch.float16, ".fp16"), (torch.bfloat16, ".bf16"), (torch.float16, "")])
+@pytest.mark.parametrize("dtype, suffix", [
+    (torch.float16, ".fp16"), (torch.bfloat16, ".bf16"), (torch.float16, "")])
 def test_half_precision_files(folder, dtype, suffix):
     """16-bit files, under diffusers' variant names too, are read and become float32."""
     whole = folder / "diffusion_pytorch_model.safetensors"
@@ -404,8 +422,8 @@ BAD_LORA = {
     "no pairs": (lambda p: save_file({"x": torch.ones(1)}, p), "lora_A"),
     "half a pair": (lambda p: spoil_lora(p, lambda w: w.pop(f"{LORA}.lora_B.weight")),
                     "does not fit.*lora_B"),
-    "another width": (lambda p: spoil_lora(p, lambda w: w.update({f"{LORA}.lora_A.weight": torch.ones(3, 7)})),
-                      "fit"),
+    "another width": (
+        lambda p: spoil_lora(p, lambda w: w.update({f"{LORA}.lora_A.weight": torch.ones(3, 7)})), "fit"),
     "another layer": (lambda p: spoil_lora(p, lambda w: w.update({"unet.x.lora_A.weight": torch.ones(3, 7)})),
                       "x.lora_A"),
 }

@@ -208,7 +208,8 @@ def test_stale_rollouts_are_refused():
 
 
 def test_the_anchor_shares_the_start_and_not_the_actions():
-    """Same-noise RLCF shares x_T only: sharing the steps' noise too would cancel the reward of an untrained policy."""
+    """Same-noise RLCF shares x_T only: sharing the steps' noise too
+    would cancel the reward of an untrained policy."""
     seen = []
 
     class Watch(Brightness):
@@ -218,7 +219,7 @@ def test_the_anchor_shares_the_start_and_not_the_actions():
 
     pipe, anchor = small_pipeline(0), small_pipeline(0)   # policy = anchor
     for same in (True, False):
-        rl_round(pipe, anchor, Watch(), ["a"] * 8, list(range(8)), 6, 2.0, 1.0, RLConfig(skip_last=1, same_noise=same),
-                 optimizer_of(pipe, 0.0))
+        rl_round(pipe, anchor, Watch(), ["a"] * 8, list(range(8)), 6, 2.0, 1.0,
+                 RLConfig(skip_last=1, same_noise=same), optimizer_of(pipe, 0.0))
         assert not torch.allclose(*seen[-1], atol=1e-3)
     assert torch.equal(seen[0][0], seen[1][0]) and not torch.equal(seen[0][1], seen[1][1])

@@ -1,6 +1,5 @@
 """Tokenizer and text transformer: CLIP's files, CLIP's ids, CLIP's numbers."""
 import hashlib
-import inspect
 import json
 from dataclasses import asdict, replace
 
@@ -12,15 +11,16 @@ from safetensors.torch import load_file, save_file
 
 from text_encoder import BOS, EOS, CLIPTextModel, TextConfig, Tokenizer
 
-SMALL = TextConfig(vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3,
-                   max_position_embeddings=11)
+SMALL = TextConfig(vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+                   num_attention_heads=3, max_position_embeddings=11)
 REPORTS = [
     "Moderate left pleural effusion. Heart size is normal.", "No pneumothorax, no consolidation!",
     "The cardiomediastinal silhouette is mildly enlarged; it's unchanged since 2019.", "Lungs are clear.",
     "Bibasilar opacities may reflect atelectasis or pneumonia.", "Right-sided PICC line tip in the SVC.",
 ]
 HARD = ["", " ", "Heart  size\tnormal.\n\n", "NAÏVE café ﬁbrosis", "漢字 🫁 lungs", "it's they'll 12.5cm x3",
-        "a" * 300, "<|endoftext|> injected <|startoftext|>", "!!! ??? ...", "e\u0301 vs \u00e9", "\u0085 \u2028 \ufeff"]
+        "a" * 300, "<|endoftext|> injected <|startoftext|>", "!!! ??? ...", "e\u0301 vs \u00e9",
+        "\u0085 \u2028 \ufeff"]
 
 
 def randomised(model):
@@ -48,7 +48,8 @@ def test_training_is_repeatable(tokenizer):
 
 
 def test_vocabulary_is_laid_out_as_clips(tokenizer):
-    """Ids are 256 bytes, the same ending a word, merges in order, BOS, EOS: CLIP's own 49408 are laid out so."""
+    """Ids are 256 bytes, the same ending a word, merges in order, BOS, EOS:
+    CLIP's own 49408 are laid out so."""
     by_id = sorted(tokenizer.vocab, key=tokenizer.vocab.get)
     assert sorted(tokenizer.vocab.values()) == list(range(600))
     assert by_id[:2] == ["!", '"'] and by_id[256:258] == ["!</w>", '"</w>']
@@ -66,7 +67,8 @@ def test_rows_are_bos_tokens_eos_padding(tokenizer):
 
 
 def test_long_reports_are_cut_and_counted(tokenizer):
-    """A report longer than the limit keeps its first tokens and EOS, and is counted; one that just fits is not."""
+    """A report longer than the limit keeps its first tokens and EOS, and is counted;
+    one that just fits is not."""
     word = tokenizer.encode(["a"])[0]
     assert len(word) == 1
     fits, long = " ".join("a" * 18), " ".join("a" * 19)
@@ -93,7 +95,8 @@ def test_one_string_is_refused(tokenizer):
 
 @pytest.mark.parametrize("pad", [EOS, "!"])
 def test_equals_transformers_tokenizer_both_ways(tokenizer, pad, tmp_path):
-    """transformers' CLIPTokenizer gives the same ids from our folder, and we from its; SD 1 and SD 2 padding."""
+    """transformers' CLIPTokenizer gives the same ids from our folder, and we from its;
+    SD 1 and SD 2 padding."""
     transformers = pytest.importorskip("transformers",
                                        reason="the comparison needs transformers: requirements-dev.txt")
     ours = Tokenizer(tokenizer.vocab, tokenizer.merges, 20, pad)
@@ -102,7 +105,8 @@ def test_equals_transformers_tokenizer_both_ways(tokenizer, pad, tmp_path):
     theirs.save_pretrained(tmp_path / "theirs")
     reports = REPORTS + HARD
     want = theirs(reports, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    for tokens in (ours, Tokenizer.from_pretrained(tmp_path / "ours"), Tokenizer.from_pretrained(tmp_path / "theirs")):
+    saved = [Tokenizer.from_pretrained(tmp_path / name) for name in ("ours", "theirs")]
+    for tokens in (ours, *saved):
         assert tokens.max_length == 20 and tokens.pad == pad
         for report, got, expected in zip(reports, tokens(reports).tolist(), want.tolist(), strict=True):
             assert got == expected, report
@@ -118,7 +122,8 @@ def save_as_clip(tokenizer, folder, **special):
 
 @pytest.mark.parametrize("pad", ["!", {"content": "!", "lstrip": False}])
 def test_padding_of_sd2(tokenizer, pad, tmp_path):
-    """SD 2 names "!" as padding in special_tokens_map.json and another in tokenizer_config.json: the map counts."""
+    """SD 2 names "!" as padding in special_tokens_map.json and another in tokenizer_config.json:
+    the map counts."""
     save_as_clip(tokenizer, tmp_path, pad_token=pad)
     tokens = Tokenizer.from_pretrained(tmp_path)
     assert tokens.pad == "!" and tokens([""])[0, 2:].tolist() == [0] * 75
@@ -281,8 +286,10 @@ def test_round_trip_is_exact(folder):
 @pytest.mark.parametrize("prefix", ["text_model.", ""])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_prefix_and_position_ids(folder, prefix, dtype):
-    """Files of transformers 4 (prefix, stray position_ids) and 5 (no prefix), in any float type, are the same model."""
-    weights = {k.removeprefix("text_model."): v.to(dtype) for k, v in load_file(folder / "model.safetensors").items()}
+    """Files of transformers 4 (prefix, stray position_ids) and 5 (no prefix), in any float type,
+    are the same model."""
+    weights = load_file(folder / "model.safetensors")
+    weights = {k.removeprefix("text_model."): v.to(dtype) for k, v in weights.items()}
     stray = {"embeddings.position_ids": torch.arange(11)[None]}
     save_file({prefix + k: v for k, v in (weights | stray).items()}, folder / "model.safetensors")
     state = CLIPTextModel.from_pretrained(folder).state_dict()
@@ -303,13 +310,15 @@ def change_config(folder, **values):
 
 NORM = "text_model.final_layer_norm.bias"
 BAD = {
-    "truncated": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-8]),
-                  "model.safetensors.*truncated"),
+    "truncated": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-8]),
+        "model.safetensors.*truncated"),
     "corrupt": (lambda f: (f / "model.safetensors").write_bytes(b"\1" * 500),
                 "model.safetensors.*not a safetensors"),
     "missing key": (lambda f: change_weights(f, lambda w: w.pop(NORM)), "final_layer_norm.bias is missing"),
-    "projection head": (lambda f: change_weights(f, lambda w: w.update({"text_projection.weight": torch.ones(1)})),
-                        "text_projection.weight has no place"),
+    "projection head": (
+        lambda f: change_weights(f, lambda w: w.update({"text_projection.weight": torch.ones(1)})),
+        "text_projection.weight has no place"),
     "wrong shape": (lambda f: change_weights(f, lambda w: w.update({NORM: torch.ones(3)})), r"\[3\].*\[24\]"),
     "not finite": (lambda f: change_weights(f, lambda w: w[NORM].fill_(torch.nan)),
                    "final_layer_norm.bias.*finite"),
@@ -336,8 +345,8 @@ def test_bad_folders_are_refused(folder, name):
 
 
 def test_config_save_says_what_it_is(folder):
-    """config.json carries what transformers needs to choose its class, and every field of ours by its own name."""
+    """config.json carries what transformers needs to choose its class,
+    and every field of ours by its own name."""
     raw = json.loads((folder / "config.json").read_text())
     assert raw["model_type"] == "clip_text_model" and raw["architectures"] == ["CLIPTextModel"]
     assert {k: raw[k] for k in asdict(SMALL)} == asdict(SMALL)
-    assert list(inspect.signature(TextConfig).parameters) == list(asdict(SMALL))

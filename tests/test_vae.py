@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from vae import AutoencoderKL, VAEConfig
 
-SMALL = VAEConfig(sample_size=16, in_channels=1, out_channels=1, block_out_channels=(8, 16, 12), layers_per_block=1,
-                  latent_channels=3, norm_num_groups=4, scaling_factor=0.7)
+SMALL = VAEConfig(sample_size=16, in_channels=1, out_channels=1, block_out_channels=(8, 16, 12),
+                  layers_per_block=1, latent_channels=3, norm_num_groups=4, scaling_factor=0.7)
 SHAPES = {
     "grey, three levels": SMALL,
-    "colour, two layers": replace(SMALL, in_channels=3, out_channels=3, layers_per_block=2, norm_num_groups=2),
+    "colour, two layers": replace(SMALL, in_channels=3, out_channels=3, layers_per_block=2,
+                                  norm_num_groups=2),
     "one level": replace(SMALL, block_out_channels=(8,), latent_channels=5),
 }
 FILE = "diffusion_pytorch_model.safetensors"
@@ -44,7 +45,8 @@ def folder(tmp_path):
 
 
 def test_stable_diffusion_names_and_shapes():
-    """All 248 names and shapes are Stable Diffusion's (SHA-256 of the sorted list); SD 2 has the same network."""
+    """All 248 names and shapes are Stable Diffusion's (SHA-256 of the sorted list);
+    SD 2 has the same network."""
     with torch.device("meta"):
         state = AutoencoderKL(VAEConfig.sd15()).state_dict()
     lines = sorted(f"{name} {list(value.shape)}" for name, value in state.items())
@@ -67,7 +69,8 @@ def formula_weights(model):
 
 
 def test_stored_numbers():
-    """Weights from a formula give the outputs that diffusers 0.42.1 gave for them. Black borders show a wrong eps."""
+    """Weights from a formula give the outputs that diffusers 0.42.1 gave for them.
+    Black borders show a wrong eps."""
     vae = AutoencoderKL(SMALL)
     formula_weights(vae)
     image = torch.cos(torch.arange(16 * 16) * 0.9).view(1, 1, 16, 16)
@@ -120,7 +123,8 @@ def test_diffusers_defaults_are_ours():
 
 
 def test_shapes_follow_the_factor():
-    """The tiny preset turns 64 px into 8x8 latents of 8 channels and back; logvar stays where exp is finite."""
+    """The tiny preset turns 64 px into 8x8 latents of 8 channels and back;
+    logvar stays where exp is finite."""
     config = VAEConfig.tiny()
     vae, image = AutoencoderKL(config), torch.zeros(2, 1, 64, 64)
     mean, logvar = vae.encode(image)
@@ -131,14 +135,29 @@ def test_shapes_follow_the_factor():
     assert vae.encode(image)[1].max() == 20
 
 
+def test_starts_as_an_open_channel():
+    """New weights lose no scale, as plain random ones do: latents and pictures vary about as much as the image."""
+    torch.manual_seed(0)
+    vae, image = AutoencoderKL(VAEConfig.tiny()), torch.randn(4, 1, 64, 64).clamp(-1, 1)
+    with torch.no_grad():
+        mean, logvar = vae.encode(image)
+        assert 0.2 < mean.std() < 2 and 0.2 < vae.decode(mean).std() < 2
+        assert logvar.mean() < -5                        # the decoder first sees latents, not noise
+        for block in vae.decoder.up_blocks[0].resnets:   # residual branches start at zero
+            x = torch.randn(2, 64, 4, 4)
+            assert torch.equal(block(x), x)
+
+
 def test_batch_independence():
     """An image's latent and picture do not depend on its neighbours in the batch."""
-    vae, image = randomised(AutoencoderKL(SMALL)), torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+    vae = randomised(AutoencoderKL(SMALL))
+    image = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         mean, _ = vae.encode(image)
         for i in range(3):
             torch.testing.assert_close(vae.encode(image[i:i + 1])[0], mean[i:i + 1], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(vae.decode(mean[i:i + 1]), vae.decode(mean)[i:i + 1], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(vae.decode(mean[i:i + 1]), vae.decode(mean)[i:i + 1],
+                                       rtol=1e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------ files
@@ -155,7 +174,8 @@ def test_round_trip_is_exact(folder):
 
 @pytest.mark.parametrize("convolutions", [False, True])
 def test_old_attention_names(folder, convolutions):
-    """Files of 2022 call the attention query, key, value, proj_attn, the oldest with 1x1 convolutions: same weights."""
+    """Files of 2022 call the attention query, key, value, proj_attn,
+    the oldest with 1x1 convolutions: same weights."""
     new = AutoencoderKL.from_pretrained(folder).state_dict()
     old = {}
     for key, value in new.items():
