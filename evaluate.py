@@ -21,8 +21,7 @@ and is the floor or ceiling of each metric. judge.py says what the judge is and 
 A label is 1 if the report affirms the finding, 0 if it denies or does not mention it, and is left out where
 the report is uncertain (judge.prompt_labels), as are findings that the judge's training data does not show
 both present and absent. Intervals: bootstrap over the prompts, the same resamples for every system, hence
-paired differences; reference and training sets and the neighbourhoods of precision ... coverage are held
-fixed.
+paired differences; reference and training sets and the neighbourhoods of precision ... coverage stay fixed.
 """
 import argparse
 import inspect
@@ -281,8 +280,7 @@ def table(result: dict) -> str:
 
 def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: int = 0,
                  device: torch.device | str = "cpu", controls: tuple[Path, ...] = ()) -> dict:
-    """Score RUN/anchor, RUN/cxrl and `controls` (pipeline folders) -> RUN/evaluation.json,
-    returned and printed.
+    """Score RUN/anchor, RUN/cxrl and `controls` (pipeline folders) -> RUN/evaluation.json, and return it.
 
     data: the sets of data.load; if None they are loaded as RUN/config.json says. Raises ValueError for an
     unfinished run, unusable data, and values out of range.

@@ -50,8 +50,7 @@ class JudgeConfig:
 
 
 class Block(nn.Module):
-    """ConvNeXt block (Liu et al. 2022): b c h w -> b c h w;
-    batch norm, which learns faster in a few hundred steps"""
+    """b c h w -> b c h w; ConvNeXt (Liu et al. 2022) with batch norm, which learns faster in few steps"""
 
     def __init__(self, width: int):
         super().__init__()

@@ -96,8 +96,7 @@ def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def neighbourhoods(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]:
-    """(real: n d, fake: m d) -> precision: m, density: m, recall: n, coverage: n:
-    their means are the metrics.
+    """(real: n d, fake: m d) -> precision: m, density: m, recall: n, coverage: n, whose means these are.
 
     Naeem et al. 2020. An image's ball reaches to its k-th nearest neighbour in its own set. precision: is the
     fake in any real ball; density: in how many, over k; recall: is the real in any fake ball; coverage: is

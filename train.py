@@ -360,6 +360,12 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Callable[[int
                     parameter.copy_(ema[f"{name}.{key}"])
 
 
+def load_sets(config: TrainConfig) -> dict:
+    """The run's data; real images are decoded once and kept in RUN/state."""
+    return data.load(config.data, size=preset(config.preset).size, seed=config.seed, fit=config.fit,
+                     train_images=config.train_images, prompt=config.prompt, cache=config.out / "state")
+
+
 def unit_images(chests, index: Tensor, device: torch.device) -> Tensor:
     """-> b 1 h w float32 in [0, 1] on the device"""
     return chests.images(index).to(device, non_blocking=True).float() / 255
@@ -649,8 +655,7 @@ def finished(folder: Path, stage: str) -> bool:
 def main(argv: list[str] | None = None) -> None:
     config, sampling, rl = parse(argv)
     sizes = preset(config.preset)
-    sets = data.load(config.data, size=sizes.size, seed=config.seed, fit=config.fit,
-                     train_images=config.train_images, prompt=config.prompt, cache=config.out / "state")
+    sets = load_sets(config)
     run = open_run(config, sampling, rl)
     if config.init is not None and not finished(run.folder, "diffusion"):
         Pipeline.load(config.init).save(run.path("anchor"))

@@ -15,7 +15,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import data  # noqa: E402
 import evaluate  # noqa: E402
 import train  # noqa: E402
 from sample import Pipeline, newest_run  # noqa: E402
@@ -51,8 +50,7 @@ def main() -> None:
     folder = parser.parse_args().run or newest_run()
     config, sampling, rl = train.parse([*saved_flags(folder), "--out", str(folder)])
     sizes, run = train.preset(config.preset), train.open_run(config, sampling, rl)
-    sets = data.load(config.data, size=sizes.size, seed=config.seed, fit=config.fit,
-                     train_images=config.train_images)
+    sets = train.load_sets(config)
     diffusion, rl_log = last_log(folder, "diffusion"), last_log(folder, "rl")
     steps = round(rl_log["time"] * diffusion["step"] / diffusion["time"])
     print(f"control: RL took {rl_log['time']:.0f} s, which is {steps} more supervised steps")
