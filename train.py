@@ -625,8 +625,8 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
         if now - saved > run.save_every:
             saved = now
             save_state(run, "rl", r + 1, before + now - start, modules, optimizer, None)
-    pipe.save(run.path("cxrl"))
     before_and_after(run, anchor, pipe, sets["test"].reports[:5], sampling)
+    pipe.save(run.path("cxrl"))
 
 
 def before_and_after(run: Run, anchor: Pipeline, pipe: Pipeline, reports: list[str],
