@@ -26,7 +26,7 @@ from sample import Pipeline, Step, autocast, ddim_step, denoise, grey, guided_no
 
 @dataclass(frozen=True)
 class RLConfig:
-    rounds: Annotated[int, "rollout + update rounds"] = 16
+    rounds: Annotated[int, "rollout + update rounds"] = 18
     reports: Annotated[int, "reports per round; images per round = reports * group"] = 16
     group: Annotated[int, "images per report; 1 is plain DDPO with batch statistics"] = 8
     inner_epochs: Annotated[int, "passes over each rollout"] = 1
@@ -37,8 +37,8 @@ class RLConfig:
     ace_lr: Annotated[float, "peak learning rate of the ACE vectors"] = 1e-3
     clip: Annotated[float, "ratio clip in nats of the whole latent; "
                            "the range on the mean log-prob is clip / D"] = 1.64
-    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.3
-    w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.15
+    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.1
+    w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 1.0
     rlcf: Annotated[bool, "comparative feedback: rewards against the anchor's images"] = True
