@@ -27,7 +27,6 @@ import argparse
 import inspect
 import json
 import math
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -303,7 +302,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: 
     for name, pipe in pipes.items():
         rows[name] = measure(yard, *draw(pipe, yard, settings, name))
     result = {
-        "data": config["data"], "n": len(yard.reports), "seed": seed, "git": git_revision(),
+        "data": config["data"], "n": len(yard.reports), "seed": seed, "git": sample.git_revision(),
         "device": device_name(device), "seconds": round(time.monotonic() - start, 1),
         "run_git": config.get("git", "unknown"), "sampling": settings,
         "controls": [str(folder) for folder in controls],
@@ -338,15 +337,6 @@ def load_sets(config: dict, pipe: sample.Pipeline) -> dict:
     size = pipe.latent_shape[1] * pipe.vae.config.factor
     options = {name: config[name] for name in inspect.signature(chest_data.load).parameters if name in config}
     return chest_data.load(**{**options, "size": size})
-
-
-def git_revision() -> str:
-    """Revision of the code that evaluates, which need not be the one that trained."""
-    command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
-    except OSError:
-        return "unknown"   # git is not installed
 
 
 def device_name(device: torch.device) -> str:

@@ -178,7 +178,8 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, nets: Rewards, reports: list[str]
         unique = list(dict.fromkeys(reports))
         embedded = pipe.embed(unique + [""]).float()
         c_p, c_empty = embedded[[unique.index(r) for r in reports]], embedded[-1]
-        noise, anchor_noise = seeded_noise(seeds, 2 * steps + 1, pipe.latent_shape, pipe.device).chunk(2, dim=1)
+        both = seeded_noise(seeds, 2 * steps + 1, pipe.latent_shape, pipe.device)
+        noise, anchor_noise = both.chunk(2, dim=1)       # b steps+1 c h w each
         cond, uncond = pipe.condition(c_p, c_empty)
     ro = rollout(pipe, cond, uncond, noise, guidance, eta, trained)
     anchor_images = None

@@ -10,6 +10,7 @@ float32.
 import argparse
 import json
 import math
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -292,6 +293,15 @@ def write_json(path: Path, value: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".tmp").write_text(json.dumps(value, indent=2) + "\n")
     path.with_suffix(".tmp").replace(path)
+
+
+def git_revision() -> str:
+    """The commit of the code that runs, for pictures and records."""
+    command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+    except OSError:
+        return "unknown"   # git is not installed
 
 
 def picture_grid(rows: list[tuple[str, Tensor]], cell: int = 160) -> Image.Image:

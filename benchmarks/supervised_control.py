@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import evaluate  # noqa: E402
+import loop  # noqa: E402
 import train  # noqa: E402
 from sample import Pipeline, newest_run  # noqa: E402
 
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("run", nargs="?", type=Path)
     folder = parser.parse_args().run or newest_run()
     config, sampling, rl = train.parse([*saved_flags(folder), "--out", str(folder)])
-    sizes, run = train.preset(config.preset), train.open_run(config, sampling, rl)
+    run = train.open_run(config, sampling, rl)
     sets = train.load_sets(config)
     diffusion, rl_log = last_log(folder, "diffusion"), last_log(folder, "rl")
     steps = round(rl_log["time"] * diffusion["step"] / diffusion["time"])
@@ -58,7 +59,7 @@ def main() -> None:
     latents = train.latent_cache(run, pipe.vae, sets["train"]).to(run.device)
     loss = train.diffusion_loss(run, config, pipe.unet, pipe.text, pipe.schedule, latents, pipe.tokenizer,
                                 sets["train"].reports, first=diffusion["step"])
-    train.fit(run, "control", {"unet": pipe.unet, "text": pipe.text}, loss, steps, config.diffusion_lr,
+    loop.fit(run, "control", {"unet": pipe.unet, "text": pipe.text}, loss, steps, config.diffusion_lr,
               config.diffusion_batch, ema_decay=train.EMA_DECAY)
     pipe.save(folder / "control")
     evaluate.evaluate_run(folder, sets, config.eval_reports, config.seed, run.device,

@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import loop
 import train
+from loop import batch_index, learning_rate
 from rl import RLConfig
 from sample import SampleConfig
-from train import TrainConfig, batch_index, learning_rate, parse
+from train import TrainConfig, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ["--train-images", "96", "--vae-steps", "6", "--vae-batch", "8", "--text-steps", "6",
@@ -171,16 +173,16 @@ def test_damaged_state_and_changed_options_are_named(smoke_run, tmp_path):
     """A truncated checkpoint, or one begun with other options, is refused by name; nothing is overwritten."""
     run = train.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
     net = torch.nn.Linear(2, 2)
-    optimizer = train.adamw(net.parameters(), 1e-3, run.device)
-    train.save_state(run, "vae", 3, 1.0, {"net": net}, optimizer, None)
-    assert train.load_state(run, "vae", {"net": net}, optimizer, None)[0] == 3
+    optimizer = loop.adamw(net.parameters(), 1e-3, run.device)
+    loop.save_state(run, "vae", 3, 1.0, {"net": net}, optimizer, None)
+    assert loop.load_state(run, "vae", {"net": net}, optimizer, None)[0] == 3
     run.options["vae_lr"] = 7.0
     with pytest.raises(ValueError, match="--vae-lr 7.0: .* was begun with 0.00"):
-        train.load_state(run, "vae", {"net": net}, optimizer, None)
+        loop.load_state(run, "vae", {"net": net}, optimizer, None)
     path = tmp_path / "run" / "state" / "vae.safetensors"
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match="vae.safetensors: damaged"):
-        train.load_state(run, "vae", {"net": net}, optimizer, None)
+        loop.load_state(run, "vae", {"net": net}, optimizer, None)
 
 
 def test_unwritable_folder_is_named(tmp_path):
@@ -194,17 +196,17 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     """If writing a checkpoint fails half-way, the one before is still there and whole."""
     run = train.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
     net = torch.nn.Linear(2, 2)
-    optimizer = train.adamw(net.parameters(), 1e-3, run.device)
-    train.save_state(run, "vae", 3, 1.0, {"net": net}, optimizer, None)
+    optimizer = loop.adamw(net.parameters(), 1e-3, run.device)
+    loop.save_state(run, "vae", 3, 1.0, {"net": net}, optimizer, None)
 
     def full(tensors, path, header):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train, "save_file", full)
+    monkeypatch.setattr(loop, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
-        train.save_state(run, "vae", 4, 1.0, {"net": net}, optimizer, None)
-    assert train.load_state(run, "vae", {"net": net}, optimizer, None)[0] == 3
+        loop.save_state(run, "vae", 4, 1.0, {"net": net}, optimizer, None)
+    assert loop.load_state(run, "vae", {"net": net}, optimizer, None)[0] == 3
 
 
 def test_non_finite_loss_stops_with_stage_step_and_seed(tmp_path):
@@ -216,9 +218,9 @@ def test_non_finite_loss_stops_with_stage_step_and_seed(tmp_path):
         return net.weight.sum() * (math.nan if step == 2 else 1), {}
 
     with pytest.raises(FloatingPointError, match="vae: loss is nan at step 2, seed 0"):
-        train.fit(run, "vae", {"net": net}, loss, 6, 1e-3, 1)
-    optimizer = train.adamw(net.parameters(), 1e-3, run.device)
-    assert train.load_state(run, "vae", {"net": net}, optimizer, None)[0] == 2
+        loop.fit(run, "vae", {"net": net}, loss, 6, 1e-3, 1)
+    optimizer = loop.adamw(net.parameters(), 1e-3, run.device)
+    assert loop.load_state(run, "vae", {"net": net}, optimizer, None)[0] == 2
 
 
 def test_order_visits_every_image_once_an_epoch_and_starts_anywhere():

@@ -136,7 +136,7 @@ def test_shapes_follow_the_factor():
 
 
 def test_starts_as_an_open_channel():
-    """New weights lose no scale, as plain random ones do: latents and pictures vary about as much as the image."""
+    """New weights lose no scale, as random ones do: latents and pictures vary about as the image does."""
     torch.manual_seed(0)
     vae, image = AutoencoderKL(VAEConfig.tiny()), torch.randn(4, 1, 64, 64).clamp(-1, 1)
     with torch.no_grad():
