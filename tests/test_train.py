@@ -3,6 +3,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ["--train-images", "96", "--vae-steps", "6", "--vae-batch", "8", "--text-steps", "6",
          "--diffusion-steps", "6", "--diffusion-batch", "8", "--reward-steps", "6", "--reward-batch", "8",
          "--rounds", "3", "--reports", "2", "--group", "2", "--sample-steps", "5", "--skip-last", "2",
-         "--save-every", "0"]
+         "--save-every", "0", "--eval-reports", "24"]
 
 
 def command(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -95,19 +96,23 @@ def test_killed_runs_end_bit_for_bit_where_the_uninterrupted_one_ends(smoke_run,
     assert [json.loads(line)["step"] for line in log if '"rl"' in line] == [1, 2, 3]
 
 
-def test_evaluation_of_a_run(smoke_run):
-    """`python evaluate.py RUN` writes every metric of the contract for real, anchor and cxrl,
-    each with an interval."""
-    done = command("evaluate.py", smoke_run, "--reports", 24)
-    assert done.returncode == 0, done.stderr
-    result = json.loads((smoke_run / "evaluation.json").read_text())
-    for system in ("real", "anchor", "cxrl"):
-        for metric in ("posture_deviation", "auroc", "label_accuracy", "all_labels_right", "consistency",
-                       "fid", "kid", "ms_ssim", "precision", "recall", "density", "coverage",
-                       "nearest_train_distance"):
-            entry = result[system][metric]
-            assert math.isfinite(entry["value"]) and len(entry["ci95"]) == 2, (system, metric)
-    assert "train_seed" in result["judge"] and "accuracy_on_real" in result["judge"]
+def test_control_and_evaluation_of_a_run(smoke_run, tmp_path):
+    """The supervised control continues the anchor and is scored beside it; `python evaluate.py RUN` scores
+    anew. Every metric of the contract is there for each system, with an interval."""
+    run = Path(shutil.copytree(smoke_run, tmp_path / "run"))
+    metrics = ("posture_deviation", "auroc", "label_accuracy", "all_labels_right", "consistency", "fid",
+               "kid", "ms_ssim", "precision", "recall", "density", "coverage", "nearest_train_distance")
+    three = ("real", "anchor", "cxrl")
+    for systems, script, more in [((*three, "control"), "benchmarks/supervised_control.py", ()),
+                                  (three, "evaluate.py", ("--reports", 24))]:
+        done = command(script, run, *more)
+        assert done.returncode == 0, done.stderr
+        result = json.loads((run / "evaluation.json").read_text())
+        for system in systems:
+            for metric in metrics:
+                entry = result[system][metric]
+                assert math.isfinite(entry["value"]) and len(entry["ci95"]) == 2, (system, metric)
+        assert "train_seed" in result["judge"] and "accuracy_on_real" in result["judge"]
 
 
 def test_sampling_from_a_run(smoke_run, tmp_path):
