@@ -83,11 +83,11 @@ def test_evaluation_json_holds_the_contract(run, result):
 
 
 def test_real_images_win_against_noise(result):
-    """On every metric with a better side, held-out real images beat an untrained pipeline."""
+    """Held-out real images beat an untrained pipeline on all but two metrics: noise is diverse and has no posture."""
     for name, better in evaluate.BETTER.items():
         real, noise = result["real"][name]["value"], result["anchor"][name]["value"]
-        if name == "ms_ssim":
-            continue   # noise is very diverse
+        if name in ("ms_ssim", "posture_deviation"):
+            continue
         assert real < noise if better in ("lower", "as real") else real > noise, name
     assert result["real"]["auroc"]["value"] > 0.95
 
