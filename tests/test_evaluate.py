@@ -83,7 +83,7 @@ def test_evaluation_json_holds_the_contract(run, result):
 
 
 def test_real_images_win_against_noise(result):
-    """Held-out real images beat an untrained pipeline on all but two metrics: noise is diverse and has no posture."""
+    """Real images beat an untrained pipeline on all metrics but two: noise is diverse and has no posture."""
     for name, better in evaluate.BETTER.items():
         real, noise = result["real"][name]["value"], result["anchor"][name]["value"]
         if name in ("ms_ssim", "posture_deviation"):
