@@ -9,8 +9,8 @@ Two decisions that the paper leaves open:
 
 * Start. Appended vectors are never inert: even zero vectors have key 0, hence logit 0, and take softmax mass
   from the prompt. Copies of the embedding that already fills the padded end of every prompt only add weight
-  to a token that cross-attention knows, and put the untrained policy closest to the anchor
-  (docs/experiments.md).
+  to a token that cross-attention knows, and put the untrained policy nearer to the anchor than zeros or
+  noise do (docs/experiments.md).
 * Guidance. c_s is appended in both branches, [c_p ; c_s] and [c_empty ; c_s]. What guidance amplifies is the
   difference of the branches, so it stays a matter of the report alone, while c_s acts on every image with
   weight 1.
