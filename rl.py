@@ -2,13 +2,13 @@
 on one scroll.
 
 Denoising is the decision process of DDPO (Black et al. 2024): state (c, t, x_t), action x_p, reward at the
-end only. The policy denoises under [c_p ; c_s], the frozen anchor under c_p. Departures from DDPO, each
-measured in docs/experiments.md:
+end only. The policy denoises under [c_p ; c_s], the frozen anchor under c_p. Departures from DDPO
+(docs/experiments.md has what was measured of them):
 
 * advantages are relative to a group of images of one report, for reports hardly ever repeat and per-prompt
   running statistics would never fill; each reward is normalised before the weighted sum, so that no scale
   dominates;
-* RLCF: diagnosis and consistency are counted against the anchor's image, by default from the same noise;
+* RLCF: diagnosis and consistency are counted against the anchor's image, by default from the same x_T;
 * the last steps are not trained: there |d mean / d output| / std explodes and the gradient is mostly noise;
 * the log-probability is the mean over the latent's D numbers, so the clip range on the ratio is `clip` / D;
 * an exact KL term per step keeps the policy near the anchor.
