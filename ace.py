@@ -8,9 +8,9 @@ n + K tokens.
 Two decisions that the paper leaves open:
 
 * Start. Appended vectors are never inert: even zero vectors have key 0, hence logit 0, and take softmax mass
-  from the prompt. Copies of the embedding that already fills the padded end of every prompt only add weight
-  to a token that cross-attention knows, and put the untrained policy nearer to the anchor than zeros or
-  noise do (docs/experiments.md).
+  from the prompt. The mean of the empty prompt's embeddings is nearest to the anchor of all starts tried
+  (docs/experiments.md). A little noise tells the K vectors apart: equal ones would get equal gradients, and
+  stay one vector for ever.
 * Guidance. c_s is appended in both branches, [c_p ; c_s] and [c_empty ; c_s]. What guidance amplifies is the
   difference of the branches, so it stays a matter of the report alone, while c_s acts on every image with
   weight 1.
@@ -40,11 +40,12 @@ class ACE(nn.Module):
 
     @classmethod
     def start(cls, tokens: int, empty: Tensor) -> "ACE":
-        """ACE whose c_s are K copies of the last (padding) embedding of the empty prompt, empty: n d."""
-        ace = cls(ACEConfig(tokens, empty.shape[-1])).to(empty.device)
+        """c_s: mean of the empty prompt's embeddings, empty: n d, with noise of a tenth of their spread."""
+        ace = cls(ACEConfig(tokens, empty.shape[-1]))
+        noise = torch.randn(ace.c_s.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            ace.c_s.copy_(empty[-1].expand_as(ace.c_s))
-        return ace
+            ace.c_s.copy_(empty.mean(0).cpu() + 0.1 * empty.std().cpu() * noise)
+        return ace.to(empty.device)
 
     def forward(self, context: Tensor) -> Tensor:
         return torch.cat([context, self.c_s.expand(len(context), -1, -1)], dim=1)

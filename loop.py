@@ -6,13 +6,16 @@ bit for bit (CPU, fp32).
 """
 import functools
 import json
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -35,6 +38,8 @@ class Run:
         return self.folder.joinpath(*parts)
 
     def log(self, stage: str, step: int, **numbers: float) -> None:
+        if rank():
+            return
         with open(self.path("log.jsonl"), "a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **numbers}) + "\n")
         if self.writer is not None:
@@ -45,7 +50,7 @@ class Run:
         """Drop this stage's log lines beyond the step it resumes from
         (a killed run may have written half a line)."""
         path = self.path("log.jsonl")
-        if path.exists():
+        if path.exists() and rank() == 0:
             lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
             kept = [line for line in lines if (d := json.loads(line))["stage"] != stage or d["step"] <= after]
             path.with_suffix(".tmp").write_text("".join(line + "\n" for line in kept))
@@ -53,7 +58,8 @@ class Run:
 
 
 # Options that may change when a stage resumes: they do not touch its result.
-NOT_RESULT = {"out", "stage", "save_every", "tensorboard", "compile", "eval_reports", "rl_micro"}
+NOT_RESULT = {"out", "stage", "save_every", "tensorboard", "compile", "eval_reports", "rl_batch", "rl_micro",
+              "checkpointing", "offload"}
 
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
@@ -75,7 +81,9 @@ def batch_index(n: int, batch: int, seed: int, step: int) -> Tensor:
 def save_state(run: Run, stage: str, step: int, seconds: float, modules: dict[str, nn.Module], optimizer,
                ema: dict | None) -> None:
     """RUN/state/STAGE.safetensors: weights, AdamW moments, EMA; step and options in its header.
-    Renamed when complete."""
+    Renamed when complete. Rank 0 writes for all."""
+    if rank():
+        return
     tensors = {f"{name}.{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
     moments = optimizer.state_dict()["state"]
     tensors |= {f"optimizer.{i}.{k}": v for i, s in moments.items() for k, v in s.items()}
@@ -117,6 +125,54 @@ def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer,
     for key in ema or {}:
         ema[key].copy_(tensors[f"ema.{key}"])
     return int(header["step"]), float(header["seconds"])
+
+
+# ------------------------------------------------------------------------------------------------ ranks
+# Under torchrun; alone, a process is rank 0 of 1 and nothing is sent.
+
+
+def start_ranks() -> torch.device:
+    """Join the other processes of torchrun, if it started this one -> this rank's device."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    cuda = torch.cuda.is_available()
+    if "RANK" in os.environ and not dist.is_initialized():
+        if cuda:
+            torch.cuda.set_device(local)
+        # Long, for the others wait while rank 0 works alone on the supervised stages.
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=2))
+    return torch.device("cuda", local) if cuda else torch.device("cpu")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wait_for_ranks() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def reduce_over_ranks(tensors: list[Tensor], op=dist.ReduceOp.SUM) -> None:
+    """Sum (or min, max) over all ranks, in place: one message for all tensors, which share a type."""
+    if ranks() == 1:
+        return
+    flat = torch.cat([t.flatten() for t in tensors])
+    dist.all_reduce(flat, op)
+    for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        t.copy_(part.view_as(t))
+
+
+def gather_from_ranks(x: Tensor) -> Tensor:
+    """b ... -> ranks*b ..., in the order of the ranks"""
+    if ranks() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(ranks())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
 
 
 # ------------------------------------------------------------------------------------------------ one loop

@@ -41,7 +41,7 @@ class UNetConfig:
     @classmethod
     def tiny(cls):
         """64 px on two CPU cores."""
-        return cls(sample_size=8, in_channels=8, out_channels=8, block_out_channels=(64, 128),
+        return cls(sample_size=8, in_channels=8, out_channels=8, block_out_channels=(64, 96),
                    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
                    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=16,
                    cross_attention_dim=128, attention_head_dim=4, use_linear_projection=True)
@@ -345,7 +345,7 @@ class LoRALinear(nn.Linear):
     def __init__(self, base: nn.Linear, rank: int, alpha: float):
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias        # the very same parameters, not copies
-        self.rank, self.alpha, self.unmerged = rank, alpha, None
+        self.rank, self.alpha, self.unmerged, self.active = rank, alpha, None, True
         # Trained, so float32 whatever the type of the frozen weights.
         self.lora_A = nn.Linear(base.in_features, rank, bias=False, device=base.weight.device)
         self.lora_B = nn.Linear(rank, base.out_features, bias=False, device=base.weight.device)
@@ -353,7 +353,7 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         out = super().forward(x)
-        if self.unmerged is not None:
+        if self.unmerged is not None or not self.active:
             return out
         return out + (self.alpha / self.rank * self.lora_B(self.lora_A(x.float()))).to(out.dtype)
 
@@ -388,6 +388,24 @@ def add_lora(unet: UNet2DConditionModel, rank: int = 4, alpha: float = 4.0,
             setattr(unet.get_submodule(parent), leaf, LoRALinear(module, rank, alpha))
     require(bool(lora_layers(unet)), "targets", targets, "names of Linear layers in the UNet")
     return [p for layer in lora_layers(unet).values() for p in (layer.lora_A.weight, layer.lora_B.weight)]
+
+
+class WithoutLoRA:
+    """A UNet as it was before its LoRA: the frozen anchor without a second copy of the weights."""
+
+    def __init__(self, unet: UNet2DConditionModel):
+        self.unet = unet
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        layers = lora_layers(self.unet).values()
+        try:
+            for layer in layers:
+                layer.active = False
+            return self.unet(x, t, context)
+        finally:
+            for layer in layers:
+                layer.active = True
 
 
 def save_lora(unet: UNet2DConditionModel, folder: Path | str) -> None:

@@ -319,11 +319,14 @@ class Rewards:
 
     def compare(self, images: Tensor, anchor_images: Tensor | None, reports: list[str],
                 feedback: str = "difference") -> dict[str, Tensor]:
-        """The rewards of a rollout: diagnosis and consistency against the anchor's images,
-        unless those are None."""
+        """The rewards of a rollout: diagnosis and consistency against the anchor's images, if there are any.
+
+        anchor_images: p 1 h w, one for each group of b / p adjacent images of one report.
+        """
         rewards = self.scores(images, reports)
         if anchor_images is not None:
-            reference = self.scores(anchor_images, reports)
+            group = len(images) // len(anchor_images)
+            reference = self.scores(anchor_images, reports[::group])
             for name in ("diag", "consist"):
-                rewards[name] = rlcf(rewards[name], reference[name], feedback)
+                rewards[name] = rlcf(rewards[name], reference[name].repeat_interleave(group), feedback)
         return rewards

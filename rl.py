@@ -8,46 +8,113 @@ end only. The policy denoises under [c_p ; c_s], the frozen anchor under c_p. De
 * advantages are relative to a group of images of one report, for reports hardly ever repeat and per-prompt
   running statistics would never fill; each reward is normalised before the weighted sum, so that no scale
   dominates;
-* RLCF: diagnosis and consistency are counted against the anchor's image, by default from the same x_T;
+* RLCF: diagnosis and consistency are counted against the anchor's image of the same report;
+* what is not an action, x_T and the noise of the untrained steps, is shared by a report's group and by the
+  anchor's image: images of a group differ by actions only, and so do their rewards;
 * the last steps are not trained: there |d mean / d output| / std explodes and the gradient is mostly noise;
 * the log-probability is the mean over the latent's D numbers, so the clip range on the ratio is `clip` / D;
 * an exact KL term per step keeps the policy near the anchor.
 """
-from dataclasses import dataclass
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from ace import ACE
+from loop import gather_from_ranks, rank, ranks, reduce_over_ranks
+from model import UNet2DConditionModel, WithoutLoRA, add_lora, load_lora, lora_layers, save_lora
 from rewards import NAMES, Rewards
-from sample import Pipeline, Step, autocast, ddim_step, denoise, grey, guided_noise, seeded_noise
+from sample import (
+    Pipeline,
+    SampleConfig,
+    Step,
+    autocast,
+    ddim_step,
+    denoise,
+    grey,
+    guided_noise,
+    seeded_noise,
+)
 
 
 @dataclass(frozen=True)
 class RLConfig:
-    rounds: Annotated[int, "rollout + update rounds"] = 18
-    reports: Annotated[int, "reports per round; images per round = reports * group"] = 16
+    rounds: Annotated[int, "rollout + update rounds"] = 12
+    reports: Annotated[int, "reports per round; images per round = reports * group"] = 32
     group: Annotated[int, "images per report; 1 is plain DDPO with batch statistics"] = 8
     inner_epochs: Annotated[int, "passes over each rollout"] = 1
     updates: Annotated[int, "optimizer steps per pass; from the second on the clip acts"] = 2
     skip_last: Annotated[int, "last denoising steps left out of the updates (their gradient is noise)"] = 3
     fraction: Annotated[float, "share of the other steps trained for each image, drawn at random"] = 1.0
-    rl_lr: Annotated[float, "peak learning rate of the denoiser in RL, decays to 0"] = 2e-4
+    rl_lr: Annotated[float, "peak learning rate of the denoiser in RL, decays to 0"] = 3e-4
     ace_lr: Annotated[float, "peak learning rate of the ACE vectors"] = 1e-3
     clip: Annotated[float, "ratio clip in nats of the whole latent; "
                            "the range on the mean log-prob is clip / D"] = 1.64
-    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.1
-    w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
+    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.15
+    w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.02
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 1.0
     rlcf: Annotated[bool, "comparative feedback: rewards against the anchor's images"] = True
     feedback: Annotated[Literal["difference", "sign"], "RLCF as a margin or as a verdict"] = "difference"
-    same_noise: Annotated[bool, "the anchor starts from the policy's x_T (else from its own)"] = True
+    same_noise: Annotated[bool, "a report's images and the anchor's share all noise that is no action "
+                                "(else each image has its own)"] = True
     ace: Annotated[bool, "adaptive condition embeddings"] = True
     ace_tokens: Annotated[int, "K, the number of ACE vectors"] = 4
+    lora_rank: Annotated[int, "train a LoRA of this rank on the attention layers; 0 trains every weight"] = 0
+    checkpointing: Annotated[bool, "recompute activations in the update: less memory, a third slower"] = False
+    offload: Annotated[bool, "text encoder, VAE and rewards leave the GPU while the UNet is updated"] = False
+    rl_batch: Annotated[int, "images per forward pass in the rollout; halve if out of memory"] = 128
     rl_micro: Annotated[int, "(image, step) pairs per forward pass in the update; "
                              "halve if out of memory"] = 64
+
+
+def start_policy(folder: Path, device: torch.device,
+                 config: RLConfig) -> tuple[Pipeline, Pipeline, dict[str, nn.Module], list[dict]]:
+    """A pipeline folder -> policy, frozen anchor, the modules that are trained, their optimizer groups.
+
+    Text encoder and VAE are shared; with a LoRA so are the UNet's frozen weights (bf16 on CUDA).
+    """
+    pipe = Pipeline.load(folder, device)
+    for part in (pipe.unet, pipe.vae, pipe.text):
+        part.requires_grad_(False)
+    if config.lora_rank:
+        if device.type == "cuda":
+            pipe.unet.to(torch.bfloat16)
+        add_lora(pipe.unet, config.lora_rank, config.lora_rank)
+        layers = lora_layers(pipe.unet).values()
+        modules = {"lora": nn.ModuleList([half for layer in layers for half in (layer.lora_A, layer.lora_B)])}
+        anchor = replace(pipe, unet=WithoutLoRA(pipe.unet))
+    else:
+        anchor = replace(pipe, unet=copy.deepcopy(pipe.unet))
+        modules = {"unet": pipe.unet.requires_grad_(True)}
+    pipe.unet.gradient_checkpointing = config.checkpointing
+    groups = [{"params": list(*map(nn.Module.parameters, modules.values())), "peak": config.rl_lr}]
+    if config.ace:
+        with torch.no_grad():
+            pipe.ace = ACE.start(config.ace_tokens, pipe.embed([""])[0])
+        modules["ace"] = pipe.ace
+        groups.append({"params": list(pipe.ace.parameters()), "peak": config.ace_lr})
+    return pipe, anchor, modules, groups
+
+
+def save_policy(pipe: Pipeline, anchor_folder: Path, folder: Path) -> None:
+    """A whole pipeline folder; beside it, of a LoRA, pytorch_lora_weights.safetensors.
+
+    The LoRA is merged into the anchor's own float32 weights.
+    """
+    if lora_layers(pipe.unet):
+        save_lora(pipe.unet, folder)
+        pipe = replace(pipe, unet=UNet2DConditionModel.from_pretrained(anchor_folder / "unet"))
+        load_lora(pipe.unet, folder)
+        for layer in lora_layers(pipe.unet).values():
+            layer.merge()
+    pipe.save(folder)
 
 
 class Rollout(NamedTuple):
@@ -75,18 +142,25 @@ def trained_steps(steps: int, config: RLConfig) -> int:
 
 
 @torch.no_grad()
-def rollout(pipe: Pipeline, cond: Tensor, uncond: Tensor, noise: Tensor, guidance: float, eta: float,
-            trained: int) -> Rollout:
-    """Sample the policy: (cond: b n d, uncond: n d, noise: b steps+1 c h w) -> trajectories and images."""
-    steps: list[Step] = []
-    with autocast(pipe.device):
-        for step in denoise(pipe.unet, pipe.schedule, cond, uncond, noise, guidance, eta):
-            steps.append(step)
-        images = grey(pipe.decode(steps[-1].x_p))
-    steps = steps[:trained]
-    logp = torch.stack([log_prob(s.x_p, s.mean, s.std) for s in steps], 1)
-    return Rollout(torch.stack([s.x for s in steps], 1), torch.stack([s.x_p for s in steps], 1), logp,
-                   torch.stack([s.t[0] for s in steps]), torch.stack([s.p[0] for s in steps]), images)
+def rollout(pipe: Pipeline, cond: Tensor, uncond: Tensor, noise: Tensor, sampling: SampleConfig,
+            trained: int, micro: int) -> Rollout:
+    """Sample the policy, `micro` images at a time: (cond: b n d, uncond: n d, noise: b steps+1 c h w)
+    -> trajectories and images."""
+    parts = []
+    for mb_cond, mb_noise in zip(cond.split(micro), noise.split(micro), strict=True):
+        steps: list[Step] = []
+        with autocast(pipe.device):
+            for step in denoise(pipe.unet, pipe.schedule, mb_cond, uncond, mb_noise, sampling.guidance,
+                                sampling.eta):
+                steps.append(step)
+            images = grey(pipe.decode(steps[-1].x_p))
+        steps = steps[:trained]
+        logp = torch.stack([log_prob(s.x_p, s.mean, s.std) for s in steps], 1)
+        x, x_p = (torch.stack([getattr(s, name) for s in steps], 1) for name in ("x", "x_p"))
+        parts.append((x, x_p, logp, images))
+    x, x_p, logp, images = (torch.cat(part) for part in zip(*parts, strict=True))
+    t, p = (torch.stack([getattr(s, name)[0] for s in steps]) for name in "tp")
+    return Rollout(x, x_p, logp, t, p, images)
 
 
 def advantages(rewards: dict[str, Tensor], weights: dict[str, float], group: int,
@@ -125,78 +199,111 @@ def flat_pairs(b: int, k: int, config: RLConfig, generator: torch.Generator) -> 
 
 
 def update(pipe: Pipeline, anchor: Pipeline, ro: Rollout, advantage: Tensor, c_p: Tensor, c_empty: Tensor,
-           pairs: Tensor, guidance: float, eta: float, config: RLConfig, optimizer) -> dict[str, Tensor]:
-    """One clipped update on the given (image, step) pairs; gradients are exact whatever the micro-batch size.
+           pairs: Tensor, total: int, sampling: SampleConfig, config: RLConfig,
+           optimizer) -> dict[str, Tensor]:
+    """One clipped update on the (image, step) pairs of this rank, `total` on all ranks together; the gradient
+    is the same whatever the micro-batch size and the number of ranks.
 
     c_p: b n d and c_empty: n d are the prompt embeddings *without* c_s: ACE is applied here, under gradient,
     for it is part of the policy. Returns statistics as tensors on the device (no host sync).
     """
     k, d = len(ro.t), ro.x[0, 0].numel()
-    clip = config.clip / d
-    sums: dict[str, Tensor] = {}
-    optimizer.zero_grad(set_to_none=True)
-    for mb in pairs.to(ro.x.device).split(config.rl_micro):
+    clip, device = config.clip / d, ro.x.device
+    names = ("pg_loss", "kl", "clip_fraction", "ratio_error")
+    sums = {name: torch.zeros((), device=device) for name in names}
+    low, high = torch.full((), torch.inf, device=device), torch.zeros((), device=device)   # of the ratio
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)   # of every rank, also one without a pair
+    for mb in pairs.to(device).split(config.rl_micro):
         image, step = mb // k, mb % k
         mb_x, mb_t, mb_p, mb_c = ro.x[image, step], ro.t[step], ro.p[step], c_p[image]
         with autocast(pipe.device):
             cond, uncond = pipe.condition(mb_c, c_empty)
-            out = guided_noise(pipe.unet, mb_x, mb_t, cond, uncond, guidance)
-        mean, std = ddim_step(pipe.schedule, out, mb_x, mb_t, mb_p, eta)
+            out = guided_noise(pipe.unet, mb_x, mb_t, cond, uncond, sampling.guidance)
+        mean, std = ddim_step(pipe.schedule, out, mb_x, mb_t, mb_p, sampling.eta)
         logp, logp_old = log_prob(ro.x_p[image, step], mean, std), ro.logp[image, step]
         loss, ratio = policy_loss(logp, logp_old, advantage[image], clip)
         kl = torch.zeros_like(loss)
         if config.kl > 0:
             with torch.no_grad(), autocast(pipe.device):
-                anchor_out = guided_noise(anchor.unet, mb_x, mb_t, mb_c, c_empty, guidance)
-            anchor_mean, _ = ddim_step(pipe.schedule, anchor_out, mb_x, mb_t, mb_p, eta)
+                anchor_out = guided_noise(anchor.unet, mb_x, mb_t, mb_c, c_empty, sampling.guidance)
+            anchor_mean, _ = ddim_step(pipe.schedule, anchor_out, mb_x, mb_t, mb_p, sampling.eta)
             kl = reduce((mean - anchor_mean) ** 2 / (2 * std**2), "b c h w -> b", "mean")
-        ((loss + config.kl * kl).sum() / len(pairs)).backward()
+        ((loss + config.kl * kl).sum() / total).backward()
         with torch.no_grad():
             error = (ratio - 1).abs()
-            for name, value in [("pg_loss", loss), ("kl", kl), ("clip_fraction", (error > clip).float()),
-                                ("ratio_error", error)]:
-                sums[name] = sums.get(name, 0) + value.detach().sum() / len(pairs)
-            extremes = torch.stack([ratio.min(), ratio.max()]).detach()
-            sums["ratio_min"] = torch.minimum(sums.get("ratio_min", extremes[0]), extremes[0])
-            sums["ratio_max"] = torch.maximum(sums.get("ratio_max", extremes[1]), extremes[1])
-    parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    sums["grad_norm"] = nn.utils.clip_grad_norm_(parameters, 1.0)
+            for name, value in zip(names, (loss, kl, (error > clip).float(), error), strict=True):
+                sums[name] += value.sum() / total
+            low, high = torch.minimum(low, ratio.min()), torch.maximum(high, ratio.max())
+    reduce_over_ranks([p.grad for p in parameters])
+    reduce_over_ranks(list(sums.values()))
+    reduce_over_ranks([low], dist.ReduceOp.MIN)
+    reduce_over_ranks([high], dist.ReduceOp.MAX)
+    grad_norm = nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
-    return sums
+    return {**sums, "ratio_min": low, "ratio_max": high, "grad_norm": grad_norm}
+
+
+def round_noise(pipe: Pipeline, seeds: list[int], steps: int, trained: int,
+                config: RLConfig) -> tuple[Tensor, Tensor]:
+    """One seed for each image -> noise of the policy's: b steps+1 c h w, of the anchor's: p steps+1 c h w.
+
+    The noise of a trained step is the policy's action: a baseline must not depend on it, so the anchor has
+    its own. All else, x_T (column 0) and the untrained steps, belongs to the report with `same_noise`.
+    """
+    noise, spare = seeded_noise(seeds, 2 * steps + 1, pipe.latent_shape, pipe.device).chunk(2, dim=1)
+    anchor_noise = spare[::config.group].clone()
+    if config.same_noise:
+        fixed = [0, *range(trained + 1, steps + 1)]
+        anchor_noise[:, fixed] = noise[::config.group, fixed]
+        noise[:, fixed] = anchor_noise[:, fixed].repeat_interleave(config.group, 0)
+    return noise, anchor_noise
+
+
+@contextmanager
+def offloaded(modules: list[nn.Module], device: torch.device):
+    """The modules wait in CPU memory."""
+    for module in modules:
+        module.to("cpu")
+    yield
+    for module in modules:
+        module.to(device)
 
 
 def rl_round(pipe: Pipeline, anchor: Pipeline, nets: Rewards, reports: list[str], seeds: list[int],
-             steps: int, guidance: float, eta: float, config: RLConfig,
-             optimizer) -> tuple[dict[str, float], Tensor]:
-    """One round on `reports` (one entry for each image, groups adjacent) -> (statistics, images: b 1 h w).
+             sampling: SampleConfig, config: RLConfig, optimizer) -> tuple[dict[str, float], Tensor]:
+    """One round on `reports` (one entry for each image, groups adjacent, the same list on every rank)
+    -> (statistics over all ranks, this rank's images: b 1 h w).
 
     Raises FloatingPointError if a reward or the loss is not finite, or if the policy that updates is not the
     policy that sampled (mean |ratio - 1| before the first update above a tenth of the clip range).
     """
-    trained = trained_steps(steps, config)
+    trained, group = trained_steps(sampling.sample_steps, config), config.group
+    b = len(reports) // ranks()
+    mine = slice(rank() * b, (rank() + 1) * b)                # whole groups: train.py checks that
+    noise, anchor_noise = round_noise(pipe, seeds[mine], sampling.sample_steps, trained, config)
     with torch.no_grad(), autocast(pipe.device):
-        unique = list(dict.fromkeys(reports))
-        embedded = pipe.embed(unique + [""]).float()
-        c_p, c_empty = embedded[[unique.index(r) for r in reports]], embedded[-1]
-        both = seeded_noise(seeds, 2 * steps + 1, pipe.latent_shape, pipe.device)
-        noise, anchor_noise = both.chunk(2, dim=1)       # b steps+1 c h w each
+        embedded = pipe.embed([*reports[mine][::group], ""]).float()
+        c_report, c_empty = embedded[:-1], embedded[-1]       # c_report: one entry for each group
+        c_p = c_report.repeat_interleave(group, 0)
         cond, uncond = pipe.condition(c_p, c_empty)
-    ro = rollout(pipe, cond, uncond, noise, guidance, eta, trained)
+    ro = rollout(pipe, cond, uncond, noise, sampling, trained, config.rl_batch)
     anchor_images = None
     if config.rlcf:
-        if config.same_noise:
-            # x_T only. The noise of the steps is the policy's action: an anchor that shared it would be a
-            # baseline that depends on the action, and at the start, policy = anchor, would cancel the whole
-            # signal.
-            anchor_noise = torch.cat([noise[:, :1], anchor_noise[:, 1:]], 1)
-        anchor_images = rollout(anchor, c_p, c_empty, anchor_noise, guidance, eta, 1).images
-    rewards = nets.compare(ro.images, anchor_images, reports, config.feedback)
+        anchor_images = rollout(anchor, c_report, c_empty, anchor_noise, sampling, 1, config.rl_batch).images
+    rewards = nets.compare(ro.images, anchor_images, reports[mine], config.feedback)
+    rewards = {name: gather_from_ranks(reward) for name, reward in rewards.items()}
     weights = dict(zip(NAMES, (config.w_align, config.w_diag, config.w_consist), strict=True))
-    advantage = advantages(rewards, weights, config.group)
+    advantage = advantages(rewards, weights, group)[mine]
     generator = torch.Generator().manual_seed(seeds[0])
-    history = [update(pipe, anchor, ro, advantage, c_p, c_empty, pairs, guidance, eta, config, optimizer)
-               for _ in range(config.inner_epochs)
-               for pairs in flat_pairs(len(reports), trained, config, generator)]
+    history = []
+    with offloaded([pipe.text, pipe.vae, *vars(nets).values()] if config.offload else [], pipe.device):
+        for _ in range(config.inner_epochs):
+            for pairs in flat_pairs(len(reports), trained, config, generator):
+                own = pairs[pairs // (b * trained) == rank()] - rank() * b * trained
+                history.append(update(pipe, anchor, ro, advantage, c_p, c_empty, own, len(pairs), sampling,
+                                      config, optimizer))
     stats = summarise(history, rewards, ro.images)
     d = ro.x[0, 0].numel()
     if stats["ratio_error_first"] > 0.1 * config.clip / d:
@@ -215,7 +322,7 @@ def summarise(history: list[dict[str, Tensor]], rewards: dict[str, Tensor],
     stats["ratio_max"] = torch.stack([h["ratio_max"] for h in history]).max()
     stats["ratio_error_first"] = history[0]["ratio_error"]
     stats |= {f"reward_{name}": reward.mean() for name, reward in rewards.items()}
-    stats["pixel_std"] = images.std(0).mean()
+    stats["pixel_std"] = images.std(0).mean()   # of this rank's images
     values = torch.stack([v.float() for v in stats.values()]).tolist()
     stats = dict(zip(stats, values, strict=True))
     if not all(torch.isfinite(torch.tensor(values))):

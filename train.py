@@ -10,7 +10,6 @@ the run folder already holds its result, and continues bit for bit where it was 
 a pure function of (seed, stage, step), and RUN/state holds weights, optimizer and step.
 """
 import argparse
-import copy
 import dataclasses
 import json
 import sys
@@ -31,11 +30,23 @@ import data
 import evaluate
 import rewards
 import sample
-from ace import ACE
-from loop import Run, adamw, batch_index, fit, learning_rate, load_state, save_state, step_generator
+from loop import (
+    Run,
+    adamw,
+    batch_index,
+    fit,
+    learning_rate,
+    load_state,
+    rank,
+    ranks,
+    save_state,
+    start_ranks,
+    step_generator,
+    wait_for_ranks,
+)
 from model import UNet2DConditionModel, UNetConfig
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig, Rewards
-from rl import RLConfig, rl_round, trained_steps
+from rl import RLConfig, rl_round, save_policy, start_policy, trained_steps
 from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, generate, picture_grid, save_png
 from text_encoder import CLIPTextModel, TextConfig, Tokenizer
 from vae import AutoencoderKL, VAEConfig
@@ -61,11 +72,11 @@ class TrainConfig:
     prompt: Annotated[Literal["report", "impression", "findings", "both"],
                       "which part of a real report is the prompt"] = "report"
     train_images: Annotated[int, "phantoms in the training split"] = 8192
-    vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 1000
-    vae_batch: Annotated[int, "images per step; halve if out of memory"] = 8
+    vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 1600
+    vae_batch: Annotated[int, "images per step; halve if out of memory"] = 4
     vae_lr: Annotated[float, "peak learning rate"] = 2e-3
-    text_steps: Annotated[int, "optimizer steps of the text encoder's contrastive pretraining"] = 250
-    diffusion_steps: Annotated[int, "optimizer steps of UNet and text encoder"] = 600
+    text_steps: Annotated[int, "optimizer steps of the text encoder's contrastive pretraining"] = 500
+    diffusion_steps: Annotated[int, "optimizer steps of the UNet"] = 1300
     diffusion_batch: Annotated[int, "latents per step; halve if out of memory"] = 64
     diffusion_lr: Annotated[float, "peak learning rate"] = 1e-3
     prompt_dropout: Annotated[float, "share of reports replaced by the empty one, for guidance"] = 0.1
@@ -151,7 +162,7 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
 
 
 ZERO_ALLOWED = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr",
-                "save_every"}
+                "save_every", "lora_rank"}
 
 # ------------------------------------------------------------------------------------------------ run folder
 
@@ -171,12 +182,12 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
                 raise ValueError(f"--{name.replace('_', '-')} {options[name]}: {config.out} was made with "
                                  f"{old.get(name)!r}; choose another --out")
     try:
-        sample.write_json(path, {**options, "torch": torch.__version__, "git": sample.git_revision()})
+        if rank() == 0:
+            sample.write_json(path, {**options, "torch": torch.__version__, "git": sample.git_revision()})
     except OSError as error:
         raise ValueError(f"--out {config.out}: cannot be written: {error.strerror}") from error
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")   # TF32 where there is one
-    return Run(config.out, options, device, config.seed, config.save_every, tensorboard(config))
+    return Run(config.out, options, start_ranks(), config.seed, config.save_every, tensorboard(config))
 
 
 def tensorboard(config: TrainConfig):
@@ -261,7 +272,8 @@ def latent_cache(run: Run, vae: AutoencoderKL, train) -> Tensor:
 
 
 def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sampling: SampleConfig) -> None:
-    """UNet and text encoder together, on cached latents -> RUN/anchor, the supervised pipeline."""
+    """Text encoder by contrast, then frozen, as in Stable Diffusion; UNet on cached latents
+    -> RUN/anchor, the supervised pipeline."""
     train, schedule = sets["train"], Schedule(sizes.schedule, run.device)
     vae = AutoencoderKL.from_pretrained(run.path("anchor", "vae")).to(run.device).eval()
     latents = latent_cache(run, vae, train).to(run.device)
@@ -280,7 +292,7 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
 
     fit(run, "text", {"contrast": contrast}, contrastive_loss, config.text_steps, config.diffusion_lr,
         config.diffusion_batch)
-    fit(run, "diffusion", {"unet": unet, "text": text},
+    fit(run, "diffusion", {"unet": unet},
         diffusion_loss(run, config, unet, text, schedule, latents, tokenizer, train.reports),
         config.diffusion_steps, config.diffusion_lr, config.diffusion_batch, ema_decay=EMA_DECAY)
     pipe = Pipeline(unet.eval(), vae, text.eval(), tokenizer, schedule)
@@ -335,7 +347,9 @@ def diffusion_loss(run: Run, config: TrainConfig, unet, text, schedule: Schedule
         noise = torch.randn(config.diffusion_batch, *latents.shape[1:], generator=g).to(run.device)
         t = torch.randint(timesteps, (config.diffusion_batch,), generator=g).to(run.device)
         drop = (torch.rand(config.diffusion_batch, 1, generator=g) < config.prompt_dropout).to(run.device)
-        x0, context = latents[index], text(torch.where(drop, empty, ids[index]))
+        x0 = latents[index]
+        with torch.no_grad():   # the text encoder is frozen
+            context = text(torch.where(drop, empty, ids[index]))
         error = (unet(schedule.add_noise(x0, noise, t), t, context) - schedule.target(x0, noise, t)) ** 2
         by_image, quarter = error.mean((1, 2, 3)), t * 4 // timesteps
         within = [quarter == q for q in range(4)]
@@ -411,19 +425,12 @@ def calibrate(posture: PostureNet, images: Tensor) -> None:
 
 def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, rl: RLConfig) -> None:
     """Policy gradient from RUN/anchor -> RUN/cxrl."""
-    pipe = Pipeline.load(run.path("anchor"), run.device)
-    # the anchor shares text encoder and VAE
-    anchor = dataclasses.replace(pipe, unet=copy.deepcopy(pipe.unet).requires_grad_(False))
+    pipe, anchor, modules, groups = start_policy(run.path("anchor"), run.device, rl)
     nets, reports = Rewards.load(run.path("rewards"), run.device), sets["train"].reports
-    modules, groups = {"unet": pipe.unet}, [{"params": list(pipe.unet.parameters()), "peak": rl.rl_lr}]
-    if rl.ace:
-        with torch.no_grad():
-            pipe.ace = ACE.start(rl.ace_tokens, pipe.embed([""])[0])
-        modules["ace"] = pipe.ace
-        groups.append({"params": list(pipe.ace.parameters()), "peak": rl.ace_lr})
     if config.compile:
-        pipe.unet.compile()
-        anchor.unet.compile()
+        for unet in (pipe.unet, anchor.unet):
+            if isinstance(unet, UNet2DConditionModel):   # else the anchor is the policy without its LoRA
+                unet.compile()
     optimizer = adamw(groups, rl.rl_lr, run.device, weight_decay=1e-4)
     begin, before = load_state(run, "rl", modules, optimizer, None)
     run.forget("rl", begin)
@@ -431,7 +438,7 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
     images = rl.reports * rl.group
     print(f"rl: {images} images a round, {rl.inner_epochs * rl.updates} updates a round, "
           f"{rl.rounds * images} reward queries")
-    bar = tqdm(range(begin, rl.rounds), "rl", rl.rounds, initial=begin, unit="round")
+    bar = tqdm(range(begin, rl.rounds), "rl", rl.rounds, initial=begin, unit="round", disable=rank() > 0)
     for r in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(r, rl.rounds, group["peak"])
@@ -439,23 +446,23 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
         first = zlib.crc32(f"{run.seed} rollout {r}".encode())   # images' seeds are consecutive numbers
         numbers, pictures = rl_round(
             pipe, anchor, nets, [c for c in chosen for _ in range(rl.group)],
-            [first + i for i in range(images)],
-            sampling.sample_steps, sampling.guidance, sampling.eta, rl, optimizer)
+            [first + i for i in range(images)], sampling, rl, optimizer)
         now = time.monotonic()
         run.log("rl", r + 1, time=round(before + now - start, 2),
                 images_per_second=round((r + 1 - begin) * images / (now - start), 1),
                 queries=(r + 1) * images, **numbers)
         bar.set_postfix(**{k.removeprefix("reward_"): f"{v:.3f}" for k, v in numbers.items()
                            if k.startswith("reward_")})
-        if r % 5 == 0 or r + 1 == rl.rounds:
+        if rank() == 0 and (r % 5 == 0 or r + 1 == rl.rounds):
             rows = [(chosen[i], pictures[i * rl.group:(i + 1) * rl.group][:8])
                     for i in range(min(3, rl.reports))]
             save_png(picture_grid(rows, 96), run.path("samples", f"rl_{r + 1:04d}.png"), round=r + 1)
         if now - saved > run.save_every:
             saved = now
             save_state(run, "rl", r + 1, before + now - start, modules, optimizer, None)
-    before_and_after(run, anchor, pipe, sets["test"].reports[:5], sampling)
-    pipe.save(run.path("cxrl"))
+    if rank() == 0:
+        before_and_after(run, anchor, pipe, sets["test"].reports[:5], sampling)
+        save_policy(pipe, run.path("anchor"), run.path("cxrl"))
 
 
 def before_and_after(run: Run, anchor: Pipeline, pipe: Pipeline, reports: list[str],
@@ -484,10 +491,18 @@ def finished(folder: Path, stage: str) -> bool:
 def main(argv: list[str] | None = None) -> None:
     config, sampling, rl = parse(argv)
     sizes = preset(config.preset)
-    sets = load_sets(config)
-    run = open_run(config, sampling, rl)
-    if config.init is not None and not finished(run.folder, "diffusion"):
-        Pipeline.load(config.init).save(run.path("anchor"))
+    start_ranks()
+    if rl.reports % ranks():
+        raise ValueError(f"--reports {rl.reports}: expected a multiple of the {ranks()} processes")
+    if rank() == 0:
+        sets = load_sets(config)
+        run = open_run(config, sampling, rl)
+        if config.init is not None and not finished(run.folder, "diffusion"):
+            Pipeline.load(config.init).save(run.path("anchor"))
+    wait_for_ranks()
+    if rank() > 0:   # finds the decoded images and the run folder ready
+        sets = load_sets(config)
+        run = open_run(config, sampling, rl)
     wanted = STAGES if config.stage == "all" else (config.stage,)
     for stage in wanted:
         for needed in STAGES[:STAGES.index(stage)]:
@@ -497,18 +512,22 @@ def main(argv: list[str] | None = None) -> None:
         if finished(run.folder, stage):
             print(f"{stage}: done already in {config.out}")
             continue
+        wait_for_ranks()   # all have seen the same state of the folder
         start = time.monotonic()
-        if stage == "vae":
+        if stage == "rl":
+            stage_rl(run, config, sets, sampling, rl)
+        elif rank() > 0:
+            pass           # reinforcement learning alone is shared out
+        elif stage == "vae":
             stage_vae(run, config, sets, sizes)
         elif stage == "diffusion":
             stage_diffusion(run, config, sets, sizes, sampling)
         elif stage == "rewards":
             stage_rewards(run, config, sets, sizes)
-        elif stage == "rl":
-            stage_rl(run, config, sets, sampling, rl)
         else:
             evaluate.evaluate_run(run.folder, sets, reports=config.eval_reports, seed=config.seed,
                                   device=run.device)
+        wait_for_ranks()
         print(f"{stage}: {time.monotonic() - start:.0f} s")
 
 

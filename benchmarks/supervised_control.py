@@ -2,7 +2,7 @@
 
     python benchmarks/supervised_control.py [RUN: newest under runs/]
 
-Continues RUN/anchor (UNet and text encoder, same loss, data, batch and peak learning rate, fresh warm-up and
+Continues RUN/anchor (the UNet; same loss, data, batch and peak learning rate, fresh warm-up and
 cosine) for the seconds that RUN/log.jsonl gives for RL, at the steps per second that it gives for the
 diffusion stage, saves RUN/control and writes RUN/evaluation.json anew with the key "control" beside "anchor"
 and "cxrl".
@@ -59,7 +59,7 @@ def main() -> None:
     latents = train.latent_cache(run, pipe.vae, sets["train"]).to(run.device)
     loss = train.diffusion_loss(run, config, pipe.unet, pipe.text, pipe.schedule, latents, pipe.tokenizer,
                                 sets["train"].reports, first=diffusion["step"])
-    loop.fit(run, "control", {"unet": pipe.unet, "text": pipe.text}, loss, steps, config.diffusion_lr,
+    loop.fit(run, "control", {"unet": pipe.unet}, loss, steps, config.diffusion_lr,
               config.diffusion_batch, ema_decay=train.EMA_DECAY)
     pipe.save(folder / "control")
     evaluate.evaluate_run(folder, sets, config.eval_reports, config.seed, run.device,

@@ -12,10 +12,13 @@ def test_vectors_are_appended_and_the_prompt_is_untouched():
     assert out.shape == (2, 8, 8) and torch.equal(out[:, :5], context) and torch.equal(out[0, 5:], out[1, 5:])
 
 
-def test_start_copies_the_padding_embedding():
-    """c_s starts as copies of the empty prompt's last embedding, which cross-attention already knows."""
-    empty = torch.randn(5, 8)
-    assert torch.equal(ACE.start(2, empty).c_s, empty[-1].expand(2, 8))
+def test_start_is_near_the_empty_prompts_mean_and_no_two_vectors_are_equal():
+    """c_s starts around the mean of the empty prompt's embeddings; equal vectors would stay equal."""
+    empty = 3 * torch.randn(5, 8) + 1
+    c_s = ACE.start(200, empty).c_s
+    assert torch.allclose(c_s.mean(0), empty.mean(0), atol=0.2)
+    assert (c_s - empty.mean(0)).std() == pytest.approx(0.1 * empty.std().item(), rel=0.1)
+    assert torch.equal(c_s, ACE.start(200, empty).c_s)
 
 
 def test_gradient_reaches_the_vectors():

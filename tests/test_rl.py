@@ -7,11 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import rewards
 import rl
 from ace import ACE
 from model import UNet2DConditionModel, UNetConfig
 from rl import RLConfig, advantages, flat_pairs, log_prob, policy_loss, rl_round, rollout, update
-from sample import Pipeline, Schedule, ScheduleConfig, seeded_noise
+from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, seeded_noise
 
 UNET = UNetConfig(sample_size=4, in_channels=2, out_channels=2,
                   block_out_channels=(16, 16), layers_per_block=1,
@@ -31,7 +32,7 @@ class Brightness:
 
     def compare(self, images, anchor_images, reports, feedback):
         value = images.mean((1, 2, 3))
-        reference = 0 if anchor_images is None else anchor_images.mean((1, 2, 3))
+        reference = 0 if anchor_images is None else anchor_images.mean()
         return {"align": value, "diag": value - reference, "consist": torch.zeros_like(value)}
 
 
@@ -45,10 +46,14 @@ def small_pipeline(tokens: int = 2) -> Pipeline:
     return pipe
 
 
+def sampling(guidance: float = 2.0) -> SampleConfig:
+    return SampleConfig(sample_steps=6, guidance=guidance)
+
+
 def start(pipe: Pipeline, b: int = 8, guidance: float = 2.0) -> tuple[rl.Rollout, torch.Tensor, torch.Tensor]:
     c_p, c_empty = words(["a"] * (b // 2) + ["bb"] * (b // 2)), words([""])[0]
     noise = seeded_noise(list(range(b)), 6, (2, 4, 4))
-    return rollout(pipe, *pipe.condition(c_p, c_empty), noise, guidance, 1.0, 4), c_p, c_empty
+    return rollout(pipe, *pipe.condition(c_p, c_empty), noise, sampling(guidance), 4, 3), c_p, c_empty
 
 
 def optimizer_of(pipe: Pipeline, lr: float):
@@ -68,7 +73,7 @@ def test_ratio_is_one_before_the_first_update(guidance):
     of the rollout."""
     pipe = small_pipeline()
     ro, c_p, c_empty = start(pipe, guidance=guidance)
-    stats = update(pipe, pipe, ro, torch.ones(8), c_p, c_empty, torch.arange(32), guidance, 1.0,
+    stats = update(pipe, pipe, ro, torch.ones(8), c_p, c_empty, torch.arange(32), 32, sampling(guidance),
                    RLConfig(rl_micro=5), optimizer_of(pipe, 0.0))
     assert stats["ratio_error"] < 1e-5
     assert abs(stats["ratio_min"] - 1) < 1e-4 and abs(stats["ratio_max"] - 1) < 1e-4
@@ -79,7 +84,7 @@ def test_positive_advantage_raises_log_prob():
     for sign in (1.0, -1.0):
         pipe = small_pipeline()
         ro, c_p, c_empty = start(pipe)
-        args = (ro, sign * torch.ones(8), c_p, c_empty, torch.arange(32), 2.0, 1.0, RLConfig(kl=0.0))
+        args = (ro, sign * torch.ones(8), c_p, c_empty, torch.arange(32), 32, sampling(), RLConfig(kl=0.0))
         before = update(pipe, pipe, *args, optimizer_of(pipe, 1e-3))
         after = update(pipe, pipe, *args, optimizer_of(pipe, 0.0))
         assert before["pg_loss"] + sign == pytest.approx(0, abs=1e-6)   # -A r with r = 1
@@ -94,7 +99,7 @@ def test_gradient_does_not_depend_on_the_micro_batch():
         pipe = small_pipeline()
         ro, c_p, c_empty = start(pipe)
         update(pipe, small_pipeline(0), ro, torch.linspace(-1, 1, 8), c_p, c_empty, torch.arange(32),
-               2.0, 1.0, RLConfig(rl_micro=micro), optimizer_of(pipe, 0.0))
+               32, sampling(), RLConfig(rl_micro=micro), optimizer_of(pipe, 0.0))
         parameters = [*pipe.unet.parameters(), *pipe.ace.parameters()]
         gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-6) and gradients[0].abs().sum() > 0
@@ -162,7 +167,7 @@ def test_kl_is_zero_on_the_anchor_and_holds_the_policy():
     pipe, anchor = small_pipeline(0), small_pipeline(0)
     ro, c_p, c_empty = start(pipe)
     zero = torch.zeros(8)
-    args = (ro, zero, c_p, c_empty, torch.arange(32), 2.0, 1.0, RLConfig(kl=1.0))
+    args = (ro, zero, c_p, c_empty, torch.arange(32), 32, sampling(), RLConfig(kl=1.0))
     assert update(pipe, anchor, *args, optimizer_of(pipe, 0.0))["kl"] < 1e-10
     with torch.no_grad():
         pipe.unet.conv_out.bias += 0.3
@@ -180,7 +185,7 @@ def test_a_toy_reward_climbs(rlcf):
     optimizer = optimizer_of(pipe, 2e-3)
     before = pipe.ace.c_s.detach().clone()
     means = [rl_round(pipe, anchor, Brightness(), ["a"] * 8 + ["bb"] * 8, [r * 100 + i for i in range(16)],
-                      6, 2.0, 1.0, config, optimizer)[1].mean().item() for r in range(10)]
+                      sampling(), config, optimizer)[1].mean().item() for r in range(10)]
     assert sum(means[-3:]) / 3 > sum(means[:3]) / 3 + 0.05
     assert (pipe.ace.c_s - before).abs().max() > 0
 
@@ -203,23 +208,43 @@ def test_stale_rollouts_are_refused():
 
     pipe.condition = changing
     with pytest.raises(FloatingPointError, match="before the first update"):
-        rl_round(pipe, anchor, Brightness(), ["a"] * 8, list(range(8)), 6, 2.0, 1.0, RLConfig(skip_last=1),
+        rl_round(pipe, anchor, Brightness(), ["a"] * 8, list(range(8)), sampling(), RLConfig(skip_last=1),
                  optimizer_of(pipe, 1e-4))
 
 
-def test_the_anchor_shares_the_start_and_not_the_actions():
-    """Same-noise RLCF shares x_T only: sharing the steps' noise too
-    would cancel the reward of an untrained policy."""
-    seen = []
+def test_all_noise_but_the_actions_is_shared_within_a_report():
+    """With the same noise, x_T and the untrained steps' noise belong to the report, actions to one image.
 
-    class Watch(Brightness):
-        def compare(self, images, anchor_images, reports, feedback):
-            seen.append((images, anchor_images))
-            return super().compare(images, anchor_images, reports, feedback)
+    An anchor that shared the actions too would cancel the reward of an untrained policy.
+    """
+    pipe, config = small_pipeline(0), RLConfig(group=4, skip_last=2)
+    noise, anchor_noise = rl.round_noise(pipe, list(range(8)), 6, 4, config)
+    for report in (0, 1):
+        group = noise[4 * report:4 * report + 4]
+        for column in range(7):
+            alike = [torch.equal(group[0, column], other[column])
+                     for other in (*group[1:], anchor_noise[report])]
+            assert all(alike) if column in (0, 5, 6) else not any(alike)
+    assert not torch.equal(noise[0, 0], noise[4, 0])
+    own = dataclasses.replace(config, same_noise=False)
+    noise, anchor_noise = rl.round_noise(pipe, list(range(8)), 6, 4, own)
+    assert len(torch.cat([noise, anchor_noise]).flatten().unique()) == (8 + 2) * 7 * 2 * 4 * 4
 
-    pipe, anchor = small_pipeline(0), small_pipeline(0)   # policy = anchor
-    for same in (True, False):
-        rl_round(pipe, anchor, Watch(), ["a"] * 8, list(range(8)), 6, 2.0, 1.0,
-                 RLConfig(skip_last=1, same_noise=same), optimizer_of(pipe, 0.0))
-        assert not torch.allclose(*seen[-1], atol=1e-3)
-    assert torch.equal(seen[0][0], seen[1][0]) and not torch.equal(seen[0][1], seen[1][1])
+
+def test_within_a_group_the_difference_to_the_anchor_cancels():
+    """One anchor image a report is a constant of its group: advantages are the same with it and without it.
+    As a verdict (sign), and in groups of one, it is not."""
+    images, anchor_images = torch.rand(8, 1, 4, 4), torch.rand(2, 1, 4, 4)
+    nets = rewards.Rewards(*[Score() for _ in range(3)])
+
+    def a(reference, feedback="difference"):
+        return advantages(nets.compare(images, reference, ["a"] * 4 + ["bb"] * 4, feedback),
+                          dict.fromkeys(rewards.NAMES, 1.0), 4)
+
+    assert torch.allclose(a(anchor_images), a(None), atol=1e-5)
+    assert not torch.allclose(a(anchor_images, "sign"), a(None), atol=1e-2)
+
+
+class Score:
+    def score(self, images, reports):
+        return images.mean((1, 2, 3))

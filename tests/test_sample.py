@@ -1,12 +1,28 @@
 """sample.py: the schedule, one denoising step, noise and pictures."""
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import sample
-from sample import Schedule, ScheduleConfig, ddim_step, denoise, guided_noise, seeded_noise
+from ace import ACE, ACEConfig
+from model import UNet2DConditionModel, UNetConfig
+from sample import (
+    Pipeline,
+    Schedule,
+    ScheduleConfig,
+    ddim_step,
+    denoise,
+    generate,
+    guided_noise,
+    seeded_noise,
+)
+from text_encoder import CLIPTextModel, TextConfig, Tokenizer
+from vae import AutoencoderKL, VAEConfig
 
 
 class GaussianScore(torch.nn.Module):
@@ -151,3 +167,46 @@ def test_reports_file_must_be_utf8(tmp_path):
     (tmp_path / "r.txt").write_bytes("Herzgröße normal".encode("latin-1"))
     with pytest.raises(ValueError, match="not UTF-8 at byte 6"):
         sample.main(["--reports", str(tmp_path / "r.txt")])
+
+
+@pytest.fixture(scope="module")
+def saved_pipeline(tmp_path_factory) -> tuple[Pipeline, Path]:
+    """A small pipeline with random weights and ACE, and its folder."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("pipeline")
+    unet, text = UNet2DConditionModel(UNetConfig.tiny()).eval(), CLIPTextModel(TextConfig.tiny()).eval()
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)   # nothing is zero any more
+    reports = ["Small left pleural effusion.", "No acute disease. The heart is normal in size."]
+    tokenizer = Tokenizer.train(reports * 8, 1024, 64)
+    vae = AutoencoderKL(replace(VAEConfig.tiny(), scaling_factor=0.7)).eval()
+    pipe = Pipeline(unet, vae, text, tokenizer, Schedule(ScheduleConfig.tiny()), ACE(ACEConfig(3, 128)))
+    with torch.no_grad():
+        pipe.ace.c_s.normal_()
+    pipe.save(folder)
+    return pipe, folder
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("with_ace", [False, True])
+def test_whole_pipeline_opens_in_diffusers_and_draws_our_picture(saved_pipeline, with_ace, guidance):
+    """StableDiffusionPipeline reads the folder as it is; from the same noise both draw the same picture.
+    ACE enters through prompt_embeds, in both branches, as README shows."""
+    diffusers = pytest.importorskip("diffusers")
+    pipe, folder = saved_pipeline
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    theirs.set_progress_bar_config(disable=True)
+    reports, seeds = ["Small left pleural effusion.", "No acute disease."], [3, 4]
+    ours = generate(pipe if with_ace else replace(pipe, ace=None), reports, seeds, 5, guidance, eta=0.0)
+    settings = {"latents": seeded_noise(seeds, 5, (8, 8, 8))[:, 0], "num_inference_steps": 5, "eta": 0.0,
+                "guidance_scale": guidance, "output_type": "pt"}
+    if with_ace:
+        c_s = load_file(folder / "ace" / "ace.safetensors")["c_s"].expand(2, -1, -1)
+        cond, uncond = theirs.encode_prompt(reports, "cpu", 1, True, negative_prompt=["", ""])
+        images = theirs(prompt_embeds=torch.cat([cond, c_s], 1),
+                        negative_prompt_embeds=torch.cat([uncond, c_s], 1), **settings).images
+    else:
+        images = theirs(reports, **settings).images
+    assert ours.std() > 0.01
+    assert (ours - images).abs().max() < 1e-4

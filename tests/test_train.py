@@ -249,3 +249,73 @@ def test_every_option_has_one_flag_with_its_default():
     assert configs == (TrainConfig(), SampleConfig(), RLConfig())
     names = [f.name for c in configs for f in dataclasses.fields(c)]
     assert len(names) == len(set(names))
+
+
+# ---------------------------------------------------------------------------------------- RL and its variants
+
+@pytest.fixture
+def before_rl(smoke_run, tmp_path) -> Path:
+    """A run that has everything but the result of reinforcement learning."""
+    left_out = shutil.ignore_patterns("cxrl", "rl.safetensors")
+    return Path(shutil.copytree(smoke_run, tmp_path / "run", ignore=left_out))
+
+
+def torchrun(folder: Path, *more: object) -> list[str]:
+    """The command line of two processes that share out the RL of a smoke run."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            *map(str, [ROOT / "train.py", "--out", folder, *SMOKE, "--stage", "rl", *more])]
+
+
+def test_two_processes_make_the_updates_of_one(smoke_run, before_rl):
+    """Under torchrun two ranks sample half of the reports each; after three rounds the policy is the one of a
+    single process to 1e-6, and log and pictures are written once."""
+    done = subprocess.run(torchrun(before_rl), capture_output=True, text=True, cwd=ROOT,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    ours, theirs = weights(before_rl), weights(smoke_run)
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        assert torch.allclose(value.float(), theirs[key].float(), rtol=0, atol=1e-6), key
+    log = (before_rl / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log if '"rl"' in line] == [1, 2, 3]
+
+
+def test_a_dead_rank_ends_the_job_and_the_same_command_continues(smoke_run, before_rl):
+    """SIGKILL of one of two ranks after the first checkpoint: the job ends with an error and no result, and
+    the same command ends where the uninterrupted run ends."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(torchrun(before_rl, "--rounds", 3), cwd=ROOT, env=environment,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (before_rl / "state" / "rl.safetensors").exists() and job.poll() is None:
+        time.sleep(0.005)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    assert job.wait(timeout=60) != 0
+    assert not (before_rl / "cxrl" / "model_index.json").exists()
+    assert subprocess.run(torchrun(before_rl), cwd=ROOT, env=environment, capture_output=True).returncode == 0
+    ours, theirs = weights(before_rl), weights(smoke_run)
+    assert all(torch.allclose(ours[k].float(), theirs[k].float(), rtol=0, atol=1e-6) for k in theirs)
+
+
+def test_lora_run_ends_with_a_merged_unet_and_a_lora_file(before_rl):
+    """--lora-rank trains the LoRA and ACE alone; RUN/cxrl holds the anchor's weights plus B A."""
+    done = command("train.py", "--out", before_rl, *SMOKE, "--stage", "rl", "--lora-rank", 2,
+                   "--checkpointing", "--offload")
+    assert done.returncode == 0, done.stderr
+    anchor = load_file(before_rl / "anchor" / "unet" / "diffusion_pytorch_model.safetensors")
+    tuned = load_file(before_rl / "cxrl" / "unet" / "diffusion_pytorch_model.safetensors")
+    lora = load_file(before_rl / "cxrl" / "pytorch_lora_weights.safetensors")
+    assert anchor.keys() == tuned.keys()
+    for key, value in anchor.items():
+        name = f"unet.{key.removesuffix('.weight')}"
+        if f"{name}.lora_A.weight" in lora:
+            value = value + lora[f"{name}.lora_B.weight"] @ lora[f"{name}.lora_A.weight"]
+            assert not torch.equal(tuned[key], anchor[key]), key
+        assert torch.allclose(tuned[key], value, atol=1e-6), key
+
+
+def test_reports_must_split_evenly_over_processes(monkeypatch):
+    """A number of reports that the processes cannot share is refused with the flag's name."""
+    monkeypatch.setattr(train, "ranks", lambda: 3)
+    with pytest.raises(ValueError, match="--reports 32: expected a multiple of the 3 processes"):
+        train.main([])
