@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -65,7 +66,10 @@ class ACE(nn.Module):
     def save_pretrained(self, folder: Path) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"c_s": self.c_s.detach().cpu().contiguous()}, folder / "ace.safetensors.tmp")
+        try:
+            save_file({"c_s": self.c_s.detach().cpu().contiguous()}, folder / "ace.safetensors.tmp")
+        except SafetensorError as error:   # a full disk
+            raise OSError(f"{folder}: cannot be written: {error}") from error
         (folder / "ace.safetensors.tmp").replace(folder / "ace.safetensors")
         (folder / "config.json.tmp").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         (folder / "config.json.tmp").replace(folder / "config.json")

@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from archives import DataError, Row, read_rows
 from labels import label_all
+from loop import keep_tensors
 from phantom import describe, phantom
 
 FITS = ("crop", "pad")
@@ -292,10 +292,7 @@ def decode_all(folder: Path, rows: list[Row], size: int, fit: str,
         else:
             pixels[i, 0] = torch.from_numpy(image)
     if file:
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}")
-        save_file({"pixels": pixels}, temporary, {"faults": json.dumps(faults)})
-        temporary.replace(file)
+        keep_tensors(file, {"pixels": pixels}, {"faults": json.dumps(faults)})
     return pixels, faults
 
 

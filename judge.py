@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from labels import LABELS
+from loop import keep_tensors
 
 IDENTITY = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0])   # psi = (s_x, s_y, t_x, t_y, theta) of a canonical chest
 PSI_UNIT = 0.1                                       # what the posture head and its loss count in
@@ -276,10 +277,7 @@ def load_judge(path: Path, chests, device: torch.device) -> Judge:
     except (SafetensorError, RuntimeError) as error:   # truncated, or of an older version of this file
         print(f"judge: {path} cannot be used ({str(error).splitlines()[0]}); training it again")
     judge = train_judge(chests, config, device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file({k: v.cpu().contiguous() for k, v in judge.state_dict().items()}, temporary, {"digest": digest})
-    temporary.replace(path)
+    keep_tensors(path, judge.state_dict(), {"digest": digest})
     return judge
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -57,6 +57,18 @@ class Run:
             path.with_suffix(".tmp").replace(path)
 
 
+def keep_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> None:
+    """Write a safetensors file under a temporary name and rename it: the old one stays until all is written.
+    OSError names the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    try:
+        save_file(tensors, path.with_suffix(".tmp"), header)
+    except SafetensorError as error:   # a full disk
+        raise OSError(f"{path}: cannot be written: {error}") from error
+    path.with_suffix(".tmp").replace(path)
+
+
 # Options that may change when a stage resumes: they do not touch its result.
 NOT_RESULT = {"out", "stage", "save_every", "tensorboard", "compile", "eval_reports", "rl_batch", "rl_micro",
               "checkpointing", "offload"}
@@ -89,11 +101,7 @@ def save_state(run: Run, stage: str, step: int, seconds: float, modules: dict[st
     tensors |= {f"optimizer.{i}.{k}": v for i, s in moments.items() for k, v in s.items()}
     tensors |= {f"ema.{k}": v for k, v in (ema or {}).items()}
     header = {"step": str(step), "seconds": str(seconds), "options": json.dumps(run.options)}
-    path = run.path("state", f"{stage}.safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    save_file(tensors, path.with_suffix(".tmp"), header)
-    path.with_suffix(".tmp").replace(path)
+    keep_tensors(run.path("state", f"{stage}.safetensors"), tensors, header)
 
 
 def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer,

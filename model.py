@@ -394,7 +394,7 @@ class WithoutLoRA:
     """A UNet as it was before its LoRA: the frozen anchor without a second copy of the weights."""
 
     def __init__(self, unet: UNet2DConditionModel):
-        self.unet = unet
+        self.unet, self.config = unet, unet.config
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:

@@ -16,15 +16,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from labels import LABELS, label_all
+from loop import keep_tensors
 from text_encoder import EOS, Tokenizer
 
 NAMES = ("align", "diag", "consist")
 IDENTITY = (1.0, 1.0, 0.0, 0.0, 0.0)   # psi of an image that is already in the canonical pose
 REACH = 0.5                            # psi is sought within identity +- REACH
+XRV_NAMES = {"Effusion": "Pleural Effusion", "Pleural_Thickening": "Pleural Other"}   # torchxrayvision's
 POSE_SIZE = 32                         # posture is judged at 32 px whatever the image size: poses are coarse
 
 
@@ -32,6 +34,7 @@ POSE_SIZE = 32                         # posture is judged at 32 px whatever the
 class RewardConfig:
     """Sizes of all three networks; ResNet-18 is width 64, blocks 2."""
 
+    trunk: str = "resnet"    # of diagnosis and consistency; or densenet121, whose size is fixed
     width: int = 64
     blocks: int = 2
     embed_dim: int = 512     # of the consistency network, 512 in CXR-CLIP
@@ -66,10 +69,7 @@ class Frozen(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        save_file(state, folder / "model.tmp")
-        (folder / "model.tmp").replace(folder / "model.safetensors")
+        keep_tensors(folder / "model.safetensors", self.state_dict())
         (folder / "config.tmp").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         (folder / "config.tmp").replace(folder / "config.json")
 
@@ -99,6 +99,55 @@ def resnet(config: RewardConfig) -> nn.Sequential:
         layers += [Block(c_in if i == 0 else c_out, c_out, 2 if i == 0 and c_in != c_out else 1)
                    for i in range(config.blocks)]
     return nn.Sequential(*layers)
+
+
+class DenseLayer(nn.Module):
+    """b c h w -> b c+32 h w, the input and 32 new channels"""
+
+    def __init__(self, c: int):
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(c), nn.Conv2d(c, 128, 1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(128), nn.Conv2d(128, 32, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.relu(self.norm1(x)))
+        return torch.cat([x, self.conv2(F.relu(self.norm2(h)))], 1)
+
+
+class DenseNet121(nn.Module):
+    """Huang et al. 2017, with torchvision's parameter names, which are torchxrayvision's too:
+    b 1 h w in [-0.5, 0.5] -> b 1024 7 7 after the last ReLU (pooled: XRV's `features2`)."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, c = nn.Sequential(), 64
+        self.features.conv0 = nn.Conv2d(1, c, 7, 2, 3, bias=False)
+        self.features.norm0 = nn.BatchNorm2d(c)
+        self.features.relu0, self.features.pool0 = nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+        for number, layers in enumerate((6, 12, 24, 16), start=1):
+            block = nn.Sequential()
+            for layer in range(1, layers + 1):
+                block.add_module(f"denselayer{layer}", DenseLayer(c))
+                c += 32
+            self.features.add_module(f"denseblock{number}", block)
+            if number < 4:
+                step = nn.Sequential()
+                step.norm, step.relu = nn.BatchNorm2d(c), nn.ReLU()
+                step.conv, step.pool = nn.Conv2d(c, c // 2, 1, bias=False), nn.AvgPool2d(2)
+                self.features.add_module(f"transition{number}", step)
+                c //= 2
+        self.features.norm5 = nn.BatchNorm2d(c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, (224, 224), mode="bilinear", antialias=True)
+        return F.relu(self.features(2048 * x))   # XRV's range of grey values, -1024 to 1024
+
+
+def image_trunk(config: RewardConfig) -> tuple[nn.Module, int]:
+    """-> a network b 1 h w in [-0.5, 0.5] -> b c h' w', and c"""
+    if config.trunk == "densenet121":
+        return DenseNet121(), 1024
+    return resnet(config), 8 * config.width
 
 
 # ------------------------------------------------------------------------------------------------ posture
@@ -197,12 +246,46 @@ class DiagnosisNet(Frozen):
 
     def __init__(self, config: RewardConfig):
         super().__init__(config)
-        self.trunk = resnet(config)
-        self.head = nn.Linear(8 * config.width, len(LABELS))
+        self.trunk, width = image_trunk(config)
+        self.head = nn.Linear(width, len(LABELS))
+        self.register_buffer("known", torch.ones(len(LABELS)))             # 0: a label that it never learnt
+        self.register_buffer("threshold", torch.full((len(LABELS),), 0.5))   # operating point of each label
 
     def forward(self, images: Tensor) -> Tensor:
         """images: b 1 h w in [0, 1] -> logits: b 14"""
         return self.head(reduce(self.trunk(images - 0.5), "b c h w -> b c", "mean"))
+
+    @classmethod
+    def from_densenet(cls, path: Path) -> "DiagnosisNet":
+        """Your own DenseNet-121: a .safetensors file with the names of torchvision or torchxrayvision,
+        and beside it a .json file with the list of its labels, in the order of `classifier`.
+
+        Labels that are not CheXpert's are left out; `op_threshs` (torchxrayvision's operating points) is used
+        where it is there. ValueError names the file and what is wrong in it.
+        """
+        path = Path(path)
+        try:
+            weights = load_file(path)
+            names = json.loads(path.with_suffix(".json").read_text())
+            rows = {XRV_NAMES.get(name, name): row for row, name in enumerate(names)}
+            net = cls(RewardConfig(trunk="densenet121"))
+            net.trunk.load_state_dict({k: v for k, v in weights.items() if k.startswith("features.")})
+            head, bias = weights["classifier.weight"], weights["classifier.bias"]
+            if len(head) != len(names):
+                raise ValueError(f"{len(names)} labels for {len(head)} outputs")
+            if not rows.keys() & set(LABELS):
+                raise ValueError(f"none of its labels is one of {', '.join(LABELS)}")
+        except Exception as error:   # missing, truncated or foreign files: one message for all
+            message = f"{path}: not a DenseNet-121 with a list of labels beside it: {error}"
+            raise ValueError(message) from error
+        with torch.no_grad():
+            for i, label in enumerate(LABELS):
+                net.known[i] = float(label in rows)
+                if label in rows:
+                    net.head.weight[i], net.head.bias[i] = head[rows[label]], bias[rows[label]]
+                    if "op_threshs" in weights and weights["op_threshs"][rows[label]].isfinite():
+                        net.threshold[i] = weights["op_threshs"][rows[label]]
+        return net.eval().requires_grad_(False)
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict]:
         """labels: b 14 in {1, 0, -1, nan}.
@@ -221,8 +304,10 @@ class DiagnosisNet(Frozen):
         most reports are negative. Uncertain labels are left out.
         """
         labels = label_all(reports).to(images.device)
-        p = self(images).float().sigmoid()
-        positive, negative = (labels == 1).float(), ((labels == 0) | labels.isnan()).float()
+        p, t = self(images).float().sigmoid(), self.threshold
+        p = torch.where(p < t, p / (2 * t), 1 - (1 - p) / (2 * (1 - t)))   # 1/2 at the operating point
+        positive = (labels == 1).float() * self.known
+        negative = ((labels == 0) | labels.isnan()).float() * self.known
         right_positive = (p * positive).sum(1) / positive.sum(1).clamp(min=1)
         right_negative = ((1 - p) * negative).sum(1) / negative.sum(1).clamp(min=1)
         has_positive, has_negative = positive.amax(1), negative.amax(1)
@@ -238,8 +323,8 @@ class ConsistencyNet(Frozen):
 
     def __init__(self, config: RewardConfig):
         super().__init__(config)
-        self.trunk = resnet(config)
-        self.image_head = nn.Linear(8 * config.width, config.embed_dim)
+        self.trunk, width = image_trunk(config)
+        self.image_head = nn.Linear(width, config.embed_dim)
         self.token = nn.Embedding(config.vocab_size, config.text_dim)
         self.position = nn.Parameter(torch.randn(config.positions, config.text_dim) * 0.02)
         dim = config.text_dim

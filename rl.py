@@ -57,9 +57,9 @@ class RLConfig:
     clip: Annotated[float, "ratio clip in nats of the whole latent; "
                            "the range on the mean log-prob is clip / D"] = 1.64
     kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.15
-    w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.02
+    w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
-    w_consist: Annotated[float, "weight of the consistency reward"] = 1.0
+    w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
     rlcf: Annotated[bool, "comparative feedback: rewards against the anchor's images"] = True
     feedback: Annotated[Literal["difference", "sign"], "RLCF as a margin or as a verdict"] = "difference"
     same_noise: Annotated[bool, "a report's images and the anchor's share all noise that is no action "

@@ -22,7 +22,7 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -35,6 +35,7 @@ from loop import (
     adamw,
     batch_index,
     fit,
+    keep_tensors,
     learning_rate,
     load_state,
     rank,
@@ -71,6 +72,8 @@ class TrainConfig:
     fit: Annotated[Literal["crop", "pad"], "how a picture that is not square becomes one"] = "crop"
     prompt: Annotated[Literal["report", "impression", "findings", "both"],
                       "which part of a real report is the prompt"] = "report"
+    diagnosis: Annotated[Path | None, "your own DenseNet-121 as diagnosis reward: FILE.safetensors, and "
+                                      "its labels in FILE.json"] = None
     train_images: Annotated[int, "phantoms in the training split"] = 8192
     vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 1600
     vae_batch: Annotated[int, "images per step; halve if out of memory"] = 4
@@ -109,7 +112,7 @@ def preset(name: str) -> Preset:
                       RewardConfig(width=32))
     family = "sd15" if name == "sd15" else "sd21"
     return Preset(512, getattr(UNetConfig, family)(), VAEConfig.sd15(), getattr(TextConfig, family)(),
-                  ScheduleConfig(), RewardConfig())
+                  ScheduleConfig(), RewardConfig(trunk="densenet121"))
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
@@ -159,6 +162,11 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
         raise ValueError(f"--preset {config.preset}: needs --init DIR, a diffusers folder to start from")
     if config.init is not None and not (config.init / "model_index.json").is_file():
         raise ValueError(f"--init {config.init}: no model_index.json: expected a diffusers folder")
+    if config.diagnosis is not None:
+        try:
+            DiagnosisNet.from_densenet(config.diagnosis)
+        except ValueError as error:
+            raise ValueError(f"--diagnosis {error}") from error
 
 
 ZERO_ALLOWED = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr",
@@ -177,7 +185,7 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
             old = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
-        for name in ("preset", "data", "seed", "fit", "prompt", "init", "train_images"):
+        for name in ("preset", "data", "seed", "fit", "prompt", "init", "diagnosis", "train_images"):
             if old.get(name) != options[name]:
                 raise ValueError(f"--{name.replace('_', '-')} {options[name]}: {config.out} was made with "
                                  f"{old.get(name)!r}; choose another --out")
@@ -265,9 +273,7 @@ def latent_cache(run: Run, vae: AutoencoderKL, train) -> Tensor:
         mean, _ = vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))
         parts.append(mean.cpu() * vae.config.scaling_factor)
     latents = torch.cat(parts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"latents": latents}, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    keep_tensors(path, {"latents": latents})
     return latents
 
 
@@ -401,8 +407,11 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
         posture.save_pretrained(run.path("rewards", "posture"))
     if not run.path("rewards", "diagnosis", "config.json").exists():
         torch.manual_seed(run.seed + 3)
-        diagnosis = DiagnosisNet(sizes.rewards).to(run.device)
-        fit(run, "diagnosis", {"net": diagnosis}, diagnosis_loss, steps, lr, batch)
+        if config.diagnosis is not None:
+            diagnosis = DiagnosisNet.from_densenet(config.diagnosis)
+        else:
+            diagnosis = DiagnosisNet(sizes.rewards).to(run.device)
+            fit(run, "diagnosis", {"net": diagnosis}, diagnosis_loss, steps, lr, batch)
         diagnosis.eval().save_pretrained(run.path("rewards", "diagnosis"))
     if not run.path("rewards", "consistency", "config.json").exists():
         torch.manual_seed(run.seed + 4)

@@ -4,10 +4,22 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
 
 import rewards
 from labels import LABELS
-from rewards import IDENTITY, ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig, Rewards, affine, warp
+from rewards import (
+    IDENTITY,
+    ConsistencyNet,
+    DenseNet121,
+    DiagnosisNet,
+    PostureNet,
+    RewardConfig,
+    Rewards,
+    affine,
+    warp,
+)
 from text_encoder import Tokenizer
 
 TINY = RewardConfig(width=8, blocks=1, embed_dim=16, text_dim=32, text_layers=1, vocab_size=600, positions=32)
@@ -165,3 +177,77 @@ def test_folders_round_trip_and_damage_is_named(tmp_path):
         Rewards.load(tmp_path)
     with pytest.raises(ValueError, match="absent"):
         PostureNet.from_pretrained(tmp_path / "absent")
+
+
+def densenet_by_hand(w: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """DenseNet-121 written out from the paper's table, reading tensors by torchvision's names."""
+    def norm_relu(x, name):
+        return F.relu(F.batch_norm(x, w[f"{name}.running_mean"], w[f"{name}.running_var"],
+                                   w[f"{name}.weight"], w[f"{name}.bias"]))
+
+    x = F.conv2d(x, w["features.conv0.weight"], stride=2, padding=3)
+    x = F.max_pool2d(norm_relu(x, "features.norm0"), 3, 2, 1)
+    for block, layers in enumerate((6, 12, 24, 16), 1):
+        for layer in range(1, layers + 1):
+            name = f"features.denseblock{block}.denselayer{layer}"
+            h = F.conv2d(norm_relu(x, f"{name}.norm1"), w[f"{name}.conv1.weight"])
+            new = F.conv2d(norm_relu(h, f"{name}.norm2"), w[f"{name}.conv2.weight"], padding=1)
+            x = torch.cat([x, new], 1)
+        if block < 4:
+            name = f"features.transition{block}"
+            x = F.avg_pool2d(F.conv2d(norm_relu(x, f"{name}.norm"), w[f"{name}.conv.weight"]), 2)
+    return norm_relu(x, "features.norm5")
+
+
+def random_densenet(labels: int) -> dict[str, torch.Tensor]:
+    """Weights as torchvision stores them, statistics that are not trivial."""
+    torch.manual_seed(0)
+    weights = DenseNet121().state_dict()
+    for key, value in weights.items():
+        if "norm" in key and value.is_floating_point():
+            weights[key] = value + 0.3 * torch.rand_like(value)
+    head = {"classifier.weight": torch.randn(labels, 1024) / 32, "classifier.bias": torch.randn(labels)}
+    return {**weights, **head}
+
+
+def test_densenet_is_torchvisions():
+    """As many parameters as torchvision's (7,978,856 with colour input and 1,000 classes), the same names,
+    and the function that those names stand for."""
+    net = DenseNet121().eval()
+    assert sum(p.numel() for p in net.parameters()) + 2 * 64 * 49 + 1000 * 1025 == 7_978_856
+    weights = random_densenet(18)
+    net.load_state_dict({k: v for k, v in weights.items() if k.startswith("features.")})
+    x = torch.rand(2, 1, 224, 224) - 0.5
+    with torch.no_grad():
+        ours, theirs = net(x), densenet_by_hand(weights, 2048 * x)
+    assert ours.shape == (2, 1024, 7, 7) and torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_your_own_densenet_is_the_diagnosis_reward(tmp_path):
+    """Rows of the classifier go to CheXpert's labels by name, torchxrayvision's names and operating points
+    included; other labels are left out, and what it never learnt does not count."""
+    weights = random_densenet(3) | {"op_threshs": torch.tensor([0.2, 0.9, float("nan")])}
+    save_file({k: v.contiguous() for k, v in weights.items()}, tmp_path / "xrv.safetensors")
+    (tmp_path / "xrv.json").write_text('["Effusion", "Hernia", "Edema"]')
+    net = DiagnosisNet.from_densenet(tmp_path / "xrv.safetensors")
+    effusion, edema = LABELS.index("Pleural Effusion"), LABELS.index("Edema")
+    assert net.known.nonzero().flatten().tolist() == sorted([effusion, edema])
+    assert torch.equal(net.head.weight[effusion], weights["classifier.weight"][0])
+    assert net.threshold[effusion] == pytest.approx(0.2) and net.threshold[edema] == 0.5
+    images = torch.rand(2, 1, 64, 64)
+    p = net(images).sigmoid()[:, [effusion, edema]]
+    p[:, 0] = torch.where(p[:, 0] < 0.2, p[:, 0] / 0.4, 1 - (1 - p[:, 0]) / 1.6)
+    score = net.score(images, ["Large left pleural effusion.", "Large right pneumothorax."])
+    assert torch.allclose(score, torch.stack([(p[0, 0] + 1 - p[0, 1]) / 2, 1 - p[1].mean()]), atol=1e-5)
+    net.save_pretrained(tmp_path / "kept")
+    assert torch.equal(DiagnosisNet.from_pretrained(tmp_path / "kept")(images), net(images))
+
+
+@pytest.mark.parametrize("labels, words", [('["Hernia", "Mass", "Nodule"]', "none of its labels"),
+                                           ('["Edema"]', "1 labels for 3 outputs"), ("{", "")])
+def test_a_densenet_that_does_not_fit_is_refused(tmp_path, labels, words):
+    """One line that names the file and says what is wrong with it."""
+    save_file({k: v.contiguous() for k, v in random_densenet(3).items()}, tmp_path / "own.safetensors")
+    (tmp_path / "own.json").write_text(labels)
+    with pytest.raises(ValueError, match=f"own.safetensors: not a DenseNet-121.*{words}"):
+        DiagnosisNet.from_densenet(tmp_path / "own.safetensors")

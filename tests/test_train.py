@@ -3,6 +3,7 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, SMOKE, command
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -21,28 +23,6 @@ from loop import batch_index, learning_rate
 from rl import RLConfig
 from sample import SampleConfig
 from train import TrainConfig, parse
-
-ROOT = Path(__file__).resolve().parent.parent
-SMOKE = ["--train-images", "96", "--vae-steps", "6", "--vae-batch", "8", "--text-steps", "6",
-         "--diffusion-steps", "6", "--diffusion-batch", "8", "--reward-steps", "6", "--reward-batch", "8",
-         "--rounds", "3", "--reports", "2", "--group", "2", "--sample-steps", "5", "--skip-last", "2",
-         "--save-every", "0", "--eval-reports", "24"]
-
-
-def command(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], capture_output=True,
-                          text=True, cwd=cwd, env=environment)
-
-
-@pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory) -> Path:
-    """One uninterrupted run of every training stage in smoke size."""
-    folder = tmp_path_factory.mktemp("runs") / "smoke"
-    for stage in ("vae", "diffusion", "rewards", "rl"):
-        done = command("train.py", "--out", folder, "--stage", stage, *SMOKE)
-        assert done.returncode == 0, done.stderr
-    return folder
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -214,6 +194,17 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     assert loop.load_state(run, "vae", {"net": net}, optimizer, None)[0] == 3
 
 
+def test_a_disk_that_fills_up_is_one_clear_line(tmp_path):
+    """When no file can grow beyond 300 kB the first stage ends with an error that names the file."""
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    done = subprocess.run([sys.executable, ROOT / "train.py", "--out", tmp_path, *SMOKE], preexec_fn=limit,
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: " in done.stderr and "vae.safetensors: cannot be written" in done.stderr
+
+
 def test_non_finite_loss_stops_with_stage_step_and_seed(tmp_path):
     """A loss that becomes nan ends the run loudly, and its checkpoint is not written."""
     run = train.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
@@ -252,6 +243,9 @@ def test_every_option_has_one_flag_with_its_default():
 
 
 # ---------------------------------------------------------------------------------------- RL and its variants
+
+UNET_FILE = "anchor/unet/diffusion_pytorch_model.safetensors"
+
 
 @pytest.fixture
 def before_rl(smoke_run, tmp_path) -> Path:
@@ -302,7 +296,7 @@ def test_lora_run_ends_with_a_merged_unet_and_a_lora_file(before_rl):
     done = command("train.py", "--out", before_rl, *SMOKE, "--stage", "rl", "--lora-rank", 2,
                    "--checkpointing", "--offload")
     assert done.returncode == 0, done.stderr
-    anchor = load_file(before_rl / "anchor" / "unet" / "diffusion_pytorch_model.safetensors")
+    anchor = load_file(before_rl / UNET_FILE)
     tuned = load_file(before_rl / "cxrl" / "unet" / "diffusion_pytorch_model.safetensors")
     lora = load_file(before_rl / "cxrl" / "pytorch_lora_weights.safetensors")
     assert anchor.keys() == tuned.keys()
@@ -312,6 +306,17 @@ def test_lora_run_ends_with_a_merged_unet_and_a_lora_file(before_rl):
             value = value + lora[f"{name}.lora_B.weight"] @ lora[f"{name}.lora_A.weight"]
             assert not torch.equal(tuned[key], anchor[key]), key
         assert torch.allclose(tuned[key], value, atol=1e-6), key
+
+
+def test_init_takes_a_diffusers_folder_in_place_of_two_stages(smoke_run, tmp_path):
+    """--init DIR becomes RUN/anchor, tensor for tensor; rewards and RL go on from there."""
+    for stage in ("rewards", "rl"):
+        done = command("train.py", "--init", smoke_run / "anchor", "--out", tmp_path, *SMOKE,
+                       "--stage", stage, "--lora-rank", 2)
+        assert done.returncode == 0, done.stderr
+    ours, theirs = load_file(tmp_path / UNET_FILE), load_file(smoke_run / UNET_FILE)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert (tmp_path / "cxrl" / "pytorch_lora_weights.safetensors").exists()
 
 
 def test_reports_must_split_evenly_over_processes(monkeypatch):

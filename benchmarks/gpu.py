@@ -1,0 +1,168 @@
+"""Speed and memory of sampling and of RL rounds with random weights: no checkpoint is needed.
+
+    python benchmarks/gpu.py [--case tiny small sd15-lora sd15-full] [--images 16] [--steps 10] [--compile]
+
+One Markdown row a case: images/s of sampling, seconds of an RL round, peak GPU memory, and the share of the
+device's own bf16 matmul rate (float32 on a CPU), measured first, that the UNet reaches alone, forward and
+forward + backward. Where diffusers is installed, its UNet of the same configuration and weights is timed
+between two timings of ours, and the ratio given.
+"""
+import argparse
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+import loop  # noqa: E402
+import train  # noqa: E402
+from rewards import ConsistencyNet, DiagnosisNet, PostureNet, Rewards  # noqa: E402
+from rl import RLConfig, rl_round, start_policy  # noqa: E402
+from sample import Pipeline, SampleConfig, Schedule, autocast, generate  # noqa: E402
+from text_encoder import CLIPTextModel, Tokenizer  # noqa: E402
+
+CASES = {  # name -> preset, what differs from RLConfig's defaults
+    "tiny": ("tiny", {}),
+    "small": ("small", {"rl_batch": 16, "rl_micro": 16}),
+    "sd15-lora": ("sd15", {"lora_rank": 4, "rl_batch": 8, "rl_micro": 2, "checkpointing": True,
+                           "offload": True}),
+    "sd15-full": ("sd15", {"rl_batch": 8, "rl_micro": 2, "checkpointing": True, "offload": True}),
+}
+REPORT = "Moderate left pleural effusion. Heart size is normal."
+
+
+def seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+    """Median time of a call, after two that are not counted."""
+    times = []
+    for number in range(repeats + 2):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times += [time.perf_counter() - start] * (number > 1)
+    return statistics.median(times)
+
+
+def matmul_rate(device: torch.device) -> float:
+    """Floating-point operations a second of one large matrix product in the type that training uses."""
+    side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    return 2 * side**3 / seconds(lambda: a @ b, device, 10)
+
+
+def random_pipeline(sizes: train.Preset, device: torch.device) -> Pipeline:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train([REPORT] * 4, sizes.text.vocab_size, sizes.text.max_position_embeddings)
+    with device:
+        unet, vae, text = (kind(config).eval() for kind, config in (
+            (train.UNet2DConditionModel, sizes.unet), (train.AutoencoderKL, sizes.vae),
+            (CLIPTextModel, sizes.text)))
+    return Pipeline(unet, vae, text, tokenizer, Schedule(sizes.schedule, device))
+
+
+def random_rewards(sizes: train.Preset, tokenizer: Tokenizer, device: torch.device) -> Rewards:
+    posture, diagnosis, consistency = (kind(sizes.rewards).to(device).eval().requires_grad_(False)
+                                       for kind in (PostureNet, DiagnosisNet, ConsistencyNet))
+    consistency.tokenizer = Tokenizer.train([REPORT] * 4, sizes.rewards.vocab_size, sizes.rewards.positions)
+    return Rewards(posture, diagnosis, consistency)
+
+
+def unet_work(unet, sizes: train.Preset, images: int, device: torch.device, backward: bool) -> Callable:
+    """-> one pass of the UNet over a batch, as training runs it; diffusers' output is unwrapped."""
+    config = sizes.unet
+    x = torch.randn(images, config.in_channels, config.sample_size, config.sample_size, device=device)
+    t = torch.full((images,), 500, device=device)
+    tokens = sizes.text.max_position_embeddings
+    context = torch.randn(images, tokens, config.cross_attention_dim, device=device)
+
+    def work() -> None:
+        with torch.set_grad_enabled(backward), autocast(device):
+            out = unet(x, t, context)
+            out = out if torch.is_tensor(out) else out.sample
+            if backward:
+                out.float().square().mean().backward()
+
+    return work
+
+
+def diffusers_unet(pipe: Pipeline, device: torch.device):
+    """diffusers' UNet with the same configuration and weights; None where diffusers is not installed."""
+    try:
+        from diffusers import UNet2DConditionModel
+    except ImportError:
+        return None
+    theirs = UNet2DConditionModel(**dataclasses.asdict(pipe.unet.config)).to(device).eval()
+    theirs.load_state_dict(pipe.unet.state_dict())
+    return theirs
+
+
+def measure(name: str, images: int, steps: int, compiled: bool, rate: float, device: torch.device,
+            folder: Path) -> list[str]:
+    """-> the cells of one row"""
+    preset, changes = CASES[name]
+    sizes = train.preset(preset)
+    config = RLConfig(**{"reports": images // 4, "group": 4, **changes})
+    sampling = SampleConfig(sample_steps=steps)
+    random_pipeline(sizes, device).save(folder / name)
+    pipe, anchor, _, groups = start_policy(folder / name, device, config)
+    theirs = diffusers_unet(Pipeline.load(folder / name, device), device)
+    if compiled:
+        pipe.unet.compile()
+        if theirs is not None:
+            theirs.compile()
+    flops = FlopCounterMode(display=False)
+    with flops:
+        unet_work(pipe.unet, sizes, images, device, False)()
+    forward = unet_work(pipe.unet, sizes, images, device, False)
+    ours, share = seconds(forward, device), flops.get_total_flops() / rate
+    ratio = ""
+    if theirs is not None:
+        ratio = f"{seconds(unet_work(theirs, sizes, images, device, False), device) / ours:.2f}"
+        ours = min(ours, seconds(forward, device))
+    del theirs
+    both = seconds(unet_work(pipe.unet, sizes, min(images, config.rl_micro), device, True), device)
+    share_both = 3 * share * min(images, config.rl_micro) / images / both
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    nets, optimizer = random_rewards(sizes, pipe.tokenizer, device), loop.adamw(groups, 1e-6, device)
+    drawing = seconds(lambda: generate(pipe, [REPORT] * images, list(range(images)), steps), device, 1)
+    a_round = seconds(lambda: rl_round(pipe, anchor, nets, [REPORT] * images, list(range(images)), sampling,
+                                       config, optimizer), device, 1)
+    peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device.type == "cuda" else ""
+    return [name, f"{images / drawing:.2f}", f"{a_round:.2f}", peak, f"{share / ours:.0%}",
+            f"{share_both:.0%}", ratio]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", nargs="+", choices=CASES, default=["tiny"])
+    parser.add_argument("--images", type=int, default=16, help="a batch, and a round; a multiple of 4")
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the UNets")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="where random weights are kept")
+    args = parser.parse_args(argv)
+    if args.images < 4 or args.images % 4:
+        parser.error(f"--images {args.images}: expected a multiple of 4")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
+    rate = matmul_rate(device)
+    cpu = f"CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if device.type == "cuda" else cpu
+    print(f"{name}: {rate / 1e12:.2f} Tflop/s in a matrix product; torch {torch.__version__}; "
+          f"{args.images} images, {args.steps} steps{', compiled' * args.compile}\n")
+    print("| case | sampling, images/s | RL round, s | peak memory | UNet forward, share of matmul rate "
+          "| forward + backward | times faster than diffusers' UNet |\n" + "|---" * 7 + "|")
+    for case in args.case:
+        cells = measure(case, args.images, args.steps, args.compile, rate, device, args.out)
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
