@@ -368,6 +368,16 @@ def load_folder(folder: Path, size: int, fit: str, prompt: str,
                                None if pixels is None else pixels[index]) for name, index in where.items()}
 
 
+def load_images(folder: Path, size: int, fit: str = "crop") -> FolderChests:
+    """Every usable row of a folder, in its order, as one set: images to be judged. Raises DataError."""
+    layout, table = read_rows(folder, "report")
+    rows, pixels, skipped = usable_rows(folder, table, size, fit, None)
+    print(f"data: {folder}: {layout}: {len(rows):,} of {len(table):,} rows usable")
+    if skipped:
+        print(skipped)
+    return FolderChests(folder.name, folder, rows, size, fit, pixels)
+
+
 # ------------------------------------------------------------------------------------------------------------
 
 def load_phantom(size: int, seed: int, train_images: int) -> dict[str, PhantomChests]:

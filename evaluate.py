@@ -3,6 +3,7 @@
     python evaluate.py                              # the newest run under runs/
     python evaluate.py runs/phantom --reports 512
     python evaluate.py runs/phantom --control DIR   # and another pipeline, say the anchor trained longer
+    python evaluate.py runs/phantom --images DIR    # and images from elsewhere, with their metadata.csv
 
 Prompts are the reports of the test split (val where there is no test). Anchor, CXRL and control draw the same
 reports with the same seeds; `real`, the images that truly belong to those reports, is scored by the same code
@@ -18,6 +19,10 @@ and is the floor or ceiling of each metric. judge.py says what the judge is and 
     nearest_train_distance  mean distance to the nearest training image, on features; far below real's: copied
     ms_ssim                 mean over pairs of 4 images of a report; `real`: of 4 patients with its findings
 
+RUN/prompts.txt holds the prompts, one a line. Images of another generator (--images: a folder with
+metadata.csv, columns image and report) are scored by the same judge against the same real images; where their
+reports are those prompts, in that order, the difference to the anchor is paired, too.
+
 A label is 1 if the report affirms the finding, 0 if it denies or does not mention it, and is left out where
 the report is uncertain (judge.prompt_labels), as are findings that the judge's training data does not show
 both present and absent. Intervals: bootstrap over the prompts, the same resamples for every system, hence
@@ -29,7 +34,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -185,6 +190,26 @@ def draw(pipe: sample.Pipeline, yard: Yardstick, settings: dict, name: str) -> t
     return images, [torch.cat([images[i:i + 1], extra[i]]) for i in range(yard.similar)]
 
 
+def judge_folder(yard: Yardstick, chests) -> dict[str, Tensor]:
+    """Score images from elsewhere, with reports of their own; MS-SSIM over 2 to 4 images of one report."""
+    if len(chests) < FEWEST:
+        raise ValueError(f"--images {chests.folder}: {len(chests)} usable images; expected {FEWEST} or more")
+    labels = prompt_labels(chests.labels)
+    labels[:, ~yard.judge.judged.cpu()] = math.nan
+    grams = [ngrams(r, yard.judge.config.buckets) for r in chests.reports]
+    own = replace(yard, reports=chests.reports, labels=labels, compared=min(yard.compared, len(chests)),
+                  embeddings=yard.judge.embed_reports(grams).cpu())
+    rows: dict[str, list[int]] = {}
+    for i, report in enumerate(chests.reports):
+        rows.setdefault(report, []).append(i)
+    groups = [chests.images(same[:COPIES]).float() / 255 for same in rows.values() if len(same) > 1]
+    return measure(own, chests.images(torch.arange(len(chests))).float() / 255, groups[:SSIM_REPORTS])
+
+
+def one_line(report: str) -> str:
+    return " ".join(report.split())
+
+
 # ------------------------------------------------------------------------------------------------ results
 
 
@@ -262,7 +287,7 @@ def table(result: dict) -> str:
         lines.append([name, better, *(cell(result[system][name]) for system in systems)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(w.ljust(n) for w, n in zip(line, widths, strict=True)).rstrip() for line in lines]
-    for system in systems[2:]:
+    for system in (name for name in systems if f"{name}_vs_anchor" in result):
         gain = result[f"{system}_vs_anchor"]
         text.append(f"{system}: posture deviation x {cell(gain['posture_deviation_ratio'])} of the anchor's; "
                     f"gap to real closed: auroc {cell(gain['auroc_gap_closed'])}, "
@@ -278,8 +303,10 @@ def table(result: dict) -> str:
 
 
 def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: int = 0,
-                 device: torch.device | str = "cpu", controls: tuple[Path, ...] = ()) -> dict:
-    """Score RUN/anchor, RUN/cxrl and `controls` (pipeline folders) -> RUN/evaluation.json, and return it.
+                 device: torch.device | str = "cpu", controls: tuple[Path, ...] = (),
+                 images: tuple[Path, ...] = ()) -> dict:
+    """Score RUN/anchor, RUN/cxrl, `controls` (pipeline folders) and `images` (folders with metadata.csv)
+    -> RUN/evaluation.json, and return it.
 
     data: the sets of data.load; if None they are loaded as RUN/config.json says. Raises ValueError for an
     unfinished run, unusable data, and values out of range.
@@ -296,18 +323,29 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: 
     pipes = {name: sample.Pipeline.load(folder, device) for name, folder in folders.items()}
     sets = data or load_sets(config, pipes["anchor"])
     test = sets["test"]
+    fit = config.get("fit", "crop")
+    foreign = [chest_data.load_images(Path(folder), test.size, fit) for folder in images]
+    for chests in foreign:
+        if chests.name in {*pipes, "real", "judge", "protocol"}:
+            raise ValueError(f"--images {chests.folder}: the name is taken; expected another folder name")
     judge = load_judge(run / "state" / "judge.safetensors", sets["judge"], device)
     yard = make_yardstick(judge, sets, reports, seed)
     rows = {"real": measure(yard, test.images(yard.index).float() / 255, real_groups(yard, test))}
     for name, pipe in pipes.items():
         rows[name] = measure(yard, *draw(pipe, yard, settings, name))
+    (run / "prompts.txt").write_text("".join(one_line(r) + "\n" for r in yard.reports), encoding="utf-8")
+    paired = list(pipes)[1:]
+    for chests in foreign:
+        rows[chests.name] = judge_folder(yard, chests)
+        if list(map(one_line, chests.reports)) == list(map(one_line, yard.reports)):
+            paired.append(chests.name)
     result = {
         "data": config["data"], "n": len(yard.reports), "seed": seed, "git": sample.git_revision(),
         "device": device_name(device), "seconds": round(time.monotonic() - start, 1),
         "run_git": config.get("git", "unknown"), "sampling": settings,
         "controls": [str(folder) for folder in controls],
         **{name: entry(r) for name, r in rows.items()},
-        **{f"{name}_vs_anchor": gains(rows[name], rows["anchor"], rows["real"]) for name in list(pipes)[1:]},
+        **{f"{name}_vs_anchor": gains(rows[name], rows["anchor"], rows["real"]) for name in paired},
         "judge": judge_quality(yard, sets, rows["real"]), "protocol": protocol(yard, test),
     }
     sample.write_json(run / "evaluation.json", result)
@@ -355,10 +393,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of prompts, sampling noise and resamples [0]")
     parser.add_argument("--control", type=Path, action="append", default=[],
                         help="also score this pipeline folder, for example the anchor trained longer")
+    parser.add_argument("--images", type=Path, action="append", default=[],
+                        help="also score the images of this folder, which has metadata.csv (image, report)")
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = args.run or sample.newest_run()
-    evaluate_run(run, reports=args.reports, seed=args.seed, device=device, controls=tuple(args.control))
+    evaluate_run(run, reports=args.reports, seed=args.seed, device=device, controls=tuple(args.control),
+                 images=tuple(args.images))
     print(f"written to {run / 'evaluation.json'}")
 
 

@@ -233,6 +233,15 @@ class PostureNet(Frozen):
         return pixel + feature + 2 * equivariance, terms
 
     @torch.no_grad()
+    def calibrate(self, images: Tensor) -> None:
+        """Set psi_0, the zero of the reward: mean psi of the half of `images` (n 1 h w in [0, 1]) that is
+        nearest to the canonical chest."""
+        x = standardise(F.interpolate(images, self.canonical.shape[2:], mode="area"))
+        distance = ((x - self.canonical) ** 2).mean((1, 2, 3))
+        near = images[distance.argsort(stable=True)[:max(len(images) // 2, 1)]]
+        self.psi_0.copy_(torch.cat([self(x) for x in near.split(64)]).mean(0))
+
+    @torch.no_grad()
     def score(self, images: Tensor, reports: list[str]) -> Tensor:
         """r_align = -|psi - psi_0|_1; the report plays no part."""
         return -(self(images) - self.psi_0).abs().sum(-1)

@@ -88,13 +88,14 @@ def start_policy(folder: Path, device: torch.device,
             pipe.unet.to(torch.bfloat16)
         add_lora(pipe.unet, config.lora_rank, config.lora_rank)
         layers = lora_layers(pipe.unet).values()
-        modules = {"lora": nn.ModuleList([half for layer in layers for half in (layer.lora_A, layer.lora_B)])}
+        tuned = nn.ModuleList([half for layer in layers for half in (layer.lora_A, layer.lora_B)])
         anchor = replace(pipe, unet=WithoutLoRA(pipe.unet))
     else:
         anchor = replace(pipe, unet=copy.deepcopy(pipe.unet))
-        modules = {"unet": pipe.unet.requires_grad_(True)}
+        tuned = pipe.unet.requires_grad_(True)
     pipe.unet.gradient_checkpointing = config.checkpointing
-    groups = [{"params": list(*map(nn.Module.parameters, modules.values())), "peak": config.rl_lr}]
+    modules = {"lora" if config.lora_rank else "unet": tuned}
+    groups = [{"params": list(tuned.parameters()), "peak": config.rl_lr}]
     if config.ace:
         with torch.no_grad():
             pipe.ace = ACE.start(config.ace_tokens, pipe.embed([""])[0])

@@ -23,7 +23,7 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 import data
@@ -49,10 +49,11 @@ from model import UNet2DConditionModel, UNetConfig
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig, Rewards
 from rl import RLConfig, rl_round, save_policy, start_policy, trained_steps
 from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, generate, picture_grid, save_png
-from text_encoder import CLIPTextModel, TextConfig, Tokenizer
+from text_encoder import CLIPTextModel, Contrast, TextConfig, Tokenizer
 from vae import AutoencoderKL, VAEConfig
 
-EMA_DECAY = 0.995   # of the diffusion stage; about 200 steps
+EMA_DECAY = 0.995         # of the diffusion stage; about 200 steps
+KEPT_NUMBERS = 2**28      # of prompt embeddings, 1 GB
 STAGES = ("vae", "diffusion", "rewards", "rl", "evaluate")
 
 # ------------------------------------------------------------------------------------------------ options
@@ -309,35 +310,6 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
              revision=sample.git_revision())
 
 
-class Contrast(nn.Module):
-    """Contrastive pretraining of the text encoder against latents, as CLIP's in Stable Diffusion,
-    in miniature.
-
-    Diffusion alone teaches a text encoder from scratch very slowly; one that already tells reports apart by
-    their images is followed within minutes. The report's summary is the mean over its padded end, which a
-    causal transformer lets see every word, and which cross-attention can read.
-    """
-
-    def __init__(self, text: CLIPTextModel, channels: int, dim: int):
-        super().__init__()
-        self.text = text
-        self.image = nn.Sequential(
-            nn.Conv2d(channels, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, 128, 3, 2, 1), nn.SiLU(),
-            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128 * 16, dim))
-        self.report = nn.Linear(dim, dim)
-        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
-
-    def forward(self, latents: Tensor, ids: Tensor) -> tuple[Tensor, dict]:
-        """(latents: b c h w, ids: b n) -> symmetric InfoNCE"""
-        end = (ids == ids[:, -1:]).float()[..., None]   # b n 1: the closing token and its padding
-        summary = (self.text(ids) * end).sum(1) / end.sum(1)
-        a, b = F.normalize(self.image(latents), dim=-1), F.normalize(self.report(summary), dim=-1)
-        logits = self.log_scale.exp().clamp(max=100) * a @ b.T
-        own = torch.arange(len(ids), device=ids.device)
-        top1 = (logits.argmax(1) == own).float().mean()
-        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, {"top1": top1}
-
-
 def diffusion_loss(run: Run, config: TrainConfig, unet, text, schedule: Schedule, latents: Tensor,
                    tokenizer: Tokenizer, reports: list[str],
                    first: int = 0) -> Callable[[int], tuple[Tensor, dict]]:
@@ -345,6 +317,11 @@ def diffusion_loss(run: Run, config: TrainConfig, unet, text, schedule: Schedule
     mean squared error of the noise (or v)."""
     ids, empty = tokenizer(reports).to(run.device), tokenizer([""]).to(run.device)
     timesteps = schedule.config.num_train_timesteps
+    with torch.no_grad():   # the text encoder is frozen: its answers are kept where they fit into memory
+        kept = None
+        if ids.numel() * text.config.hidden_size <= KEPT_NUMBERS:
+            kept = torch.cat([text(part) for part in ids.split(256)])
+        c_empty = text(empty)
 
     def loss(step: int) -> tuple[Tensor, dict]:
         step += first
@@ -353,9 +330,9 @@ def diffusion_loss(run: Run, config: TrainConfig, unet, text, schedule: Schedule
         noise = torch.randn(config.diffusion_batch, *latents.shape[1:], generator=g).to(run.device)
         t = torch.randint(timesteps, (config.diffusion_batch,), generator=g).to(run.device)
         drop = (torch.rand(config.diffusion_batch, 1, generator=g) < config.prompt_dropout).to(run.device)
+        with torch.no_grad():
+            context = torch.where(drop[..., None], c_empty, text(ids[index]) if kept is None else kept[index])
         x0 = latents[index]
-        with torch.no_grad():   # the text encoder is frozen
-            context = text(torch.where(drop, empty, ids[index]))
         error = (unet(schedule.add_noise(x0, noise, t), t, context) - schedule.target(x0, noise, t)) ** 2
         by_image, quarter = error.mean((1, 2, 3)), t * 4 // timesteps
         within = [quarter == q for q in range(4)]
@@ -403,7 +380,7 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
         some = unit_images(train, torch.arange(min(1000, len(train))), run.device)
         posture.canonical.copy_(rewards.canonical_chest(some))
         fit(run, "posture", {"net": posture}, posture_loss, steps, lr, batch)
-        calibrate(posture.eval(), some)
+        posture.eval().calibrate(some)
         posture.save_pretrained(run.path("rewards", "posture"))
     if not run.path("rewards", "diagnosis", "config.json").exists():
         torch.manual_seed(run.seed + 3)
@@ -420,16 +397,6 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
                                                 sizes.rewards.positions)
         fit(run, "consistency", {"net": consistency}, consistency_loss, steps, lr, batch)
         consistency.eval().save_pretrained(run.path("rewards", "consistency"))
-
-
-@torch.no_grad()
-def calibrate(posture: PostureNet, images: Tensor) -> None:
-    """psi_0, the zero of the posture reward:
-    mean psi of the half of `images` nearest to the canonical chest."""
-    x = rewards.standardise(F.interpolate(images, posture.canonical.shape[2:], mode="area"))
-    distance = ((x - posture.canonical) ** 2).mean((1, 2, 3))
-    near = images[distance.argsort(stable=True)[:max(len(images) // 2, 1)]]
-    posture.psi_0.copy_(torch.cat([posture(x) for x in near.split(64)]).mean(0))
 
 
 def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, rl: RLConfig) -> None:

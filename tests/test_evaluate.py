@@ -1,4 +1,5 @@
 """evaluate.py: a run folder in, evaluation.json out; what is compared with what; clear refusals."""
+import csv
 import json
 import math
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from test_judge import FLUID, HEART, ToyChests, trained
 
 import evaluate
@@ -151,6 +153,33 @@ def test_real_diversity_is_that_of_other_patients_with_the_same_findings(toy_jud
         positive = {tuple((sets["test"].labels[row] == 1).tolist()) for row in rows}
         assert 2 <= len(rows) <= 4 and len(positive) == 1
         assert len({sets["test"].patients[row] for row in rows}) == len(rows)
+
+
+def test_images_from_elsewhere_are_measured_by_the_same_yardstick(run, tmp_path):
+    """The true images of the prompts, handed in as a folder of PNG files with metadata.csv, score what
+    `real` scores, and are paired with the anchor, for their reports are the prompts."""
+    copy, sets = Path(shutil.copytree(run, tmp_path / "run")), toy_sets()
+    evaluate.evaluate_run(copy, sets, reports=32)
+    prompts = (copy / "prompts.txt").read_text().splitlines()
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))[:32].tolist()
+    assert prompts == [sets["test"].reports[i] for i in order]
+    (tmp_path / "theirs").mkdir()
+    with open(tmp_path / "theirs" / "metadata.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "report"])
+        for i, prompt in zip(order, prompts, strict=True):
+            Image.fromarray(sets["test"].images([i])[0, 0].numpy()).save(tmp_path / "theirs" / f"{i}.png")
+            writer.writerow([f"{i}.png", prompt])
+    result = evaluate.evaluate_run(copy, sets, reports=32, images=(tmp_path / "theirs",))
+    for metric in METRICS - {"ms_ssim"}:
+        assert result["theirs"][metric] == result["real"][metric], metric
+    assert result["theirs_vs_anchor"]["auroc_gap_closed"]["value"] == pytest.approx(1)
+    (tmp_path / "cxrl").mkdir()
+    shutil.copy(tmp_path / "theirs" / "metadata.csv", tmp_path / "cxrl")
+    for i in order:
+        shutil.copy(tmp_path / "theirs" / f"{i}.png", tmp_path / "cxrl")
+    with pytest.raises(ValueError, match="--images .*cxrl: the name is taken"):
+        evaluate.evaluate_run(copy, sets, reports=32, images=(tmp_path / "cxrl",))
 
 
 def test_undefined_metrics_are_null():
