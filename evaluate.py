@@ -13,7 +13,9 @@ and is the floor or ceiling of each metric. judge.py says what the judge is and 
     auroc                   macro over findings: the prompt's labels against the judge's probabilities
     label_accuracy          share of an image's labels on the right side of 0.5
     all_labels_right        share of images without a wrong label
+    macro_f1                mean over findings of F1 at 0.5
     consistency             mean cosine of the judge's embeddings of image and report
+    retrieval_at_1, 5, 10   share of reports with fewer than k of the n images nearer to them than their own
     fid, kid                against a reference set of other real images, on the judge's features
     precision ... coverage  likewise, k = 5
     nearest_train_distance  mean distance to the nearest training image, on features; far below real's: copied
@@ -69,7 +71,9 @@ FEWEST = 20            # prompts; a k = 5 neighbourhood needs some neighbours
 
 # Metric -> which way is better.
 BETTER = {"posture_deviation": "lower", "auroc": "higher", "label_accuracy": "higher",
-          "all_labels_right": "higher", "consistency": "higher", "fid": "lower", "kid": "lower",
+          "all_labels_right": "higher", "macro_f1": "higher", "consistency": "higher",
+          "retrieval_at_1": "higher", "retrieval_at_5": "higher", "retrieval_at_10": "higher",
+          "fid": "lower", "kid": "lower",
           "ms_ssim": "lower", "precision": "higher", "recall": "higher", "density": "higher",
           "coverage": "higher", "nearest_train_distance": "as real"}
 
@@ -134,7 +138,10 @@ def measure(yard: Yardstick, images: Tensor, groups: list[Tensor]) -> dict[str, 
         "auroc": metrics.macro(by_finding),
         "label_accuracy": metrics.mean(metrics.label_accuracy(probability, yard.labels), every),
         "all_labels_right": metrics.mean(metrics.all_labels_right(probability, yard.labels), every),
+        "macro_f1": metrics.macro(metrics.f1(probability, yard.labels, every)),
         "consistency": metrics.mean((seen["embedding"] * yard.embeddings).sum(1), every),
+        **{f"retrieval_at_{k}": metrics.mean(metrics.retrieved(seen["embedding"], yard.embeddings, k), every)
+           for k in (1, 5, 10)},
         "fid": metrics.fid(features, yard.reference, part[:1 + FID_RESAMPLES]),
         "kid": metrics.kid(features, yard.reference, part),
         "ms_ssim": metrics.mean(alike, resampling(len(alike))),
@@ -190,10 +197,22 @@ def draw(pipe: sample.Pipeline, yard: Yardstick, settings: dict, name: str) -> t
     return images, [torch.cat([images[i:i + 1], extra[i]]) for i in range(yard.similar)]
 
 
+def read_images(folders: tuple[Path, ...], size: int, fit: str, taken: set[str]) -> list:
+    """Folders of images with metadata.csv; each is a system by its folder's name."""
+    sets, taken = [], taken | {"real", "judge", "protocol", "data", "sampling", "controls"}
+    for folder in folders:
+        chests = chest_data.load_images(Path(folder), size, fit)
+        if chests.name in taken:
+            raise ValueError(f"--images {folder}: the name is taken; expected another folder name")
+        if len(chests) < FEWEST:
+            raise ValueError(f"--images {folder}: {len(chests)} usable images; expected {FEWEST} or more")
+        taken.add(chests.name)
+        sets.append(chests)
+    return sets
+
+
 def judge_folder(yard: Yardstick, chests) -> dict[str, Tensor]:
     """Score images from elsewhere, with reports of their own; MS-SSIM over 2 to 4 images of one report."""
-    if len(chests) < FEWEST:
-        raise ValueError(f"--images {chests.folder}: {len(chests)} usable images; expected {FEWEST} or more")
     labels = prompt_labels(chests.labels)
     labels[:, ~yard.judge.judged.cpu()] = math.nan
     grams = [ngrams(r, yard.judge.config.buckets) for r in chests.reports]
@@ -323,11 +342,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: 
     pipes = {name: sample.Pipeline.load(folder, device) for name, folder in folders.items()}
     sets = data or load_sets(config, pipes["anchor"])
     test = sets["test"]
-    fit = config.get("fit", "crop")
-    foreign = [chest_data.load_images(Path(folder), test.size, fit) for folder in images]
-    for chests in foreign:
-        if chests.name in {*pipes, "real", "judge", "protocol"}:
-            raise ValueError(f"--images {chests.folder}: the name is taken; expected another folder name")
+    foreign = read_images(images, test.size, config.get("fit", "crop"), taken={*pipes})
     judge = load_judge(run / "state" / "judge.safetensors", sets["judge"], device)
     yard = make_yardstick(judge, sets, reports, seed)
     rows = {"real": measure(yard, test.images(yard.index).float() / 255, real_groups(yard, test))}
@@ -337,8 +352,8 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: 
     paired = list(pipes)[1:]
     for chests in foreign:
         rows[chests.name] = judge_folder(yard, chests)
-        if list(map(one_line, chests.reports)) == list(map(one_line, yard.reports)):
-            paired.append(chests.name)
+        same_prompts = list(map(one_line, chests.reports)) == list(map(one_line, yard.reports))
+        paired += [chests.name] * same_prompts
     result = {
         "data": config["data"], "n": len(yard.reports), "seed": seed, "git": sample.git_revision(),
         "device": device_name(device), "seconds": round(time.monotonic() - start, 1),

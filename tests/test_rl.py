@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import rewards
 import rl
 from ace import ACE
-from model import UNet2DConditionModel, UNetConfig
+from model import UNet2DConditionModel, UNetConfig, WithoutLoRA, add_lora
 from rl import RLConfig, advantages, flat_pairs, log_prob, policy_loss, rl_round, rollout, update
 from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, seeded_noise
 
@@ -39,6 +39,9 @@ class Brightness:
 def small_pipeline(tokens: int = 2) -> Pipeline:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(UNET).eval()
+    with torch.no_grad():
+        for parameter in unet.parameters():   # it starts with an output of zero, which would hide much
+            parameter += 0.05 * torch.randn_like(parameter)
     ace = ACE.start(tokens, words([""])[0]) if tokens else None
     pipe = Pipeline(unet, None, None, None, Schedule(ScheduleConfig.tiny()), ace)
     pipe.embed = words
@@ -248,3 +251,24 @@ def test_within_a_group_the_difference_to_the_anchor_cancels():
 class Score:
     def score(self, images, reports):
         return images.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_half_precision_networks_keep_the_ratio_at_one(monkeypatch, lora):
+    """With bf16 around the networks, and a LoRA's frozen weights in bf16, rollout and update agree before the
+    first update, for states, actions, log-probabilities and trained parameters stay float32."""
+    monkeypatch.setattr(rl, "autocast", lambda device: torch.autocast("cpu", torch.bfloat16))
+    pipe, anchor = small_pipeline(), small_pipeline(0)
+    parameters = [*pipe.unet.parameters()]
+    if lora:
+        pipe.unet.to(torch.bfloat16)
+        parameters = add_lora(pipe.unet, 2, 2)
+        torch.nn.init.normal_(parameters[1], std=0.1)
+        anchor = dataclasses.replace(pipe, unet=WithoutLoRA(pipe.unet), ace=None)
+    ro, c_p, c_empty = start(pipe)
+    optimizer = torch.optim.AdamW([*parameters, pipe.ace.c_s], lr=1e-3)
+    stats = update(pipe, anchor, ro, torch.linspace(-1, 1, 8), c_p, c_empty, torch.arange(32), 32, sampling(),
+                   RLConfig(rl_micro=5), optimizer)
+    assert stats["ratio_error"] < 1e-5
+    assert all(t.dtype == torch.float32 for t in (ro.x, ro.x_p, ro.logp, ro.images, *parameters))
+    assert stats["kl"] > 0 and stats["grad_norm"] > 0 and pipe.ace.c_s.grad.abs().sum() > 0

