@@ -119,13 +119,14 @@ def make_yardstick(judge: Judge, sets: dict, reports: int, seed: int) -> Yardsti
                      train=features_of(judge, train, nearest), similar=min(SSIM_REPORTS, n), seed=seed)
 
 
-def measure(yard: Yardstick, images: Tensor, groups: list[Tensor]) -> dict[str, Tensor]:
+def measure(yard: Yardstick, images: Tensor, groups: list[Tensor],
+            resamples: int = RESAMPLES) -> dict[str, Tensor]:
     """(images: n 1 h w, one a prompt; groups: k 1 h w each, of one report) -> metric: 1+r rows of resamples.
 
     "by_finding" is 1+r 14, the AUROC of each finding.
     """
     def resampling(count: int) -> Tensor:
-        return metrics.resampling(count, RESAMPLES, yard.seed)
+        return metrics.resampling(count, resamples, yard.seed)
 
     seen = look(yard.judge, images)
     probability, features = seen["findings"].sigmoid().double(), seen["features"][:yard.compared]

@@ -70,13 +70,16 @@ class Bench:
 
     def judge(self, pipe: Pipeline, reports: int | None = None) -> dict[str, Tensor]:
         """-> metric: 1+r, the value and its resamples"""
-        yard = self.yard
+        yard, resamples = self.yard, evaluate.RESAMPLES
+        if reports is not None:
+            resamples = 0          # a point of the chart has no interval
         if reports is not None and reports < len(yard.reports):
             yard = dataclasses.replace(yard, index=yard.index[:reports], reports=yard.reports[:reports],
                                        labels=yard.labels[:reports], embeddings=yard.embeddings[:reports],
                                        compared=min(yard.compared, reports),
                                        similar=min(yard.similar, reports // 4))
-        rows = evaluate.measure(yard, *evaluate.draw(pipe, yard, self.sampling.arguments(), "judging"))
+        drawn = evaluate.draw(pipe, yard, self.sampling.arguments(), "judging")
+        rows = evaluate.measure(yard, *drawn, resamples)
         return {name: rows[name].double().contiguous() for name in METRICS}
 
 
