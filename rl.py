@@ -67,7 +67,7 @@ class RLConfig:
     ace: Annotated[bool, "adaptive condition embeddings"] = True
     ace_tokens: Annotated[int, "K, the number of ACE vectors"] = 4
     lora_rank: Annotated[int, "train a LoRA of this rank on the attention layers; 0 trains every weight"] = 0
-    checkpointing: Annotated[bool, "recompute activations in the update: less memory, a third slower"] = False
+    checkpointing: Annotated[bool, "recompute activations in the update: less memory, more time"] = False
     offload: Annotated[bool, "text encoder, VAE and rewards leave the GPU while the UNet is updated"] = False
     rl_batch: Annotated[int, "images per forward pass in the rollout; halve if out of memory"] = 128
     rl_micro: Annotated[int, "(image, step) pairs per forward pass in the update; "
