@@ -8,8 +8,13 @@ of the anchor's image. Normalisation is not done here: rl.py turns these rewards
     r_align(psi)        = -|psi - psi_0|_1                    in (-inf, 0]  not comparative
     r_diag(x, x^)       = S(x, labels) - S(x^, labels)        in [-1, 1]    S: probability of the right answer
     r_consist(x, x^, y) = cos(F(x), G(y)) - cos(F(x^), G(y))  in [-2, 2]
+
+What the median real film scores is enough, and no image scores more: each network is calibrated so on real
+pairs. Without that ceiling a reward never rests; it goes on to ask for the most typical image of a report,
+past what real films look like, and images of one report become all alike.
 """
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,11 +55,27 @@ class RewardConfig:
 
 
 class Frozen(nn.Module):
-    """What the three networks share: a folder with config.json and model.safetensors."""
+    """What the three networks share: a scale taken from real pairs, and a folder with config.json and
+    model.safetensors. Each has its own raw_score(images: b 1 h w in [0, 1], reports) -> b."""
 
     def __init__(self, config: RewardConfig):
         super().__init__()
         self.config = config
+        self.register_buffer("enough", torch.tensor(math.inf))   # raw score of the median real pair
+        self.register_buffer("spread", torch.tensor(1.0))        # standard deviation over real pairs
+
+    @torch.no_grad()
+    def calibrate(self, images: Tensor, reports: list[str]) -> None:
+        """images: n 1 h w in [0, 1], real, with their reports"""
+        parts = [slice(i, i + 64) for i in range(0, len(images), 64)]
+        scores = torch.cat([self.raw_score(images[part], reports[part]).float() for part in parts])
+        self.enough.copy_(scores.median())
+        self.spread.copy_(scores.std(correction=0).clamp(min=1e-3))
+
+    @torch.no_grad()
+    def score(self, images: Tensor, reports: list[str]) -> Tensor:
+        """(images: b 1 h w in [0, 1]) -> b, float32, at most `enough`"""
+        return self.raw_score(images, reports).float().clamp(max=self.enough)
 
     @classmethod
     def from_pretrained(cls, folder: Path):
@@ -101,6 +122,13 @@ def resnet(config: RewardConfig) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class MeanMax(nn.Module):
+    """b c h w -> b 2c: the mean sees what fills the chest, the maximum a nodule of a few pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([reduce(x, "b c h w -> b c", "mean"), reduce(x, "b c h w -> b c", "max")], 1)
+
+
 class DenseLayer(nn.Module):
     """b c h w -> b c+32 h w, the input and 32 new channels"""
 
@@ -116,7 +144,7 @@ class DenseLayer(nn.Module):
 
 class DenseNet121(nn.Module):
     """Huang et al. 2017, with torchvision's parameter names, which are torchxrayvision's too:
-    b 1 h w in [-0.5, 0.5] -> b 1024 7 7 after the last ReLU (pooled: XRV's `features2`)."""
+    b 1 h w in [-0.5, 0.5] -> b 1024, the mean after the last ReLU (XRV's `features2`)."""
 
     def __init__(self):
         super().__init__()
@@ -140,14 +168,15 @@ class DenseNet121(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.interpolate(x, (224, 224), mode="bilinear", antialias=True)
-        return F.relu(self.features(2048 * x))   # XRV's range of grey values, -1024 to 1024
+        h = F.relu(self.features(2048 * x))      # XRV's range of grey values, -1024 to 1024
+        return reduce(h, "b c h w -> b c", "mean")
 
 
 def image_trunk(config: RewardConfig) -> tuple[nn.Module, int]:
-    """-> a network b 1 h w in [-0.5, 0.5] -> b c h' w', and c"""
+    """-> a network b 1 h w in [-0.5, 0.5] -> b c, and c"""
     if config.trunk == "densenet121":
         return DenseNet121(), 1024
-    return resnet(config), 8 * config.width
+    return nn.Sequential(resnet(config), MeanMax()), 16 * config.width
 
 
 # ------------------------------------------------------------------------------------------------ posture
@@ -233,7 +262,7 @@ class PostureNet(Frozen):
         return pixel + feature + 2 * equivariance, terms
 
     @torch.no_grad()
-    def calibrate(self, images: Tensor) -> None:
+    def set_zero(self, images: Tensor) -> None:
         """Set psi_0, the zero of the reward: mean psi of the half of `images` (n 1 h w in [0, 1]) that is
         nearest to the canonical chest."""
         x = standardise(F.interpolate(images, self.canonical.shape[2:], mode="area"))
@@ -241,8 +270,7 @@ class PostureNet(Frozen):
         near = images[distance.argsort(stable=True)[:max(len(images) // 2, 1)]]
         self.psi_0.copy_(torch.cat([self(x) for x in near.split(64)]).mean(0))
 
-    @torch.no_grad()
-    def score(self, images: Tensor, reports: list[str]) -> Tensor:
+    def raw_score(self, images: Tensor, reports: list[str]) -> Tensor:
         """r_align = -|psi - psi_0|_1; the report plays no part."""
         return -(self(images) - self.psi_0).abs().sum(-1)
 
@@ -262,7 +290,7 @@ class DiagnosisNet(Frozen):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: b 1 h w in [0, 1] -> logits: b 14"""
-        return self.head(reduce(self.trunk(images - 0.5), "b c h w -> b c", "mean"))
+        return self.head(self.trunk(images - 0.5))
 
     @classmethod
     def from_densenet(cls, path: Path) -> "DiagnosisNet":
@@ -304,8 +332,7 @@ class DiagnosisNet(Frozen):
         loss = F.binary_cross_entropy_with_logits(self(images), target, reduction="none")
         return (loss * known).sum() / known.sum().clamp(min=1), {}
 
-    @torch.no_grad()
-    def score(self, images: Tensor, reports: list[str]) -> Tensor:
+    def raw_score(self, images: Tensor, reports: list[str]) -> Tensor:
         """Mean probability of the right answer, in [0, 1]: half of it over the positive labels,
         half over the rest.
 
@@ -346,8 +373,7 @@ class ConsistencyNet(Frozen):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """images: b 1 h w in [0, 1] -> b e, unit length"""
-        pooled = reduce(self.trunk(images - 0.5), "b c h w -> b c", "mean")
-        return F.normalize(self.image_head(pooled), dim=-1)
+        return F.normalize(self.image_head(self.trunk(images - 0.5)), dim=-1)
 
     def embed_reports(self, reports: list[str]) -> Tensor:
         """-> b e, unit length; the mean over the report's own tokens, padding left out"""
@@ -368,10 +394,9 @@ class ConsistencyNet(Frozen):
         top1 = (logits.argmax(1) == own).float().mean()
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, {"top1": top1}
 
-    @torch.no_grad()
-    def score(self, images: Tensor, reports: list[str]) -> Tensor:
+    def raw_score(self, images: Tensor, reports: list[str]) -> Tensor:
         """Cosine of the image's and the report's embedding, in [-1, 1]."""
-        return (self.embed_images(images) * self.embed_reports(reports)).sum(-1).float()
+        return (self.embed_images(images) * self.embed_reports(reports)).sum(-1)
 
     @classmethod
     def from_pretrained(cls, folder: Path):
@@ -402,14 +427,23 @@ class Rewards:
     consistency: ConsistencyNet
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Rewards":
-        nets = [(PostureNet, "posture"), (DiagnosisNet, "diagnosis"), (ConsistencyNet, "consistency")]
-        return cls(*[net.from_pretrained(Path(folder) / name).to(device) for net, name in nets])
+    def load(cls, folder: Path, device: torch.device | str = "cpu", ceiling: bool = True) -> "Rewards":
+        kinds = [(PostureNet, "posture"), (DiagnosisNet, "diagnosis"), (ConsistencyNet, "consistency")]
+        nets = [net.from_pretrained(Path(folder) / name).to(device) for net, name in kinds]
+        if not ceiling:
+            for net in nets:
+                net.enough.fill_(math.inf)
+        return cls(*nets)
 
     def scores(self, images: Tensor, reports: list[str]) -> dict[str, Tensor]:
         """(images: b 1 h w in [0, 1]) -> {"align", "diag", "consist"}: (b,) float32 each"""
-        return {name: net.score(images, reports).float()
-                for name, net in zip(NAMES, (self.posture, self.diagnosis, self.consistency), strict=True)}
+        return {name: net.score(images, reports)
+                for name, net in zip(NAMES, vars(self).values(), strict=True)}
+
+    def units(self, feedback: str = "difference") -> dict[str, float]:
+        """What one unit of each reward is: the spread of its score over real pairs; of a verdict, 1."""
+        spread = {name: net.spread.item() for name, net in zip(NAMES, vars(self).values(), strict=True)}
+        return spread if feedback == "difference" else {**spread, "diag": 1.0, "consist": 1.0}
 
     def compare(self, images: Tensor, anchor_images: Tensor | None, reports: list[str],
                 feedback: str = "difference") -> dict[str, Tensor]:

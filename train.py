@@ -352,11 +352,14 @@ def blurred(images: Tensor, g: torch.Generator) -> Tensor:
 
 
 def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
-    """The three reward networks, each on the training pairs as they are, archive faults included."""
+    """The three reward networks, each on the training pairs as they are, archive faults included.
+    The last pairs are kept back: their scores set each network's scale."""
     train, steps, lr, batch = sets["train"], config.reward_steps, config.reward_lr, config.reward_batch
+    taught = len(train) - min(1000, len(train) // 8)
+    kept = unit_images(train, torch.arange(taught, len(train)), run.device), train.reports[taught:]
 
     def draw(name: str, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
-        g, index = step_generator(run.seed, name, step), batch_index(len(train), batch, run.seed + 1, step)
+        g, index = step_generator(run.seed, name, step), batch_index(taught, batch, run.seed + 1, step)
         return blurred(unit_images(train, index, run.device), g), index, g
 
     def posture_loss(step: int):
@@ -377,10 +380,11 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
     if not run.path("rewards", "posture", "config.json").exists():
         torch.manual_seed(run.seed + 2)
         posture = PostureNet(sizes.rewards).to(run.device)
-        some = unit_images(train, torch.arange(min(1000, len(train))), run.device)
+        some = unit_images(train, torch.arange(min(1000, taught)), run.device)
         posture.canonical.copy_(rewards.canonical_chest(some))
         fit(run, "posture", {"net": posture}, posture_loss, steps, lr, batch)
-        posture.eval().calibrate(some)
+        posture.eval().set_zero(some)
+        posture.calibrate(*kept)
         posture.save_pretrained(run.path("rewards", "posture"))
     if not run.path("rewards", "diagnosis", "config.json").exists():
         torch.manual_seed(run.seed + 3)
@@ -388,21 +392,25 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
             diagnosis = DiagnosisNet.from_densenet(config.diagnosis)
         else:
             diagnosis = DiagnosisNet(sizes.rewards).to(run.device)
-            fit(run, "diagnosis", {"net": diagnosis}, diagnosis_loss, steps, lr, batch)
-        diagnosis.eval().save_pretrained(run.path("rewards", "diagnosis"))
+            # Twice the steps: it has to see what is small.
+            fit(run, "diagnosis", {"net": diagnosis}, diagnosis_loss, 2 * steps, lr, batch)
+        diagnosis.eval().calibrate(*kept)
+        diagnosis.save_pretrained(run.path("rewards", "diagnosis"))
     if not run.path("rewards", "consistency", "config.json").exists():
         torch.manual_seed(run.seed + 4)
         consistency = ConsistencyNet(sizes.rewards).to(run.device)
         consistency.tokenizer = Tokenizer.train(train.reports, sizes.rewards.vocab_size,
                                                 sizes.rewards.positions)
         fit(run, "consistency", {"net": consistency}, consistency_loss, steps, lr, batch)
-        consistency.eval().save_pretrained(run.path("rewards", "consistency"))
+        consistency.eval().calibrate(*kept)
+        consistency.save_pretrained(run.path("rewards", "consistency"))
 
 
 def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, rl: RLConfig) -> None:
     """Policy gradient from RUN/anchor -> RUN/cxrl."""
     pipe, anchor, modules, groups = start_policy(run.path("anchor"), run.device, rl)
-    nets, reports = Rewards.load(run.path("rewards"), run.device), sets["train"].reports
+    nets = Rewards.load(run.path("rewards"), run.device, rl.ceiling)
+    reports = sets["train"].reports
     if config.compile:
         for unet in (pipe.unet, anchor.unet):
             if isinstance(unet, UNet2DConditionModel):   # else the anchor is the policy without its LoRA

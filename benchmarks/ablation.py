@@ -42,6 +42,7 @@ VARIANTS = {      # name -> what differs from train.py's defaults
     "no ACE": {"ace": False},
     "no RLCF": {"rlcf": False},
     "RLCF as a verdict": {"feedback": "sign"},
+    "no ceiling": {"ceiling": False},
     "own noise for each image": {"same_noise": False},
     "posture alone": {"w_align": 1.0, "w_diag": 0.0, "w_consist": 0.0},
     "diagnosis alone": {"w_align": 0.0, "w_consist": 0.0},
@@ -66,7 +67,6 @@ class Bench:
     rl: RLConfig
     sets: dict
     yard: evaluate.Yardstick
-    nets: Rewards
 
     def judge(self, pipe: Pipeline, reports: int | None = None) -> dict[str, Tensor]:
         """-> metric: 1+r, the value and its resamples"""
@@ -93,7 +93,7 @@ def open_bench(out: Path, seed: int, flags: list[str]) -> Bench:
     sets = train.load_sets(config)
     judge = load_judge(folder / "state" / "judge.safetensors", sets["judge"], torch.device("cpu"))
     yard = evaluate.make_yardstick(judge, sets, config.eval_reports, seed)
-    return Bench(folder, config, sampling, rl, sets, yard, Rewards.load(folder / "rewards"))
+    return Bench(folder, config, sampling, rl, sets, yard)
 
 
 def tune(bench: Bench, changes: dict) -> tuple[Pipeline, Tensor, float]:
@@ -103,6 +103,7 @@ def tune(bench: Bench, changes: dict) -> tuple[Pipeline, Tensor, float]:
     config = dataclasses.replace(config, reports=images // config.group)
     seed, reports = bench.config.seed, bench.sets["train"].reports
     pipe, anchor, _, groups = start_policy(bench.folder / "anchor", torch.device("cpu"), config)
+    nets = Rewards.load(bench.folder / "rewards", ceiling=config.ceiling)
     optimizer = loop.adamw(groups, config.rl_lr, torch.device("cpu"), weight_decay=1e-4)
     curve, seconds, every = [], 0.0, max(config.rounds // POINTS, 1)
     for r in tqdm(range(config.rounds), "rounds"):
@@ -112,7 +113,7 @@ def tune(bench: Bench, changes: dict) -> tuple[Pipeline, Tensor, float]:
         rows = loop.batch_index(len(reports), config.reports, seed + 2, r).tolist()
         chosen = [reports[i] for i in rows for _ in range(config.group)]
         first = zlib.crc32(f"{seed} rollout {r}".encode())
-        rl_round(pipe, anchor, bench.nets, chosen, [first + i for i in range(images)], bench.sampling, config,
+        rl_round(pipe, anchor, nets, chosen, [first + i for i in range(images)], bench.sampling, config,
                  optimizer)
         seconds += time.monotonic() - start
         if (r + 1) % every == 0:

@@ -35,6 +35,9 @@ class Brightness:
         reference = 0 if anchor_images is None else anchor_images.mean()
         return {"align": value, "diag": value - reference, "consist": torch.zeros_like(value)}
 
+    def units(self, feedback):
+        return dict.fromkeys(rewards.NAMES, 0.02)
+
 
 def small_pipeline(tokens: int = 2) -> Pipeline:
     torch.manual_seed(0)
@@ -108,31 +111,33 @@ def test_gradient_does_not_depend_on_the_micro_batch():
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-6) and gradients[0].abs().sum() > 0
 
 
-@given(st.integers(1, 5), st.integers(2, 8), st.floats(0.01, 100), st.floats(-10, 10))
-def test_advantages_ignore_scale_and_offset_of_a_reward(p, g, scale, offset):
-    """Any positive affine change of a reward leaves the advantages alone;
-    inside every group they sum to 0."""
+@given(st.integers(1, 5), st.integers(2, 8), st.floats(0.1, 10), st.floats(-10, 10))
+def test_advantages_are_relative_to_the_group_and_in_units(p, g, scale, offset):
+    """An offset of a report's rewards changes nothing, nor does a reward measured in another unit;
+    inside every group advantages sum to 0."""
     reward = torch.randn(p * g, generator=torch.Generator().manual_seed(p * 10 + g))
-    a = advantages({"diag": reward}, {"diag": 2.0}, g)
-    b = advantages({"diag": scale * reward + offset}, {"diag": 2.0}, g)
-    assert torch.allclose(a, b, atol=2e-2)
+    a = advantages({"diag": reward}, {"diag": 2.0}, {"diag": 1.0}, g)
+    b = advantages({"diag": scale * reward + offset}, {"diag": 2.0}, {"diag": scale}, g)
+    assert torch.allclose(a, b, atol=1e-3)
     assert torch.allclose(a.view(p, g).sum(1), torch.zeros(p), atol=1e-3 * g)
 
 
-def test_advantages_of_rewards_that_say_nothing():
-    """A reward without spread adds nothing; weights set proportions; a non-finite reward is named."""
-    r = torch.randn(8)
-    alone = advantages({"align": r}, {"align": 1.0}, 4)
-    both = advantages({"align": r, "diag": torch.ones(8)}, {"align": 3.0, "diag": 0.0}, 4)
+def test_advantages_fade_as_images_become_equally_good():
+    """A tenth of the spread is a tenth of the advantage, and none is none; weights set proportions only; a
+    non-finite reward is named."""
+    r, unit = torch.randn(8), {"align": 1.0, "diag": 1.0}
+    alone = advantages({"align": r}, {"align": 1.0}, unit, 4)
+    assert torch.allclose(advantages({"align": 0.1 * r}, {"align": 3.0}, unit, 4), 0.1 * alone, atol=1e-6)
+    both = advantages({"align": r, "diag": torch.ones(8)}, {"align": 3.0, "diag": 0.0}, unit, 4)
     assert torch.allclose(both, alone)
-    assert advantages({"diag": torch.ones(8)}, {"diag": 1.0}, 4).abs().max() == 0
+    assert advantages({"diag": torch.ones(8)}, {"diag": 1.0}, unit, 4).abs().max() == 0
     with pytest.raises(FloatingPointError, match="reward diag is not finite"):
-        advantages({"diag": torch.tensor([1.0, math.nan])}, {"diag": 1.0}, 2)
+        advantages({"diag": torch.tensor([1.0, math.nan])}, {"diag": 1.0}, unit, 2)
 
 
 def test_group_of_one_uses_batch_statistics():
     """group = 1 is plain DDPO: the batch is the group, and a report's only image still gets a signal."""
-    a = advantages({"align": torch.arange(4.0)}, {"align": 1.0}, 1)
+    a = advantages({"align": torch.arange(4.0)}, {"align": 1.0}, {"align": 1.0}, 1)
     assert a[0] < a[1] < 0 < a[2] < a[3]
 
 
@@ -242,7 +247,7 @@ def test_within_a_group_the_difference_to_the_anchor_cancels():
 
     def a(reference, feedback="difference"):
         return advantages(nets.compare(images, reference, ["a"] * 4 + ["bb"] * 4, feedback),
-                          dict.fromkeys(rewards.NAMES, 1.0), 4)
+                          dict.fromkeys(rewards.NAMES, 1.0), dict.fromkeys(rewards.NAMES, 1.0), 4)
 
     assert torch.allclose(a(anchor_images), a(None), atol=1e-5)
     assert not torch.allclose(a(anchor_images, "sign"), a(None), atol=1e-2)
