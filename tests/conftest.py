@@ -1,4 +1,5 @@
 """Tests import the files of the repository root, on one thread: small networks lose time to more of them."""
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,13 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
-import data  # noqa: E402
-from judge import load_judge  # noqa: E402
-
-SMOKE = ["--train-images", "96", "--vae-steps", "6", "--vae-batch", "8", "--text-steps", "6",
+SMOKE = ["--train-images", "64", "--vae-steps", "6", "--vae-batch", "8", "--text-steps", "6",
          "--diffusion-steps", "6", "--diffusion-batch", "8", "--reward-steps", "6", "--reward-batch", "8",
          "--rounds", "3", "--reports", "2", "--group", "2", "--sample-steps", "5", "--skip-last", "2",
-         "--save-every", "0", "--eval-reports", "24"]
+         "--save-every", "0", "--eval-reports", "20"]
 
 
 def command(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -28,11 +26,14 @@ def command(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Com
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory) -> Path:
-    """One uninterrupted run of every training stage in smoke size, and its judge, which takes longest."""
-    folder = tmp_path_factory.mktemp("runs") / "smoke"
-    for stage in ("vae", "diffusion", "rewards", "rl"):
-        done = command("train.py", "--out", folder, "--stage", stage, *SMOKE)
-        assert done.returncode == 0, done.stderr
-    judged = data.load("phantom", train_images=int(SMOKE[1]))["judge"]
-    load_judge(folder / "state" / "judge.safetensors", judged, torch.device("cpu"))
+    """One uninterrupted `python train.py` in smoke size, made once: pytest's other workers wait for it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "smoke"
+    with open(shared / "smoke.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)   # given back when the file is closed, even by a crash
+        if not (folder / "evaluation.json").exists():
+            done = command("train.py", "--out", folder, *SMOKE)
+            assert done.returncode == 0, done.stderr
     return folder

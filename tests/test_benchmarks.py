@@ -20,7 +20,8 @@ def test_ablation_writes_table_and_chart_and_continues(smoke_run, tmp_path):
     """Each variant starts from the seed's anchor; results that are there are not computed again."""
     left_out = shutil.ignore_patterns("cxrl", "rl.safetensors")
     shutil.copytree(smoke_run, tmp_path / "seed-0", ignore=left_out)
-    arguments = ("--seeds", 1, "--out", tmp_path, "--only", "no ACE", "supervised", *SMOKE)
+    arguments = ("--seeds", 1, "--out", tmp_path, "--only", "no ACE", "supervised", *SMOKE,
+                 "--rounds", 2)
     done = command("benchmarks/ablation.py", *arguments)
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "ablation.md").read_text().splitlines()

@@ -31,12 +31,12 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_run_folder_holds_what_the_contract_says(smoke_run):
-    """After training: pipelines before and after RL, reward networks, log, labelled pictures;
-    nothing half-written."""
+    """After `python train.py`: pipelines before and after RL, reward networks, log, labelled pictures,
+    evaluation; nothing half-written."""
     for name in ("anchor/model_index.json", "anchor/unet/config.json", "anchor/vae/config.json",
                  "cxrl/ace/config.json", "cxrl/model_index.json", "rewards/posture/config.json",
                  "rewards/diagnosis/model.safetensors", "rewards/consistency/tokenizer/vocab.json",
-                 "config.json", "samples/vae.png", "samples/anchor.png"):
+                 "config.json", "evaluation.json", "samples/vae.png", "samples/anchor.png"):
         assert (smoke_run / name).exists(), name
     assert not list(smoke_run.rglob("*.tmp"))
     assert Image.open(smoke_run / "samples" / "anchor_vs_cxrl.png").text["synthetic"] == "true"
@@ -51,14 +51,9 @@ def test_run_folder_holds_what_the_contract_says(smoke_run):
 def test_killed_runs_end_bit_for_bit_where_the_uninterrupted_one_ends(smoke_run, tmp_path):
     """SIGKILL in every stage, as soon as it has a checkpoint;
     the same command continues to identical weights."""
-    arguments = [sys.executable, ROOT / "train.py", "--out", tmp_path / "run", *SMOKE]
-    for stage, part in [("vae", "vae"), ("diffusion", "text"), ("diffusion", "diffusion"),
-                        ("rewards", "posture"), ("rewards", "consistency"), ("rl", "rl")]:
-        for before in train.STAGES[:train.STAGES.index(stage)]:
-            if not train.finished(tmp_path / "run", before):
-                done = command("train.py", "--out", tmp_path / "run", *SMOKE, "--stage", before)
-                assert done.returncode == 0
-        process = subprocess.Popen([*map(str, arguments), "--stage", stage], cwd=ROOT,
+    arguments = ["--out", tmp_path / "run", *SMOKE]
+    for part in ("vae", "text", "diffusion", "posture", "consistency", "rl"):
+        process = subprocess.Popen([sys.executable, ROOT / "train.py", *arguments], cwd=ROOT,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                    env={**os.environ, "OMP_NUM_THREADS": "1"})
         state = tmp_path / "run" / "state" / f"{part}.safetensors"
@@ -67,8 +62,7 @@ def test_killed_runs_end_bit_for_bit_where_the_uninterrupted_one_ends(smoke_run,
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert state.exists()
-    for stage in ("rewards", "rl"):
-        assert command("train.py", "--out", tmp_path / "run", *SMOKE, "--stage", stage).returncode == 0
+    assert command("train.py", *arguments, "--stage", "rl").returncode == 0
     ours, theirs = weights(tmp_path / "run"), weights(smoke_run)
     assert ours.keys() == theirs.keys() and len(ours) > 100
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
@@ -78,13 +72,13 @@ def test_killed_runs_end_bit_for_bit_where_the_uninterrupted_one_ends(smoke_run,
 
 def test_control_and_evaluation_of_a_run(smoke_run, tmp_path):
     """The supervised control continues the anchor and is scored beside it; `python evaluate.py RUN` scores
-    anew. Every metric of the contract is there for each system, with an interval."""
+    anew, to the numbers of `python train.py`. Every metric of the contract is there, with an interval."""
     run = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     metrics = ("posture_deviation", "auroc", "label_accuracy", "all_labels_right", "consistency", "fid",
                "kid", "ms_ssim", "precision", "recall", "density", "coverage", "nearest_train_distance")
     three = ("real", "anchor", "cxrl")
     for systems, script, more in [((*three, "control"), "benchmarks/supervised_control.py", ()),
-                                  (three, "evaluate.py", ("--reports", 24))]:
+                                  (three, "evaluate.py", ("--reports", 20))]:
         done = command(script, run, *more)
         assert done.returncode == 0, done.stderr
         result = json.loads((run / "evaluation.json").read_text())
@@ -93,6 +87,8 @@ def test_control_and_evaluation_of_a_run(smoke_run, tmp_path):
                 entry = result[system][metric]
                 assert math.isfinite(entry["value"]) and len(entry["ci95"]) == 2, (system, metric)
         assert "train_seed" in result["judge"] and "accuracy_on_real" in result["judge"]
+        own = json.loads((smoke_run / "evaluation.json").read_text())
+        assert all(result[system] == own[system] for system in three)
 
 
 def test_sampling_from_a_run(smoke_run, tmp_path):
