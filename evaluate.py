@@ -194,20 +194,27 @@ def draw(pipe: sample.Pipeline, yard: Yardstick, settings: dict, name: str) -> t
     first = 10**12 + 10**7 * yard.seed   # far from the seeds of the training stages
     jobs = [(i, 0) for i in range(len(yard.reports))]
     jobs += [(i, copy) for i in range(yard.similar) for copy in range(1, COPIES)]
+    images = draw_all(pipe, [yard.reports[i] for i, _ in jobs],
+                      [first + COPIES * i + copy for i, copy in jobs], settings, name)
+    images, extra = images[:len(yard.reports)], images[len(yard.reports):].split(COPIES - 1)
+    return images, [torch.cat([images[i:i + 1], extra[i]]) for i in range(yard.similar)]
+
+
+def draw_all(pipe: sample.Pipeline, reports: list[str], seeds: list[int], settings: dict,
+             name: str) -> Tensor:
+    """-> n 1 h w in [0, 1] on the CPU, drawn in batches. Raises ValueError where one is not finite."""
     batches = []
-    with tqdm(total=len(jobs), desc=name, unit="image") as bar:
-        for start in range(0, len(jobs), BATCH):
-            part = jobs[start:start + BATCH]
-            images = sample.generate(pipe, [yard.reports[i] for i, _ in part],
-                                     [first + COPIES * i + copy for i, copy in part], **settings)
+    with tqdm(total=len(reports), desc=name, unit="image") as bar:
+        for start in range(0, len(reports), BATCH):
+            part = slice(start, start + BATCH)
+            images = sample.generate(pipe, reports[part], seeds[part], **settings)
             batches.append(sample.grey(images).float().cpu())
-            bar.update(len(part))
+            bar.update(len(images))
     images = torch.cat(batches)
     broken = (~images.isfinite()).flatten(1).any(1).sum().item()
     if broken:
         raise ValueError(f"{name}: {broken} of {len(images)} images are not finite")
-    images, extra = images[:len(yard.reports)], images[len(yard.reports):].split(COPIES - 1)
-    return images, [torch.cat([images[i:i + 1], extra[i]]) for i in range(yard.similar)]
+    return images
 
 
 def nearest_pairs(yard: Yardstick, images: Tensor, train, name: str) -> list[tuple[str, Tensor]]:
