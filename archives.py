@@ -7,15 +7,17 @@ it away.
 
 import csv
 import gzip
-import io
 import re
 import xml.etree.ElementTree as ET
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import nan
 from pathlib import Path
+
+from tqdm import tqdm
 
 from labels import LABELS, sections
 
@@ -24,7 +26,23 @@ class DataError(ValueError):
     """The data set cannot be used; the message names the path, what is wrong and what was expected."""
 
 
-@dataclass(frozen=True)
+EXAMPLES = 3            # of each kind of fault
+LONGEST = 2**18         # bytes of a report that are read
+
+
+class Tally(dict[str, tuple[int, list[str]]]):
+    """{what was found: how often, and the first places}, for the reader of a run's output"""
+
+    def add(self, what: str, where: str) -> None:
+        count, places = self.get(what, (0, []))
+        self[what] = count + 1, places if count >= EXAMPLES else [*places, where]
+
+    def lines(self, verb: str) -> str:
+        return "\n".join(f"data: {verb} {count:,}: {what}: {', '.join(map(repr, places))}"
+                         + (", ..." if count > len(places) else "") for what, (count, places) in self.items())
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     image: str                               # path inside the folder, as the table gives it
     report: str                              # the prompt; empty: the row is of no use
@@ -50,25 +68,37 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read: {error}") from None
 
 
-def read_table(path: Path, needed: Collection[str], more: Collection[str] = ()) -> list[dict[str, str]]:
+def read_table(path: Path, needed: Collection[str], more: Collection[str] = ()) -> Iterator[dict[str, str]]:
     """CSV (RFC 4180, the first line names the columns) -> one dict a line, of the columns asked for.
 
     Column names are lower case, cells stripped, missing cells empty. "a|b" among the needed is satisfied by
-    either. Raises DataError where needed columns are missing.
+    either. Raises DataError where needed columns are missing. Never holds the whole table.
     """
-    lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    lines = None
     try:
-        columns = [name.strip().lower() for name in next(lines, [])]
-        if not all(set(name.split("|")) & set(columns) for name in needed):
-            raise DataError(f"{path}: expected the columns {', '.join(needed).replace('|', ' or ')}; "
-                            f"found {', '.join(map(repr, columns)) or 'none'}")
-        names = [*"|".join(needed).split("|"), *more]
-        place = {name: columns.index(name) for name in names if name in columns}
-        blank = dict.fromkeys(names, "")
-        return [blank | {name: cells[i].strip() for name, i in place.items() if i < len(cells)}
-                for cells in lines if cells]
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as text:
+            lines = csv.reader(text, strict=True)
+            columns = [name.strip().lower() for name in next(lines, [])]
+            if not all(set(name.split("|")) & set(columns) for name in needed):
+                raise DataError(f"{path}: expected the columns {', '.join(needed).replace('|', ' or ')}; "
+                                f"found {', '.join(map(repr, columns)) or 'none'}")
+            names = [*"|".join(needed).split("|"), *more]
+            places = [(name, columns.index(name)) for name in names if name in columns]
+            blank, last = dict.fromkeys(names, ""), max(i for _, i in places)
+            for cells in lines:
+                if len(cells) > last:
+                    yield blank | {name: cells[i].strip() for name, i in places}
+                elif cells:
+                    yield blank | {name: cells[i].strip() for name, i in places if i < len(cells)}
+    except UnicodeDecodeError:
+        read_text(path)  # says where
+        raise
     except csv.Error as error:
         raise DataError(f"{path}: line {lines.line_num}: not a CSV table: {error}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        after = f" after line {lines.line_num}" if lines and lines.line_num else ""
+        raise DataError(f"{path}: cannot be read{after}: {error}") from None
 
 
 def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> str:
@@ -131,12 +161,19 @@ def terms_to_labels(terms: list[str], vocabulary: set[str]) -> tuple[float, ...]
 
 
 LABEL_COLUMNS = [name.lower() for name in LABELS]
+VALUES = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, "": nan}
 
 
-def cells_to_labels(cells: dict[str, str]) -> tuple[float, ...]:
-    """Cells of CheXpert's 14 columns ("1.0", "0.0", "-1.0" or empty) -> labels."""
-    values = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0}
-    return tuple(values.get(cells[column], nan) for column in LABEL_COLUMNS)
+def cells_to_labels(cells: dict[str, str], where: str, notes: Tally) -> tuple[float, ...]:
+    """Cells of CheXpert's 14 columns ("1.0", "0.0", "-1.0" or empty) -> labels; others are noted, and nan."""
+    values = tuple(VALUES.get(cells[column]) for column in LABEL_COLUMNS)
+    if None not in values:
+        return values
+    for column, value in zip(LABEL_COLUMNS, values, strict=True):
+        if value is None:
+            notes.add("label is none of 1, 0, -1 and blank, and taken as blank",
+                      f"{where}: {column} {cells[column]}")
+    return tuple(nan if value is None else value for value in values)
 
 
 def compose_report(present: list[str], possible: list[str] = (), absent: list[str] = ()) -> str:
@@ -147,15 +184,17 @@ def compose_report(present: list[str], possible: list[str] = (), absent: list[st
     return " ".join(f"{part.capitalize()}." for part in parts if part)
 
 
+@lru_cache(maxsize=1 << 16)
 def compose_from_labels(labels: tuple[float, ...]) -> str:
-    """14 labels -> a short report that the labeler reads back as the same."""
+    """14 labels -> a short report that the labeler reads back as the same. Kept, as labels repeat."""
     named = [[name.lower() for name, value in zip(LABELS, labels, strict=True) if value == wanted]
              for wanted in (1, -1, 0)]
     return compose_report(*named)
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Layouts. A reader gets the folder and the table that gave its layout away.
+# Layouts. A reader gets the folder, the table that gave its layout away, which part of a report is wanted,
+# and a Tally for what is odd in the tables without costing a row.
 
 def true_aspect(width: str, height: str) -> float | None:
     """Two cells -> width / height; None if they do not say."""
@@ -166,13 +205,13 @@ def true_aspect(width: str, height: str) -> float | None:
     return aspect if 0.25 <= aspect <= 4 else None
 
 
-def plain_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
+def plain_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """metadata.csv: `image`, and `report`, `findings`, `impression` or `labels` ('|' between terms).
 
     Optional: `patient_id`, `split`, `view`, and `orig_width`, `orig_height` of images stored as a square.
     """
-    table = read_table(path, ["image", "report|findings|impression|labels"],
-                       ["patient_id", "split", "view", "orig_width", "orig_height"])
+    table = list(read_table(path, ["image", "report|findings|impression|labels"],
+                            ["patient_id", "split", "view", "orig_width", "orig_height"]))
     vocabulary = {term for cells in table for term in known_terms(cells["labels"])}
     for cells in table:
         report = choose_prompt(cells["report"], cells["findings"], cells["impression"], prompt)
@@ -184,47 +223,86 @@ def plain_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
                   cells["view"].lower(), true_aspect(cells["orig_width"], cells["orig_height"]))
 
 
-def mimic_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
+def mimic_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """MIMIC-CXR-JPG: mimic-cxr-2*-{metadata,split,chexpert}.csv[.gz], files/p10/p10000032/s50414267/*.jpg.
 
     Reports are MIMIC-CXR's: files/p10/p10000032/s50414267.txt, or all in mimic-cxr-reports.zip. A study
     without one gets a report composed from its CheXpert labels.
     """
-    keys = ["dicom_id", "subject_id", "study_id"]
-    split, labels = {}, {}
-    for other in folder.glob("mimic-cxr-2*-split.csv*"):
-        split = {cells["dicom_id"]: cells["split"] for cells in read_table(other, ["dicom_id", "split"])}
-    for other in folder.glob("mimic-cxr-2*-chexpert.csv*"):
-        table = read_table(other, ["study_id", *LABEL_COLUMNS])
-        labels = {cells["study_id"]: cells_to_labels(cells) for cells in table}
-    read = report_reader(folder)
-    for cells in read_table(path, [*keys, "viewposition"]):
-        dicom, subject, study = (cells[key] for key in keys)
+    split = mimic_table(folder, "split", ["dicom_id", "split"], notes, lambda cells, _: cells["split"])
+    labels = mimic_table(folder, "chexpert", ["study_id", *LABEL_COLUMNS], notes,
+                         lambda cells, study: cells_to_labels(cells, f"study {study}", notes))
+    read, seen = report_reader(folder, notes), set()
+    for cells in read_table(path, ["dicom_id", "subject_id", "study_id", "viewposition"]):
+        dicom, subject, study, view = cells.values()
         if not (subject.isdecimal() and study.isdecimal()):  # they become part of a path
             yield Row(f"subject {subject}, study {study}", "")
             continue
-        view = cells["viewposition"].lower()
         stem = f"files/p{subject[:2]}/p{subject}/s{study}"
-        report = choose_prompt(read(f"{stem}.txt"), "", "", prompt) if view in ("pa", "ap") else ""
-        own = None if report else labels.get(study)
-        yield Row(f"{stem}/{dicom}.jpg", report or (compose_from_labels(own) if own else ""), own, subject,
-                  split.get(dicom, ""), view if view in ("pa", "ap") else "lateral or unknown")
+        frontal = view.lower() in ("pa", "ap")
+        if dicom in seen:
+            notes.add("dicom_id in a second line of the metadata table, left out", dicom)
+            continue
+        seen.add(dicom)
+        if split and dicom not in split:
+            notes.add("no line in the split table: placed by patient", dicom)
+        report = choose_prompt(read(f"{stem}.txt"), "", "", prompt) if frontal else ""
+        own = None if report or not frontal else labels.get(study)
+        if own and (composed := compose_from_labels(own)):
+            notes.add("no report: the prompt is composed from the labels", f"{stem}.txt")
+            report = composed
+        yield Row(f"{stem}/{dicom}.jpg", report, own, subject, split.get(dicom, ""),
+                  view.lower() if frontal else "lateral or unknown")
 
 
-def report_reader(folder: Path) -> Callable[[str], str]:
+def mimic_table(folder: Path, name: str, columns: list[str], notes: Tally,
+                value: Callable[[dict[str, str], str], object]) -> dict[str, object]:
+    """mimic-cxr-2*-NAME.csv[.gz] -> {its first column: value(cells, first column)}; {} if there is none.
+
+    Of lines with the same first column the first counts, and equal values are kept once.
+    """
+    found, kept = {}, {}
+    for path in sorted(folder.glob(f"mimic-cxr-2*-{name}.csv*"))[:1]:
+        for cells in read_table(path, columns):
+            key = cells[columns[0]]
+            if key in found:
+                notes.add(f"{columns[0]} in a second line of the {name} table, left out", key)
+            else:
+                new = value(cells, key)
+                found[key] = kept.setdefault(new, new)
+    return found
+
+
+def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
     """folder -> a function from a report's path to its text, out of the zip if there is one; "" if absent."""
     archive = folder / "mimic-cxr-reports.zip"
+    reports, names = None, set()
     if archive.is_file():
         try:
             reports = zipfile.ZipFile(archive)
         except (OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{archive}: cannot be read: {error}") from None
         names = set(reports.namelist())
-        return lambda name: reports.read(name).decode("utf-8", "replace") if name in names else ""
-    return lambda name: (folder / name).read_text("utf-8", "replace") if (folder / name).is_file() else ""
+
+    def read(name: str) -> str:
+        try:
+            if reports is None:
+                with open(f"{folder}/{name}", "rb") as file:
+                    return file.read(LONGEST).decode("utf-8", "replace")
+            if name not in names:
+                return ""
+            with reports.open(name) as file:
+                return file.read(LONGEST).decode("utf-8", "replace")
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+            notes.add("report cannot be read", name)  # a directory, damaged, encrypted, not allowed
+            return ""
+
+    return read
 
 
-def openi_xml_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
+def openi_xml_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """Open-I as published: ecgen-radiology/N.xml, and images in the folder or below, named by their ids.
 
     The files name no views: laterals are left out only where indiana_projections.csv lies there as well.
@@ -246,7 +324,7 @@ def openi_xml_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
                       patient="" if patient is None else patient.get("id", ""))
 
 
-def openi_csv_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
+def openi_csv_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """Open-I as on Kaggle: indiana_reports.csv, indiana_projections.csv, images in the folder or below."""
     place = image_places(folder)
     texts = {cells["uid"]: cells for cells in read_table(path, ["uid", "findings", "impression"])}
@@ -280,18 +358,18 @@ def image_places(folder: Path) -> dict[str, str]:
     return found
 
 
-def chexpert_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
+def chexpert_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """CheXpert: train.csv and valid.csv with 14 labels, no reports; Path starts at the folder or above it."""
     for file, split in ((path, "train"), (folder / "valid.csv", "val")):
         table = read_table(file, ["path", "frontal/lateral", *LABEL_COLUMNS]) if file.is_file() else []
         for cells in table:
             image = below(folder, cells["path"])
-            labels = cells_to_labels(cells)
+            labels = cells_to_labels(cells, image, notes)
             yield Row(image, compose_from_labels(labels), labels, patient_in(image), split,
                       cells["frontal/lateral"].lower())
 
 
-def chexpert_plus_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
+def chexpert_plus_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """CheXpert Plus: df_chexpert_plus_*.csv with reports by section; images as .jpg, or .png in PNG/."""
     png = (folder / "PNG").is_dir()
     for cells in read_table(path, ["path_to_image", "deid_patient_id", "frontal_lateral", "split",
@@ -317,12 +395,12 @@ def patient_in(name: str) -> str:
     return "".join(re.findall(r"patient\d+", name)[:1])
 
 
-def nih_rows(folder: Path, path: Path, prompt: str) -> Iterator[Row]:
+def nih_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """NIH ChestX-ray14: Data_Entry_2017*.csv, test_list.txt, images in images*/. It has no reports, and its
     labels are 1 where listed, else 0. Images are stored as squares."""
     place = image_places(folder)
-    table = read_table(path, ["image index", "finding labels", "patient id"],
-                       ["originalimage[width", "height]"])  # the name holds a comma: it reads as two columns
+    table = list(read_table(path, ["image index", "finding labels", "patient id"],
+                            ["originalimage[width", "height]"]))  # the name's comma makes two columns of it
     listed = folder / "test_list.txt"
     tests = set(read_text(listed).split()) if listed.is_file() else set()
     vocabulary = {term for cells in table for term in known_terms(cells["finding labels"])}
@@ -345,13 +423,14 @@ LAYOUTS = (
 )
 
 
-def read_rows(folder: Path, prompt: str) -> tuple[str, list[Row]]:
+def read_rows(folder: Path, prompt: str, notes: Tally) -> tuple[str, list[Row]]:
     """folder -> its layout's name and all its rows, unchecked. Raises DataError if none is recognised."""
     if not folder.is_dir():
         raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
     for name, pattern, reader in LAYOUTS:
         for path in sorted(folder.glob(pattern)):
-            return name, list(reader(folder, path, prompt))
+            rows = reader(folder, path, prompt, notes)
+            return name, list(tqdm(rows, "reading tables", unit="row", delay=2))
     found = "has none of them" if any(folder.iterdir()) else "is empty"
     raise DataError(f"{folder}: expected metadata.csv, or the files of MIMIC-CXR-JPG, Open-I, CheXpert, "
                     f"CheXpert Plus or NIH ChestX-ray14; the folder {found}")

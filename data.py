@@ -14,16 +14,21 @@
 
 A folder is read with suspicion. Nothing outside it is opened, whatever its tables say. Each row that cannot
 be used is counted by reason, named and skipped; a set that cannot be used at all raises DataError.
+
+A set of up to DECODED_ROWS images is checked and decoded at every start. Of a larger one the rows are checked
+once, without opening more than LOOKED_AT images, and kept as an index in the run folder; images are decoded
+when asked for, and one that proves damaged then is named, and black.
 """
 
 import hashlib
 import json
 import os
+import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, nan
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -33,8 +38,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from archives import DataError, Row, read_rows
-from labels import label_all
+from archives import DataError, Row, Tally, read_rows
+from labels import LABELS, label_values
 from loop import keep_tensors
 from phantom import describe, phantom
 
@@ -45,6 +50,7 @@ SPLITS = {"": "", "train": "train", "val": "val", "valid": "val", "validate": "v
 SMALLEST = 16           # pixels of an image's short side
 NARROWEST = 4           # long side over short side
 DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memory
+LOOKED_AT = 256         # images of a larger set whose headers are read when it is indexed
 CACHED_BYTES = 2**29    # phantoms are kept once rendered, up to this size
 JUDGE_SEED = 1_000_003  # added to the run's seed
 
@@ -71,6 +77,41 @@ def safe_path(folder: Path, name: str) -> Path:
     if not is_file:
         raise ImageError("no such file")
     return path
+
+
+class Glance:
+    """Whether files lie in a folder, for hundreds of thousands: one look at each file and directory."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.root = folder, str(folder.resolve())
+        self.known: dict[str, bool | None] = {"": True}
+
+    def check(self, name: str) -> None:
+        """Raises ImageError as safe_path does."""
+        directory, _, file = name.rpartition("/")
+        odd = name.startswith("/") or "\\" in name or file in ("", ".", "..") or name.count("/") > 16
+        found = None if odd else self.inside(directory)
+        found = self.kind(name, stat.S_ISREG) if found else found
+        if found is None:
+            safe_path(self.folder, name)
+        if found is False:
+            raise ImageError("no such file")
+
+    def inside(self, directory: str) -> bool | None:
+        """True: a directory, and no link on the way; False: not there; None: look closely"""
+        if directory not in self.known:
+            above, _, last = directory.rpartition("/")
+            found = None if last in ("", ".", "..") else self.inside(above)
+            self.known[directory] = self.kind(directory, stat.S_ISDIR) if found else found
+        return self.known[directory]
+
+    def kind(self, name: str, wanted: Callable[[int], bool]) -> bool | None:
+        try:
+            return wanted(os.lstat(f"{self.root}/{name}").st_mode) or None
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError):   # a name too long, a zero byte
+            return None
 
 
 # Formats that hold photographs. Pillow knows others (EPS) for which it would start foreign programs.
@@ -203,16 +244,13 @@ class FolderChests:
     def __post_init__(self):
         self.reports = [row.report for row in self.rows]
         self.patients = [row.patient for row in self.rows]
-        self.labels = label_all(self.reports)
-        for i, row in enumerate(self.rows):
-            if row.labels is not None:
-                self.labels[i] = torch.tensor(row.labels)
+        self.labels = torch.tensor([row.labels for row in self.rows]).view(-1, len(LABELS))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def images(self, index: Tensor | list[int]) -> Tensor:
-        """index (b) -> b 1 h w uint8. An image of a large set may prove damaged here: named once, black."""
+        """index (b) -> b 1 h w uint8. An image of a large set may prove damaged here: counted, and black."""
         index = torch.as_tensor(index, dtype=torch.long)
         if self.pixels is not None:
             return self.pixels[index]
@@ -223,30 +261,31 @@ class FolderChests:
                 images[i, 0] = torch.from_numpy(image)
             elif rows[i].image not in self.damaged:
                 self.damaged.add(rows[i].image)
-                print(f"data: {rows[i].image!r}: {image}; black in its place")
+                count = len(self.damaged)
+                if count <= 3 or count in (10, 100, 1000, 10_000, 100_000):
+                    print(f"data: {rows[i].image!r}: {image}; black in its place ({count:,} in {self.name})")
         return images
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Folders: which rows are usable, and who goes where
 
-class Skipped(dict[str, list[str]]):
-    """{reason: images of the rows left out for it}"""
+@dataclass
+class Index:
+    """What a folder's tables come to, its images unopened (but for LOOKED_AT of a large set)"""
+    layout: str
+    total: int       # rows in the tables
+    rows: list[Row]  # the usable ones, each with labels and a patient
+    skipped: Tally   # rows left out, by reason
+    notes: Tally     # what is odd, but costs no row
 
-    def add(self, reason: str, image: str) -> None:
-        self.setdefault(reason, []).append(image)
 
-    def __str__(self) -> str:
-        return "\n".join(f"data: skipped {len(images):,}: {reason}: {', '.join(map(repr, images[:3]))}"
-                         + (", ..." if len(images) > 3 else "") for reason, images in self.items())
-
-
-def row_fault(folder: Path, row: Row) -> str | None:
+def row_fault(glance: Glance, row: Row) -> str | None:
     """Why a row cannot be used, without opening its image; None if it can."""
     if "lat" in row.view or row.view == "ll":
         return "not a frontal view"
     try:
-        safe_path(folder, row.image)
+        glance.check(row.image)
     except ImageError as error:
         return str(error)
     if not row.report:
@@ -254,15 +293,82 @@ def row_fault(folder: Path, row: Row) -> str | None:
     return None if row.split in SPLITS else f"split is none of {', '.join(filter(None, SPLITS))}"
 
 
-def check_headers(folder: Path, rows: list[Row]) -> dict[int, str]:
-    """{row: reason} for images whose header cannot be read."""
-    faults = {}
-    for i, row in enumerate(tqdm(rows, "checking images", unit="image")):
+def build_index(folder: Path, prompt: str) -> Index:
+    """Reads the tables and reports, looks whether each image is there, labels the reports."""
+    notes, skipped, rows = Tally(), Tally(), []
+    layout, table = read_rows(folder, prompt, notes)
+    glance, shared = Glance(folder), {}
+    for row in tqdm(table, "checking and labelling rows", unit="row", delay=2):
+        fault = row_fault(glance, row)
+        if fault:
+            skipped.add(fault, row.image)
+        else:  # an unknown patient: each image stands for its own
+            said = label_values(row.report) if row.labels is None else row.labels
+            rows.append(replace(row, patient=row.patient or f"image {row.image}",
+                                labels=shared.setdefault(said, said)))
+    if len(rows) > DECODED_ROWS:
+        faults = look_at_some(folder, rows)
+        for i, fault in faults.items():
+            skipped.add(fault, rows[i].image)
+        rows = [row for i, row in enumerate(rows) if i not in faults]
+    return Index(layout, len(table), rows, skipped, notes)
+
+
+def look_at_some(folder: Path, rows: list[Row]) -> dict[int, str]:
+    """{row: reason} for those of LOOKED_AT evenly spaced images whose header cannot be read. Raises DataError
+    where that is the greater part: the others will hardly be better."""
+    faults, some = {}, range(0, len(rows), ceil(len(rows) / LOOKED_AT))
+    for i in some:
         try:
-            open_image(safe_path(folder, row.image)).close()
+            open_image(safe_path(folder, rows[i].image)).close()
         except ImageError as error:
             faults[i] = str(error)
+    if 2 * len(faults) > len(some):
+        i, fault = next(iter(faults.items()))
+        raise DataError(f"{folder}: {len(faults)} of {len(some)} images looked at cannot be used, such as "
+                        f"{rows[i].image!r}: {fault}")
     return faults
+
+
+def index_folder(folder: Path, prompt: str, cache: Path | None) -> Index:
+    """build_index, for a large set kept in `cache`, named after the tables it was made of and the code that
+    reads them. What is kept is not compared with the images and report files again."""
+    tables = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.glob("*")
+                    if path.suffix in (".csv", ".gz", ".txt", ".zip") and path.is_file())
+    code = [Path(__file__).with_name(f"{name}.py").read_text() for name in ("archives", "data", "labels")]
+    digest = hashlib.sha256(json.dumps([prompt, tables, code]).encode()).hexdigest()[:16]
+    file = cache and cache / f"index-{digest}.json"
+    if file and file.is_file():
+        try:
+            layout, total, rows, skipped, notes = json.loads(file.read_text(encoding="utf-8"))
+            print(f"data: rows as indexed in {file}; delete it if images or report files have changed")
+            return Index(layout, total, [read_row(row) for row in rows], Tally(skipped), Tally(notes))
+        except (ValueError, TypeError, KeyError):
+            print(f"data: {file} is damaged and made again")
+    index = build_index(folder, prompt)
+    if file and len(index.rows) > DECODED_ROWS:
+        keep = [index.layout, index.total, [write_row(row) for row in index.rows], index.skipped, index.notes]
+        cache.mkdir(parents=True, exist_ok=True)
+        file.with_suffix(".tmp").write_text(json.dumps(keep), encoding="utf-8")
+        file.with_suffix(".tmp").replace(file)
+    return index
+
+
+SIGNS = {1.0: "+", 0.0: "-", -1.0: "?"}   # of labels in the index; not mentioned: " "
+MEANING = {sign: value for value, sign in SIGNS.items()} | {" ": nan}
+
+
+def write_row(row: Row) -> list:
+    signs = "".join([SIGNS.get(value, " ") for value in row.labels])
+    return [row.image, row.report, signs, row.patient, row.split, row.view, row.aspect]
+
+
+def read_row(cells: list) -> Row:
+    """Raises KeyError, TypeError or ValueError where `cells` are none that write_row wrote."""
+    image, report, signs, *rest = cells
+    if len(signs) != len(LABELS):
+        raise ValueError(f"{signs!r} are not {len(LABELS)} labels")
+    return Row(image, report, tuple(MEANING[sign] for sign in signs), *rest)
 
 
 def images_digest(folder: Path, rows: list[Row], size: int, fit: str) -> str:
@@ -323,43 +429,38 @@ def assign_splits(rows: list[Row]) -> dict[str, list[int]]:
     return where
 
 
-def usable_rows(folder: Path, table: list[Row], size: int, fit: str,
-                cache: Path | None) -> tuple[list[Row], Tensor | None, Skipped]:
-    """All rows -> the usable ones, their pixels (n 1 h w) uint8 if they are few, and what was left out."""
-    rows, skipped = [], Skipped()
-    for row in table:
-        fault = row_fault(folder, row)
-        if fault:
-            skipped.add(fault, row.image)
-        else:  # an unknown patient: each image stands for its own
-            rows.append(row if row.patient else replace(row, patient=f"image {row.image}"))
+def usable_rows(folder: Path, size: int, fit: str, prompt: str,
+                cache: Path | None) -> tuple[list[Row], Tensor | None, int]:
+    """-> the usable rows, their pixels (n 1 h w) uint8 if they are few, and how many rows there are; prints
+    what was left out and what is odd."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of bombs and odd headers; both are counted here
+        index = index_folder(folder, prompt, cache)
+        rows, pixels = index.rows, None
         if len(rows) <= DECODED_ROWS:
             pixels, faults = decode_all(folder, rows, size, fit, cache)
-        else:
-            pixels, faults = None, check_headers(folder, rows)
-    for i, fault in faults.items():
-        skipped.add(fault, rows[i].image)
-    good = [i for i in range(len(rows)) if i not in faults]
-    return [rows[i] for i in good], None if pixels is None else pixels[good], skipped
+            for i, fault in faults.items():
+                index.skipped.add(fault, rows[i].image)
+            good = [i for i in range(len(rows)) if i not in faults]
+            rows, pixels = [rows[i] for i in good], pixels[good]
+    print(f"data: {folder}: {index.layout}: {len(rows):,} of {index.total:,} rows usable")
+    for tally, verb in ((index.skipped, "skipped"), (index.notes, "noted")):
+        if tally:
+            print(tally.lines(verb))
+    return rows, pixels, index.total
 
 
 def load_folder(folder: Path, size: int, fit: str, prompt: str,
                 cache: Path | None) -> dict[str, FolderChests]:
     """Reads, checks and splits a folder, and prints what it found. Raises DataError."""
-    layout, table = read_rows(folder, prompt)
-    rows, pixels, skipped = usable_rows(folder, table, size, fit, cache)
-    print(f"data: {folder}: {layout}: {len(rows):,} of {len(table):,} rows usable")
-    if skipped:
-        print(skipped)
+    rows, pixels, total = usable_rows(folder, size, fit, prompt, cache)
     unnamed = sum(row.patient == f"image {row.image}" for row in rows)
     if unnamed:
         print(f"data: {unnamed:,} rows name no patient: each counts as its own")
     where = assign_splits(rows)
     if not where["train"] or not where["val"]:
         patients = len({row.patient for row in rows})
-        raise DataError(f"{folder}: {len(rows):,} of {len(table):,} rows usable, of {patients:,} patients: "
+        raise DataError(f"{folder}: {len(rows):,} of {total:,} rows usable, of {patients:,} patients: "
                         f"train {len(where['train']):,}, val {len(where['val']):,}; expected some for each, "
                         "so 3 patients or more")
     print("data: " + ", ".join(f"{name} {len(index):,}" for name, index in where.items())
@@ -370,11 +471,7 @@ def load_folder(folder: Path, size: int, fit: str, prompt: str,
 
 def load_images(folder: Path, size: int, fit: str = "crop") -> FolderChests:
     """Every usable row of a folder, in its order, as one set: images to be judged. Raises DataError."""
-    layout, table = read_rows(folder, "report")
-    rows, pixels, skipped = usable_rows(folder, table, size, fit, None)
-    print(f"data: {folder}: {layout}: {len(rows):,} of {len(table):,} rows usable")
-    if skipped:
-        print(skipped)
+    rows, pixels, _ = usable_rows(folder, size, fit, "report", None)
     return FolderChests(folder.name, folder, rows, size, fit, pixels)
 
 
@@ -395,7 +492,7 @@ def load(data: str, size: int = 64, seed: int = 0, fit: str = "crop", train_imag
     """"phantom" or a folder -> {"train", "val", "test", "judge"} chests of `size` pixels a side.
 
     `seed` and `train_images` concern the phantom; real sets take `fit` ("crop" or "pad" to a square),
-    `prompt` (archives.choose_prompt) and `cache`, a folder for decoded images. Raises DataError.
+    `prompt` (archives.choose_prompt) and `cache`, a folder for decoded images or an index. Raises DataError.
     """
     if size < SMALLEST:
         raise DataError(f"size is {size}; expected at least {SMALLEST} pixels")

@@ -19,11 +19,19 @@ and is the floor or ceiling of each metric. judge.py says what the judge is and 
     fid, kid                against a reference set of other real images, on the judge's features
     precision ... coverage  likewise, k = 5
     nearest_train_distance  mean distance to the nearest training image, on features; far below real's: copied
+    closer_to_train         share of images nearer to a training image than to any held-out real one, on
+                            features, among equal numbers of both. Two sets drawn alike: 0.5. `real` shows
+                            what unseen images get (phantoms: below 0.5, as only training films are badly
+                            positioned); above that, at a distance no larger than real's: learned by heart
     ms_ssim                 mean over pairs of 4 images of a report; `real`: of 4 patients with its findings
 
 RUN/prompts.txt holds the prompts, one a line. Images of another generator (--images: a folder with
 metadata.csv, columns image and report) are scored by the same judge against the same real images; where their
 reports are those prompts, in that order, the difference to the anchor is paired, too.
+
+RUN/samples/nearest_pairs.png shows the generated images that are nearest to a training image, and that image
+below each. On a real data set these are pictures of patients, under the data set's licence: the file is for
+your eyes. It stays in the run folder (runs/ is ignored by git); do not pass it on.
 
 A label is 1 if the report affirms the finding, 0 if it denies or does not mention it, and is left out where
 the report is uncertain (judge.prompt_labels), as are findings that the judge's training data does not show
@@ -67,6 +75,7 @@ SSIM_REPORTS = 64      # reports with that many images
 RESAMPLES = 1000       # bootstrap
 FID_RESAMPLES = 200    # of them; each is an eigenvalue problem
 NEAREST = 8192         # training images that nearest_train_distance looks at
+PAIRS = 8              # generated images in nearest_pairs.png, of each of anchor and cxrl
 FEWEST = 20            # prompts; a k = 5 neighbourhood needs some neighbours
 
 # Metric -> which way is better.
@@ -75,7 +84,7 @@ BETTER = {"posture_deviation": "lower", "auroc": "higher", "label_accuracy": "hi
           "retrieval_at_1": "higher", "retrieval_at_5": "higher", "retrieval_at_10": "higher",
           "fid": "lower", "kid": "lower",
           "ms_ssim": "lower", "precision": "higher", "recall": "higher", "density": "higher",
-          "coverage": "higher", "nearest_train_distance": "as real"}
+          "coverage": "higher", "nearest_train_distance": "as real", "closer_to_train": "as real"}
 
 # ------------------------------------------------------------------------------------------------ measuring
 
@@ -91,7 +100,8 @@ class Yardstick:
     embeddings: Tensor     # n e, of the reports
     compared: int          # the first images of a set are compared with the reference set, so many
     reference: Tensor      # m d, features of other real images
-    train: Tensor          # features of training images
+    train: Tensor          # t d, features of training images
+    train_index: Tensor    # t, their rows in the train split
     similar: int           # the first prompts have COPIES images, so many
     seed: int
 
@@ -116,7 +126,8 @@ def make_yardstick(judge: Judge, sets: dict, reports: int, seed: int) -> Yardsti
     return Yardstick(judge, order[:n], prompts, labels,
                      embeddings=judge.embed_reports([ngrams(r, judge.config.buckets) for r in prompts]).cpu(),
                      compared=compared, reference=features_of(judge, test, order[compared:]),
-                     train=features_of(judge, train, nearest), similar=min(SSIM_REPORTS, n), seed=seed)
+                     train=features_of(judge, train, nearest), train_index=nearest,
+                     similar=min(SSIM_REPORTS, n), seed=seed)
 
 
 def measure(yard: Yardstick, images: Tensor, groups: list[Tensor],
@@ -149,6 +160,7 @@ def measure(yard: Yardstick, images: Tensor, groups: list[Tensor],
         "precision": metrics.mean(near["precision"], part), "recall": metrics.mean(near["recall"], fixed),
         "density": metrics.mean(near["density"], part), "coverage": metrics.mean(near["coverage"], fixed),
         "nearest_train_distance": metrics.mean(metrics.nearest_distance(seen["features"], yard.train), every),
+        "closer_to_train": metrics.mean(metrics.closer(features, yard.train, yard.reference), part),
         "by_finding": by_finding,
     }
 
@@ -182,20 +194,56 @@ def draw(pipe: sample.Pipeline, yard: Yardstick, settings: dict, name: str) -> t
     first = 10**12 + 10**7 * yard.seed   # far from the seeds of the training stages
     jobs = [(i, 0) for i in range(len(yard.reports))]
     jobs += [(i, copy) for i in range(yard.similar) for copy in range(1, COPIES)]
+    images = draw_all(pipe, [yard.reports[i] for i, _ in jobs],
+                      [first + COPIES * i + copy for i, copy in jobs], settings, name)
+    images, extra = images[:len(yard.reports)], images[len(yard.reports):].split(COPIES - 1)
+    return images, [torch.cat([images[i:i + 1], extra[i]]) for i in range(yard.similar)]
+
+
+def draw_all(pipe: sample.Pipeline, reports: list[str], seeds: list[int], settings: dict,
+             name: str) -> Tensor:
+    """-> n 1 h w in [0, 1] on the CPU, drawn in batches. Raises ValueError where one is not finite."""
     batches = []
-    with tqdm(total=len(jobs), desc=name, unit="image") as bar:
-        for start in range(0, len(jobs), BATCH):
-            part = jobs[start:start + BATCH]
-            images = sample.generate(pipe, [yard.reports[i] for i, _ in part],
-                                     [first + COPIES * i + copy for i, copy in part], **settings)
+    with tqdm(total=len(reports), desc=name, unit="image") as bar:
+        for start in range(0, len(reports), BATCH):
+            part = slice(start, start + BATCH)
+            images = sample.generate(pipe, reports[part], seeds[part], **settings)
             batches.append(sample.grey(images).float().cpu())
-            bar.update(len(part))
+            bar.update(len(images))
     images = torch.cat(batches)
     broken = (~images.isfinite()).flatten(1).any(1).sum().item()
     if broken:
         raise ValueError(f"{name}: {broken} of {len(images)} images are not finite")
-    images, extra = images[:len(yard.reports)], images[len(yard.reports):].split(COPIES - 1)
-    return images, [torch.cat([images[i:i + 1], extra[i]]) for i in range(yard.similar)]
+    return images
+
+
+def nearest_pairs(yard: Yardstick, images: Tensor, train, name: str) -> list[tuple[str, Tensor]]:
+    """images: n 1 h w, one a prompt -> two rows of sample.picture_grid: the PAIRS of them that are nearest to
+    a training image, on features, and these training images."""
+    distance, which = metrics.nearest(look(yard.judge, images)["features"], yard.train)
+    order = distance.argsort(stable=True)[:PAIRS]
+    there = yard.train_index[which[order]]
+    apart = ", ".join(f"{d:.2f}" for d in distance[order].tolist())
+    lines = ", ".join(str(i + 1) for i in order.tolist())
+    rows = ", ".join(map(str, there.tolist()))
+    return [(f"{name}, generated: nearest of {len(images)} to a training image; lines {lines} of "
+             f"prompts.txt; distances {apart}; mean {distance.mean():.2f}", images[order]),
+            (f"their nearest of {len(yard.train)} TRAINING images: rows {rows}",
+             train.images(there).float() / 255)]
+
+
+def judge_pipelines(run: Path, pipes: dict[str, sample.Pipeline], yard: Yardstick, settings: dict,
+                    train) -> dict[str, dict[str, Tensor]]:
+    """-> system: measure(its images); writes RUN/samples/nearest_pairs.png"""
+    rows, pairs = {}, []
+    for name, pipe in pipes.items():
+        images, groups = draw(pipe, yard, settings, name)
+        rows[name] = measure(yard, images, groups)
+        if name in ("anchor", "cxrl"):
+            pairs += nearest_pairs(yard, images, train, name)
+    sample.save_png(sample.picture_grid(pairs), run / "samples" / "nearest_pairs.png",
+                    synthetic="the first and third row; the other rows are training images")
+    return rows
 
 
 def read_images(folders: tuple[Path, ...], size: int, fit: str, taken: set[str]) -> list:
@@ -287,6 +335,7 @@ def protocol(yard: Yardstick, test) -> dict:
     judged = yard.judge.judged.tolist()
     return {"prompts": f"reports of the {test.name} split", "images_compared": yard.compared,
             "reference_images": len(yard.reference), "train_images_searched": len(yard.train),
+            "closer_to_train_images": min(len(yard.train), len(yard.reference)),
             "ms_ssim_reports": yard.similar, "ms_ssim_images_each": COPIES, "resamples": RESAMPLES,
             "fid_resamples": FID_RESAMPLES, "fid_floor": "the fid of real: real against other real images",
             "uncertain_labels": "ignored", "labels_not_mentioned": "negative",
@@ -341,14 +390,13 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: 
     folders = {"anchor": run / "anchor", "cxrl": run / "cxrl"}
     folders |= {f"control_{i}" if i > 1 else "control": Path(folder) for i, folder in enumerate(controls, 1)}
     pipes = {name: sample.Pipeline.load(folder, device) for name, folder in folders.items()}
-    sets = data or load_sets(config, pipes["anchor"])
+    sets = data or load_sets(run, config, pipes["anchor"])
     test = sets["test"]
     foreign = read_images(images, test.size, config.get("fit", "crop"), taken={*pipes})
     judge = load_judge(run / "state" / "judge.safetensors", sets["judge"], device)
     yard = make_yardstick(judge, sets, reports, seed)
     rows = {"real": measure(yard, test.images(yard.index).float() / 255, real_groups(yard, test))}
-    for name, pipe in pipes.items():
-        rows[name] = measure(yard, *draw(pipe, yard, settings, name))
+    rows |= judge_pipelines(run, pipes, yard, settings, sets["train"])
     (run / "prompts.txt").write_text("".join(one_line(r) + "\n" for r in yard.reports), encoding="utf-8")
     paired = list(pipes)[1:]
     for chests in foreign:
@@ -386,11 +434,12 @@ def read_config(run: Path) -> dict:
     return config
 
 
-def load_sets(config: dict, pipe: sample.Pipeline) -> dict:
-    """The data of a run as train.py loaded it: its options by name, the pipeline's image size."""
+def load_sets(run: Path, config: dict, pipe: sample.Pipeline) -> dict:
+    """The data of a run as train.py loaded it: its options by name, the pipeline's image size, and what the
+    run keeps of real images."""
     size = pipe.latent_shape[1] * pipe.vae.config.factor
     options = {name: config[name] for name in inspect.signature(chest_data.load).parameters if name in config}
-    return chest_data.load(**{**options, "size": size})
+    return chest_data.load(**{**options, "size": size, "cache": run / "state"})
 
 
 def device_name(device: torch.device) -> str:

@@ -123,9 +123,26 @@ def exact_distance(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def nearest(x: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """(x: n d, others: m d) -> how far each row is from the nearest of the others: n, and which that is: n"""
+    parts = [exact_distance(rows.double(), others.double()).min(1) for rows in x.split(256)]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
+
+
 def nearest_distance(x: Tensor, others: Tensor) -> Tensor:
     """(x: n d, others: m d) -> n, how far each row is from the nearest of the others (0: a copy)."""
-    return torch.cat([exact_distance(rows.double(), others.double()).amin(1) for rows in x.split(256)])
+    return nearest(x, others)[0]
+
+
+def closer(x: Tensor, train: Tensor, held_out: Tensor) -> Tensor:
+    """(x: n d, train: m d, held_out: k d) -> n, 1 where the nearest training image is nearer than the nearest
+    held-out one, 0 where it is farther, 1/2 where neither.
+
+    Of both sets the first min(m, k) rows are compared: the larger one would be nearer by its number alone.
+    """
+    few = min(len(train), len(held_out))
+    learned, unseen = nearest_distance(x, train[:few]), nearest_distance(x, held_out[:few])
+    return (learned < unseen).double() + (learned == unseen).double() / 2
 
 
 # ------------------------------------------------------------------------------------------------ diversity

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from archives import DataError, compose_from_labels, read_rows
+from archives import DataError, Tally, compose_from_labels, read_rows
 from data import load
 from labels import LABELS, label
 
@@ -64,7 +64,7 @@ def mimic(tmp_path):
 
 def test_mimic(mimic):
     """MIMIC-CXR-JPG: frontal images, the impression as prompt, its splits, labels where no report is."""
-    assert read_rows(mimic, "report")[0] == "MIMIC-CXR-JPG"
+    assert read_rows(mimic, "report", Tally())[0] == "MIMIC-CXR-JPG"
     chests = load(str(mimic), size=16)
     assert [row.patient for row in chests["val"].rows] == ["10000003"]
     assert set(chests["val"].reports) == {"Small left effusion."}
@@ -80,6 +80,53 @@ def test_mimic_reports_from_the_zip(mimic):
             reports.writestr(str(path.relative_to(mimic)), path.read_text())
             path.unlink()
     assert list(loaded(mimic).values()).count("Small left effusion.") == 4
+
+
+def append(folder: Path, table: str, lines: str) -> None:
+    path = folder / f"mimic-cxr-2.0.0-{table}.csv.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + lines.encode()))
+
+
+def test_odd_mimic_tables_are_counted_and_named(mimic, capsys):
+    """A dicom_id listed twice is taken once, of a study's two lines of labels the first counts, a label that
+    is no label is blank, an image without a split goes by its patient, a report that cannot be read is
+    replaced by labels, and a study with neither is skipped. Each is printed with its count and example."""
+    blank = "," * (len(LABELS) - 1)
+    append(mimic, "metadata", "d0,10000001,50000001,AP\ne,10000005,50000005,PA\nf,10000006,50000006,PA\n")
+    append(mimic, "split", "e,train\n")
+    append(mimic, "chexpert", f"50000004{blank},1.0\n50000006,2.0{blank[:-1]},1.0\n")
+    put(mimic, {f"files/p10/p1000000{i}/s5000000{i}/{name}.jpg": None for i, name in ((5, "e"), (6, "f"))})
+    report = mimic / "files/p10/p10000001/s50000001.txt"
+    report.unlink()
+    report.mkdir()
+    reports = loaded(mimic)
+    assert len(reports) == 6
+    assert reports["files/p10/p10000001/s50000001/d1.jpg"] == "Pleural effusion. Possible edema."
+    assert reports["files/p10/p10000004/s50000004/d4.jpg"] == "Pleural effusion. Possible edema."
+    assert reports["files/p10/p10000006/s50000006/f.jpg"] == "Support device."
+    printed = capsys.readouterr().out
+    for line in ("noted 1: dicom_id in a second line of the metadata table, left out: 'd0'",
+                 "noted 1: study_id in a second line of the chexpert table, left out: '50000004'",
+                 "noted 1: label is none of 1, 0, -1 and blank, and taken as blank: "
+                 "'study 50000006: no finding 2.0'",
+                 "placed by patient: 'side', 'f'",
+                 "noted 1: report cannot be read: 'files/p10/p10000001/s50000001.txt'",
+                 "noted 3: no report: the prompt is composed from the labels: ",
+                 "skipped 1: no report, and no labels in CheXpert's or NIH's terms: "
+                 "'files/p10/p10000005/s50000005/e.jpg'"):
+        assert line in printed, line
+
+
+def test_a_damaged_report_in_the_zip_costs_no_more_than_itself(mimic, capsys):
+    """One report of the zip that fails its checksum is named; that study's prompt comes from its labels."""
+    with zipfile.ZipFile(mimic / "mimic-cxr-reports.zip", "w") as reports:
+        for path in sorted(mimic.glob("files/*/*/*.txt")):
+            reports.writestr(str(path.relative_to(mimic)), path.read_text())
+            path.unlink()
+    content = (mimic / "mimic-cxr-reports.zip").read_bytes()
+    (mimic / "mimic-cxr-reports.zip").write_bytes(content.replace(b"Heart", b"Heurt", 1))
+    assert list(loaded(mimic).values()).count("Small left effusion.") == 3
+    assert "report cannot be read: 'files/p10/p10000000/s50000000.txt'" in capsys.readouterr().out
 
 
 XML = """<?xml version="1.0" encoding="utf-8"?><eCitation><uId id="CXR{i}"/>
@@ -174,6 +221,17 @@ def test_damaged_gzip(tmp_path):
         path.write_bytes(content)
         with pytest.raises(DataError, match=f"{path.name}: cannot be read"):
             load(str(tmp_path))
+
+
+def test_table_cut_short_in_the_middle(tmp_path):
+    """A download that broke off is refused as a whole: the rest of the table is missing. The message names
+    the file and the last line that could be read."""
+    path = tmp_path / "mimic-cxr-2.0.0-metadata.csv.gz"
+    lines = "".join(f"{i * 7919 % 10007},{i},{i},PA\n" for i in range(20_000))
+    content = gzip.compress(b"dicom_id,subject_id,study_id,ViewPosition\n" + lines.encode())
+    path.write_bytes(content[:len(content) // 2])
+    with pytest.raises(DataError, match=f"{path.name}: cannot be read after line [0-9]+: Compressed"):
+        load(str(tmp_path))
 
 
 @settings(deadline=None)

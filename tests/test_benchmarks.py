@@ -1,5 +1,7 @@
 """benchmarks/: each script runs in smoke size and prints the table that it promises."""
+import json
 import shutil
+from pathlib import Path
 
 from conftest import SMOKE, command
 from PIL import Image
@@ -30,3 +32,30 @@ def test_ablation_writes_table_and_chart_and_continues(smoke_run, tmp_path):
     again = command("benchmarks/ablation.py", *arguments)
     assert again.returncode == 0 and "seed 0:" not in again.stdout and table[3] in again.stdout
     assert command("benchmarks/ablation.py", "--only", "nonsense").returncode == 2
+
+
+def test_utility_compares_what_real_and_drawn_images_teach(smoke_run, tmp_path):
+    """One row a lesson with its interval, on the real test split; RUN/utility.json says the same, and the
+    same seed repeats it. Numbers out of range and unfinished runs end with one line that names them."""
+    run = Path(shutil.copytree(smoke_run, tmp_path / "run"))
+    arguments = ("benchmarks/utility.py", run, "--images", 24, "--steps", 2)
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()[-5:]
+    assert [line.split(" | ")[0] for line in lines] == ["| real", "| anchor", "| cxrl", "| real + anchor",
+                                                        "| real + cxrl"]
+    result = json.loads((run / "utility.json").read_text())
+    assert result["images"] == 24 and result["test_images"] == 2048
+    for name, images in (("real", 24), ("cxrl", 24), ("real + cxrl", 48)):
+        system = result["systems"][name]
+        low, high = system["auroc"]["ci95"]
+        assert 0 < low <= system["auroc"]["value"] <= high < 1 and system["images"] == images
+    assert result["systems"]["real"]["difference_to_real"] == {"value": 0, "ci95": [0, 0]}
+    assert result["systems"]["cxrl"]["auroc"] != result["systems"]["anchor"]["auroc"]
+    assert command(*arguments).stdout.splitlines()[-5:] == lines
+    for more, words in ((("--images", 97), "--images 97: expected 20 to 96"), (("--steps", 0), "--steps 0"),
+                        (("--seed", -1), "--seed -1")):
+        done = command("benchmarks/utility.py", run, *more)
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"error: {words}")
+    done = command("benchmarks/utility.py", tmp_path)
+    assert done.returncode == 2 and "not a finished run" in done.stderr and len(done.stderr.splitlines()) == 1

@@ -2,6 +2,8 @@
 
 import csv
 import os
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,9 @@ import data
 from archives import TERMS, Row, choose_prompt, compose_report, known_terms, terms_to_labels
 from data import DataError, load
 from labels import LABELS, label
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+from index import write_mimic  # noqa: E402
 
 EFFUSION = LABELS.index("Pleural Effusion")
 
@@ -116,6 +121,101 @@ def test_large_sets_are_decoded_on_demand(hostile, monkeypatch, capsys):
     train = chests["train"]
     same = [row.image for row in train.rows].index(small.rows[0].image)
     assert torch.equal(train.images([same]), small.images([0]))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Large sets: indexed once, images unopened
+
+def test_index_of_a_large_set(tmp_path, monkeypatch, capsys):
+    """20,000 rows of MIMIC-CXR-JPG are indexed without opening more than a sample of the images, in a share
+    of the time that the whole set may take; a second start reads no table, no report and no header and finds
+    the same rows. A table that changed, or a damaged index, is read again."""
+    opened, look = [], data.open_image
+    monkeypatch.setattr(data, "open_image", lambda path: opened.append(path) or look(path))
+    monkeypatch.setattr(data, "DECODED_ROWS", 1000)
+    mimic, cache = tmp_path / "mimic", tmp_path / "state"
+    mimic.mkdir()
+    write_mimic(mimic, 20_000)
+    start = time.process_time()
+    first = load(str(mimic), cache=cache)
+    assert time.process_time() - start < 4   # 0.5 s of the 10 s for 377,110 rows, and room for slow machines
+    assert 100 < len(opened) <= data.LOOKED_AT
+    assert sum(map(len, first.values())) == 12_800
+    [file] = cache.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "read_rows", None)   # would raise if called
+        second = load(str(mimic), cache=cache)
+    assert len(opened) <= data.LOOKED_AT and f"rows as indexed in {file}" in capsys.readouterr().out
+    for name, part in first.items():
+        assert part.rows == second[name].rows and part.reports == second[name].reports
+        assert torch.equal(part.labels.nan_to_num(9), second[name].labels.nan_to_num(9))
+    file.write_text(file.read_text()[:-100])
+    assert load(str(mimic), cache=cache)["val"].rows == first["val"].rows
+    assert "is damaged and made again" in capsys.readouterr().out
+    (mimic / "mimic-cxr-2.0.0-split.csv.gz").unlink()
+    assert len(load(str(mimic), cache=cache)["test"]) > len(first["test"])
+
+
+def test_vanished_images_of_an_indexed_set(tmp_path, monkeypatch, capsys):
+    """Images gone since the set was indexed are black and counted, the first three named; nothing stops."""
+    monkeypatch.setattr(data, "DECODED_ROWS", 4)
+    write_table(tmp_path, good_rows(tmp_path, 20))
+    train = load(str(tmp_path), cache=tmp_path / "state")["train"]
+    for row in train.rows[:10]:
+        (tmp_path / row.image).unlink()
+    train = load(str(tmp_path), cache=tmp_path / "state")["train"]
+    capsys.readouterr()
+    black = train.images(range(len(train))).amax((1, 2, 3)) == 0
+    assert black.tolist() == [True] * 10 + [False] * (len(train) - 10)
+    train.images([0, 1])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and "no such file; black in its place (10 in train)" in lines[-1]
+
+
+def test_a_large_set_of_unreadable_images_is_refused(tmp_path, monkeypatch):
+    """Where most images looked at cannot be read (pointers instead of files, say), that is said at once."""
+    monkeypatch.setattr(data, "DECODED_ROWS", 4)
+    write_table(tmp_path, good_rows(tmp_path, 20))
+    for i in range(12):
+        (tmp_path / f"good{i}.png").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(DataError, match="12 of 20 images looked at cannot be used, such as 'good0.png'"):
+        load(str(tmp_path))
+
+
+def test_glance_agrees_with_the_close_look(hostile):
+    """The fast look at many files gives the verdict of safe_path on every name, good or hostile."""
+    (hostile / "sub" / "inner.png").write_text("")
+    (hostile / "folder").symlink_to(hostile / "sub")
+    (hostile / "away").symlink_to(hostile.parent)
+    with open(hostile / "metadata.csv", newline="") as table:
+        names = [row["image"] for row in csv.DictReader(table)]
+    names += ["sub/inner.png", "folder/inner.png", "away/outside.png", "sub/../good0.png", "sub/absent.png",
+              "good0.png/x", "./good0.png", "sub//inner.png", "no/such/place.png", "a/" * 3000, "sub/",
+              "away/..", "/"]
+    glance = data.Glance(hostile)
+    for name in names * 2:
+        verdicts = []
+        for check in (glance.check, lambda name: data.safe_path(hostile, name)):
+            try:
+                check(name)
+                verdicts.append("")
+            except data.ImageError as error:
+                verdicts.append(str(error))
+        assert verdicts[0] == verdicts[1], name
+
+
+def test_decoding_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
+    """One worker or eight: the same images in the same order."""
+    rows = good_rows(tmp_path, 40)
+    for i, row in enumerate(rows):
+        Image.new("L", (40 + i, 40), 6 * i).save(tmp_path / row["image"])
+    write_table(tmp_path, rows)
+    order = [Row(row["image"], "") for row in rows]
+    decoded = []
+    for workers in (1, 8):
+        monkeypatch.setattr(os, "cpu_count", lambda workers=workers: workers)
+        decoded.append(np.stack(list(data.decode(tmp_path, order, 16, "crop"))))
+    assert (decoded[0] == decoded[1]).all() and decoded[0][:, 8, 8].tolist() == [6 * i for i in range(40)]
 
 
 @pytest.mark.parametrize("table, message", [

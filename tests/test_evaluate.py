@@ -19,7 +19,8 @@ from text_encoder import CLIPTextModel, TextConfig, Tokenizer
 from vae import AutoencoderKL, VAEConfig
 
 METRICS = {"posture_deviation", "auroc", "label_accuracy", "all_labels_right", "consistency", "fid", "kid",
-           "ms_ssim", "precision", "recall", "density", "coverage", "nearest_train_distance"}
+           "ms_ssim", "precision", "recall", "density", "coverage", "nearest_train_distance",
+           "closer_to_train"}
 
 
 def toy_sets() -> dict:
@@ -85,10 +86,11 @@ def test_evaluation_json_holds_the_contract(run, result):
 
 
 def test_real_images_win_against_noise(result):
-    """Real images beat an untrained pipeline on all metrics but two: noise is diverse and has no posture."""
+    """Real images beat an untrained pipeline on all metrics but three: noise is diverse, has no posture and
+    copies nothing."""
     for name, better in evaluate.BETTER.items():
         real, noise = result["real"][name]["value"], result["anchor"][name]["value"]
-        if name in ("ms_ssim", "posture_deviation"):
+        if name in ("ms_ssim", "posture_deviation", "closer_to_train"):
             continue
         assert real < noise if better in ("lower", "as real") else real > noise, name
     assert result["real"]["auroc"]["value"] > 0.95
@@ -132,6 +134,30 @@ def test_reference_images_are_never_the_compared_ones(toy_judge):
     for yard in (plenty, scarce):
         own = evaluate.look(net, sets["test"].images(yard.index[:yard.compared]))["features"]
         assert evaluate.metrics.nearest_distance(own, yard.reference).min() > 0
+
+
+def test_copies_of_training_images_are_found(toy_judge):
+    """A generator that copies is closer to its training images than to held-out ones every time, real images
+    about as often as not; the pairs are the copies and what they copy."""
+    sets = toy_sets()
+    yard = evaluate.make_yardstick(toy_judge, sets, 24, seed=0)
+    real = sets["test"].images(yard.index).float() / 255
+    assert 0.2 < evaluate.measure(yard, real, [])["closer_to_train"][0] < 0.8
+    copies = yard.train_index[:24]
+    images = sets["train"].images(copies).float() / 255
+    rows = evaluate.measure(yard, images, [])
+    assert rows["closer_to_train"].tolist() == [1] * (1 + evaluate.RESAMPLES)
+    (above, drawn), (below, trained_on) = evaluate.nearest_pairs(yard, images, sets["train"], "copier")
+    assert torch.equal(drawn, trained_on) and len(drawn) == evaluate.PAIRS
+    assert above.startswith("copier, generated: nearest of 24") and "TRAINING images" in below
+
+
+def test_nearest_pairs_are_drawn_and_say_which_rows_are_real(run, result):
+    """RUN/samples/nearest_pairs.png has a row of generated and a row of training images for each of anchor
+    and CXRL, and its text does not call all of it synthetic."""
+    with Image.open(run / "samples" / "nearest_pairs.png") as picture:
+        assert picture.width == 160 * evaluate.PAIRS and picture.height > 4 * 160
+        assert "training images" in picture.text["synthetic"]
 
 
 def test_findings_the_judge_never_saw_are_left_out(toy_judge):

@@ -168,6 +168,18 @@ def test_nearest_distance_sees_a_copy():
     torch.testing.assert_close(metrics.nearest_distance(x, train), expected)
 
 
+def test_closer_tells_copies_from_new_draws():
+    """Copies of training images are all closer to these than to held-out ones, new draws half of the time,
+    however large the training set; a tie counts half."""
+    train, held_out, new = gaussian(4000, seed=1), gaussian(500, seed=2), gaussian(400, seed=3)
+    assert metrics.closer(train[:100] + 1e-6, train, held_out).tolist() == [1] * 100
+    assert metrics.closer(held_out[:100], train, held_out).tolist() == [0] * 100
+    assert metrics.closer(new, train, held_out).mean().item() == pytest.approx(0.5, abs=0.08)
+    assert metrics.closer(new, train, train[:500]).tolist() == [0.5] * 400
+    values, index = metrics.nearest(train[:3] + 1e-6, train)
+    assert index.tolist() == [0, 1, 2] and values.max() < 1e-4
+
+
 # ------------------------------------------------------------------------------------------------ MS-SSIM
 
 
