@@ -122,13 +122,6 @@ def resnet(config: RewardConfig) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class MeanMax(nn.Module):
-    """b c h w -> b 2c: the mean sees what fills the chest, the maximum a nodule of a few pixels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([reduce(x, "b c h w -> b c", "mean"), reduce(x, "b c h w -> b c", "max")], 1)
-
-
 class DenseLayer(nn.Module):
     """b c h w -> b c+32 h w, the input and 32 new channels"""
 
@@ -144,7 +137,7 @@ class DenseLayer(nn.Module):
 
 class DenseNet121(nn.Module):
     """Huang et al. 2017, with torchvision's parameter names, which are torchxrayvision's too:
-    b 1 h w in [-0.5, 0.5] -> b 1024, the mean after the last ReLU (XRV's `features2`)."""
+    b 1 h w in [-0.5, 0.5] -> b 1024 7 7 after the last ReLU (pooled: XRV's `features2`)."""
 
     def __init__(self):
         super().__init__()
@@ -168,15 +161,14 @@ class DenseNet121(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.interpolate(x, (224, 224), mode="bilinear", antialias=True)
-        h = F.relu(self.features(2048 * x))      # XRV's range of grey values, -1024 to 1024
-        return reduce(h, "b c h w -> b c", "mean")
+        return F.relu(self.features(2048 * x))   # XRV's range of grey values, -1024 to 1024
 
 
 def image_trunk(config: RewardConfig) -> tuple[nn.Module, int]:
-    """-> a network b 1 h w in [-0.5, 0.5] -> b c, and c"""
+    """-> a network b 1 h w in [-0.5, 0.5] -> b c h' w', and c"""
     if config.trunk == "densenet121":
         return DenseNet121(), 1024
-    return nn.Sequential(resnet(config), MeanMax()), 16 * config.width
+    return resnet(config), 8 * config.width
 
 
 # ------------------------------------------------------------------------------------------------ posture
@@ -290,7 +282,7 @@ class DiagnosisNet(Frozen):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: b 1 h w in [0, 1] -> logits: b 14"""
-        return self.head(self.trunk(images - 0.5))
+        return self.head(reduce(self.trunk(images - 0.5), "b c h w -> b c", "mean"))
 
     @classmethod
     def from_densenet(cls, path: Path) -> "DiagnosisNet":
@@ -373,7 +365,8 @@ class ConsistencyNet(Frozen):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """images: b 1 h w in [0, 1] -> b e, unit length"""
-        return F.normalize(self.image_head(self.trunk(images - 0.5)), dim=-1)
+        pooled = reduce(self.trunk(images - 0.5), "b c h w -> b c", "mean")
+        return F.normalize(self.image_head(pooled), dim=-1)
 
     def embed_reports(self, reports: list[str]) -> Tensor:
         """-> b e, unit length; the mean over the report's own tokens, padding left out"""

@@ -213,7 +213,7 @@ class Pipeline:
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder}: no model_index.json: not a (complete) diffusers pipeline folder")
         return cls(
-            UNet2DConditionModel.from_pretrained(folder / "unet").to(device).eval(),
+            UNet2DConditionModel.from_pretrained(folder / "unet").to(device, memory_format=channels_last).eval(),
             AutoencoderKL.from_pretrained(folder / "vae").to(device).eval(),
             CLIPTextModel.from_pretrained(folder / "text_encoder").to(device).eval(),
             Tokenizer.from_pretrained(folder / "tokenizer"),

@@ -289,7 +289,8 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
         print(f"diffusion: {cut} of {len(train)} reports exceed {tokenizer.max_length} tokens "
               "and are cut there")
     torch.manual_seed(run.seed + 1)
-    unet, text = UNet2DConditionModel(sizes.unet).to(run.device), CLIPTextModel(sizes.text).to(run.device)
+    unet = UNet2DConditionModel(sizes.unet).to(run.device, memory_format=torch.channels_last)
+    text = CLIPTextModel(sizes.text).to(run.device)
     contrast = Contrast(text, sizes.unet.in_channels, sizes.unet.cross_attention_dim).to(run.device)
     ids = tokenizer(train.reports).to(run.device)
 
@@ -392,8 +393,7 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
             diagnosis = DiagnosisNet.from_densenet(config.diagnosis)
         else:
             diagnosis = DiagnosisNet(sizes.rewards).to(run.device)
-            # Twice the steps: it has to see what is small.
-            fit(run, "diagnosis", {"net": diagnosis}, diagnosis_loss, 2 * steps, lr, batch)
+            fit(run, "diagnosis", {"net": diagnosis}, diagnosis_loss, steps, lr, batch)
         diagnosis.eval().calibrate(*kept)
         diagnosis.save_pretrained(run.path("rewards", "diagnosis"))
     if not run.path("rewards", "consistency", "config.json").exists():
