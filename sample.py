@@ -93,14 +93,14 @@ class Schedule:
         if not 1 <= n <= total:
             raise ValueError(f"{n} denoising steps: expected 1 to {total}")
         if spacing == "leading":
+            if (first := (n - 1) * (total // n) + self.config.steps_offset) >= total:
+                raise ValueError(f"{n} denoising steps: with steps_offset the first timestep would be "
+                                 f"{first}, expected at most {total - 1}")
             t = torch.arange(n - 1, -1, -1) * (total // n) + self.config.steps_offset
         elif spacing == "trailing":   # numpy, as the reference: halves are then rounded to the same side
             t = torch.from_numpy(np.arange(total, 0, -total / n)[:n].round() - 1).long()
         else:
             t = torch.from_numpy(np.linspace(0, total - 1, n).round()).long().flip(0)
-        if t[0] >= total:
-            raise ValueError(f"{n} denoising steps: with steps_offset {self.config.steps_offset} the first "
-                             f"timestep would be {t[0]}, expected at most {total - 1}: take fewer steps")
         p = t - total // n
         return t.to(self.a.device), p.clamp(min=-1).to(self.a.device)
 
@@ -308,8 +308,13 @@ class Pipeline:
         return self.ace(c_p), self.ace(c_empty[None])[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(latents: b c h w, scaled) -> b c h w images in [0, 1], float32"""
-        return (self.vae.decode(latents / self.vae.config.scaling_factor).float() / 2 + 0.5).clamp(0, 1)
+        """(latents: b c h w, scaled) -> b c h w images in [0, 1], float32
+
+        At most 2^19 pixels at a time, 2 images of 512 px: its activations are the largest of all.
+        """
+        side = latents.shape[-1] * self.vae.config.factor
+        parts = (latents / self.vae.config.scaling_factor).split(max(2**19 // side**2, 1))
+        return torch.cat([(self.vae.decode(z).float() / 2 + 0.5).clamp(0, 1) for z in parts])
 
 
 def autocast(device: torch.device):

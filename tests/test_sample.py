@@ -106,6 +106,20 @@ def test_against_diffusers_ddim():
                 assert torch.allclose(mean + std * z, step, rtol=1e-5, atol=2e-5)
 
 
+def test_decoding_in_parts_changes_no_picture(monkeypatch):
+    """Large images are decoded a few at a time, which bounds memory; the pictures are those of one batch."""
+    torch.manual_seed(0)
+    pipe = Pipeline(None, AutoencoderKL(VAEConfig.tiny()).eval(), None, None, Schedule(ScheduleConfig()))
+    z, sizes = torch.randn(3, 8, 64, 64), []   # 512 px
+    decode = pipe.vae.decode
+    monkeypatch.setattr(pipe.vae, "decode", lambda part: (sizes.append(len(part)), decode(part))[1])
+    with torch.no_grad():
+        pictures = pipe.decode(z)
+        assert torch.allclose(pictures, (decode(z) / 2 + 0.5).clamp(0, 1), atol=1e-6)
+        pipe.decode(z[:, :, :8, :8].repeat(43, 1, 1, 1))
+    assert sizes == [2, 1, 128, 1] and pictures.shape == (3, 1, 512, 512)
+
+
 def test_noise_depends_on_the_seed_alone():
     """An image's noise is the same alone, in any batch and in any order."""
     together = seeded_noise([5, 6, 7], 3, (2, 4, 4))
