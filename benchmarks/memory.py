@@ -1,6 +1,6 @@
 """Estimate, without a GPU, of the GPU memory that an RL round needs at Stable Diffusion's sizes.
 
-    python benchmarks/memory.py [--case lora lora-plain full full-plain]      # minutes on one CPU core, 2 GB
+    python benchmarks/memory.py [--case lora lora-plain full full-plain]   # a minute of CPU time a case
 
 The round's own code (rl.py) runs on fake tensors, which have shapes and types but no numbers. Every operation
 passes a dispatch mode that adds up the bytes of the storages alive; the largest sum of each phase is printed.
