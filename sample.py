@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
@@ -36,13 +37,12 @@ from vae import AutoencoderKL
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Field names equal scheduler_config.json of diffusers; the defaults are Stable Diffusion's."""
-
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: str = "scaled_linear"
     prediction_type: str = "epsilon"       # or v_prediction
-    timestep_spacing: str = "leading"      # or trailing
+    timestep_spacing: str = "leading"      # or trailing, linspace
     steps_offset: int = 1                  # of "leading"
     set_alpha_to_one: bool = False         # a_p after the last step: 1 (then its std is 0), or a_0
 
@@ -51,10 +51,26 @@ class ScheduleConfig:
         # Trailing steps begin at pure noise and v-prediction is well conditioned there: 10 steps suffice.
         return cls(prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True)
 
+    def __post_init__(self):
+        wanted = {"num_train_timesteps": (int, 1, math.inf), "beta_start": (float, 0, 1),
+                  "beta_end": (float, 0, 1), "steps_offset": (int, 0, self.num_train_timesteps)}
+        for name, (kind, low, high) in wanted.items():
+            value = getattr(self, name)
+            if type(value) is not kind or not low <= value < high:
+                raise ValueError(f"{name} is {value!r}, expected {kind.__name__} from {low} to below {high}")
+        if type(self.set_alpha_to_one) is not bool:
+            raise ValueError(f"set_alpha_to_one is {self.set_alpha_to_one!r}, expected true or false")
 
-ALLOWED = {"beta_schedule": {"scaled_linear", "linear"}, "prediction_type": {"epsilon", "v_prediction"},
-           "timestep_spacing": {"leading", "trailing"}, "clip_sample": {False}, "thresholding": {False},
-           "rescale_betas_zero_snr": {False}, "trained_betas": {None}}
+
+# A folder may name any sampler of the same process: the process is read, the steps are always DDIM's.
+SAMPLERS = [f"{name}Scheduler" for name in (
+    "DDIM", "PNDM", "DDPM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete",
+    "KDPM2Discrete", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep")]
+REQUIRED = ("_class_name", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+ALLOWED = {"_class_name": SAMPLERS, "beta_schedule": ["scaled_linear", "linear"],
+           "prediction_type": ["epsilon", "v_prediction"],
+           "timestep_spacing": ["leading", "trailing", "linspace"], "clip_sample": [False],
+           "thresholding": [False], "rescale_betas_zero_snr": [False], "trained_betas": [None]}
 
 
 class Schedule:
@@ -73,13 +89,19 @@ class Schedule:
 
     def timesteps(self, n: int) -> tuple[Tensor, Tensor]:
         """(t: n, p: n), each step's timestep and the one it leads to; the last p is -1."""
-        total = self.config.num_train_timesteps
-        if self.config.timestep_spacing == "leading":
+        total, spacing = self.config.num_train_timesteps, self.config.timestep_spacing
+        if not 1 <= n <= total:
+            raise ValueError(f"{n} denoising steps: expected 1 to {total}")
+        if spacing == "leading":
+            if (first := (n - 1) * (total // n) + self.config.steps_offset) >= total:
+                raise ValueError(f"{n} denoising steps: with steps_offset the first timestep would be "
+                                 f"{first}, expected at most {total - 1}")
             t = torch.arange(n - 1, -1, -1) * (total // n) + self.config.steps_offset
-            p = t - total // n
+        elif spacing == "trailing":   # numpy, as the reference: halves are then rounded to the same side
+            t = torch.from_numpy(np.arange(total, 0, -total / n)[:n].round() - 1).long()
         else:
-            t = torch.round(torch.arange(total, 0, -total / n)[:n]).long() - 1
-            p = t - total // n
+            t = torch.from_numpy(np.linspace(0, total - 1, n).round()).long().flip(0)
+        p = t - total // n
         return t.to(self.a.device), p.clamp(min=-1).to(self.a.device)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -98,16 +120,25 @@ class Schedule:
 
     @classmethod
     def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "Schedule":
+        """Read a diffusers scheduler/ folder; ValueError names file and key.
+
+        Missing keys mean what they mean to diffusers: steps_offset to its Stable Diffusion pipeline, the rest
+        to the scheduler's class.
+        """
         path = Path(folder) / "scheduler_config.json"
-        try:
-            raw = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
+        raw = read_json(path)
         for key, allowed in ALLOWED.items():
             if key in raw and raw[key] not in allowed:
-                raise ValueError(f"{path}: {key} is {raw[key]!r}, expected one of {sorted(allowed, key=str)}")
+                raise ValueError(f"{path}: {key} is {raw[key]!r}, expected one of {allowed}")
+        for key in REQUIRED:
+            if key not in raw:
+                raise ValueError(f"{path}: {key} is missing")
+        raw = {"set_alpha_to_one": raw["_class_name"] == "DDIMScheduler"} | raw
         names = ScheduleConfig.__dataclass_fields__
-        return cls(ScheduleConfig(**{k: v for k, v in raw.items() if k in names}), device)
+        try:
+            return cls(ScheduleConfig(**{k: v for k, v in raw.items() if k in names}), device)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def save_pretrained(self, folder: Path) -> None:
         write_json(Path(folder) / "scheduler_config.json",
@@ -212,14 +243,37 @@ class Pipeline:
         folder = Path(folder)
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder}: no model_index.json: not a (complete) diffusers pipeline folder")
-        return cls(
-            UNet2DConditionModel.from_pretrained(folder / "unet").to(device, memory_format=channels_last).eval(),
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+        pipe = cls(
+            unet.to(device, memory_format=torch.channels_last).eval(),   # convolutions are faster so
             AutoencoderKL.from_pretrained(folder / "vae").to(device).eval(),
             CLIPTextModel.from_pretrained(folder / "text_encoder").to(device).eval(),
             Tokenizer.from_pretrained(folder / "tokenizer"),
             Schedule.from_pretrained(folder / "scheduler", device),
             ACE.from_pretrained(folder / "ace").to(device).eval() if (folder / "ace").is_dir() else None,
         )
+        pipe.check(folder)
+        return pipe
+
+    def check(self, folder: Path) -> None:
+        """Refuse parts that do not belong together, each of which is sound by itself."""
+        unet, vae, text, tokens = self.unet.config, self.vae.config, self.text.config, self.tokenizer
+        same = [("unet", "in_channels", unet.in_channels, "vae", "latent_channels", vae.latent_channels),
+                ("unet", "out_channels", unet.out_channels, "vae", "latent_channels", vae.latent_channels),
+                ("unet", "cross_attention_dim", unet.cross_attention_dim,
+                 "text_encoder", "hidden_size", text.hidden_size)]
+        for part, key, value, other, other_key, wanted in same:
+            if value != wanted:
+                raise ValueError(f"{folder / part / 'config.json'}: {key} is {value}, but {other} has "
+                                 f"{other_key} {wanted}")
+        if unet.sample_size is None:
+            raise ValueError(f"{folder / 'unet' / 'config.json'}: sample_size is missing")
+        if tokens.max_length > text.max_position_embeddings:
+            raise ValueError(f"{folder / 'tokenizer'}: model_max_length is {tokens.max_length}, but "
+                             f"text_encoder has max_position_embeddings {text.max_position_embeddings}")
+        if (last := max(tokens.vocab.values())) >= text.vocab_size:
+            raise ValueError(f"{folder / 'tokenizer'}: has a token {last}, but text_encoder has vocab_size "
+                             f"{text.vocab_size}")
 
     def save(self, folder: Path) -> None:
         """Write every part, model_index.json last: a folder that has it is complete."""
@@ -255,8 +309,13 @@ class Pipeline:
         return self.ace(c_p), self.ace(c_empty[None])[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(latents: b c h w, scaled) -> b c h w images in [0, 1], float32"""
-        return (self.vae.decode(latents / self.vae.config.scaling_factor).float() / 2 + 0.5).clamp(0, 1)
+        """(latents: b c h w, scaled) -> b c h w images in [0, 1], float32
+
+        At most 2^19 pixels at a time, 2 images of 512 px: its activations are the largest of all.
+        """
+        side = latents.shape[-1] * self.vae.config.factor
+        parts = (latents / self.vae.config.scaling_factor).split(max(2**19 // side**2, 1))
+        return torch.cat([(self.vae.decode(z).float() / 2 + 0.5).clamp(0, 1) for z in parts])
 
 
 def autocast(device: torch.device):
@@ -285,6 +344,16 @@ def grey(images: Tensor) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------- pictures and files
+
+
+def read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, not {type(value).__name__}")
+    return value
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -358,10 +427,7 @@ def run_settings(run: Path) -> dict:
     """Sampling options (sample_steps, guidance, eta) and revision of a run folder's config.json,
     with defaults."""
     path = run / "config.json"
-    try:
-        config = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
+    config = read_json(path) if path.exists() else {}
     return {"steps": config.get("sample_steps", 10), "guidance": config.get("guidance", 1.0),
             "eta": config.get("eta", 1.0), "revision": config.get("git", "unknown")}
 

@@ -5,7 +5,9 @@
 One Markdown row a case: images/s of sampling, seconds of an RL round, peak GPU memory, and the share of the
 device's own bf16 matmul rate (float32 on a CPU), measured first, that the UNet reaches alone, forward and
 forward + backward. Where diffusers is installed, its UNet of the same configuration and weights is timed
-between two timings of ours, and the ratio given.
+between two timings of ours, and the ratio given. Where trl 0.23.1 is (with peft and accelerate), a round of
+its DDPOTrainer is timed beside an equal one of ours: a LoRA of rank 4, no anchor, KL or c_s; same rewards,
+weights, sizes, steps and batches.
 """
 import argparse
 import dataclasses
@@ -24,7 +26,7 @@ import loop  # noqa: E402
 import train  # noqa: E402
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, Rewards  # noqa: E402
 from rl import RLConfig, rl_round, start_policy  # noqa: E402
-from sample import Pipeline, SampleConfig, Schedule, autocast, generate  # noqa: E402
+from sample import Pipeline, SampleConfig, Schedule, autocast, generate, grey  # noqa: E402
 from text_encoder import CLIPTextModel, Tokenizer  # noqa: E402
 
 CASES = {  # name -> preset, what differs from RLConfig's defaults
@@ -102,6 +104,40 @@ def diffusers_unet(pipe: Pipeline, device: torch.device):
     return theirs
 
 
+def ddpo_rounds(folder: Path, nets: Rewards, images: int, steps: int, config: RLConfig,
+                device: torch.device) -> tuple[Callable, Callable] | None:
+    """-> an equal DDPO round as ours and as trl's; None where trl's is not installed."""
+    try:
+        from accelerate import PartialState
+        from trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
+    except ImportError:
+        return None
+    PartialState()   # trl writes to accelerate's log, which does not work before this
+    batch, micro = min(config.rl_batch, images), min(config.rl_micro, images // config.updates)
+    config = dataclasses.replace(config, reports=images, group=1, lora_rank=4, rl_batch=batch, rl_micro=micro,
+                                 kl=0.0, rlcf=False, ace=False, same_noise=False, checkpointing=False,
+                                 offload=False)
+    pipe, anchor, _, groups = start_policy(folder, device, config)
+    optimizer, sampling = loop.adamw(groups, config.rl_lr, device), SampleConfig(steps, guidance=5.0)
+
+    def ours() -> None:
+        rl_round(pipe, anchor, nets, [REPORT] * images, list(range(images)), sampling, config, optimizer)
+
+    def reward(pictures, prompts, metadata):
+        return sum(nets.scores(grey(pictures.float()), list(prompts)).values()), {}
+
+    theirs = DDPOTrainer(DDPOConfig(
+        num_epochs=1, mixed_precision="bf16" if device.type == "cuda" else "no", sample_num_steps=steps,
+        sample_guidance_scale=5.0, sample_batch_size=batch,   # eta = 1, as ours; trl needs guidance above 1
+        sample_num_batches_per_epoch=images // batch, train_batch_size=micro,
+        train_gradient_accumulation_steps=images // (config.updates * micro),
+        train_learning_rate=config.rl_lr,
+        train_timestep_fraction=(steps - config.skip_last + 0.5) / steps, per_prompt_stat_tracking=False,
+    ), reward, lambda: (REPORT, {}), DefaultDDPOStableDiffusionPipeline(str(folder), use_lora=True))
+    theirs.sd_pipeline.set_progress_bar_config(disable=True)
+    return ours, lambda: theirs.step(0, 0)
+
+
 def measure(name: str, images: int, steps: int, compiled: bool, rate: float, device: torch.device,
             folder: Path) -> list[str]:
     """-> the cells of one row"""
@@ -135,8 +171,10 @@ def measure(name: str, images: int, steps: int, compiled: bool, rate: float, dev
     a_round = seconds(lambda: rl_round(pipe, anchor, nets, [REPORT] * images, list(range(images)), sampling,
                                        config, optimizer), device, 1)
     peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device.type == "cuda" else ""
+    rounds = ddpo_rounds(folder / name, nets, images, steps, config, device)
+    equal = " / ".join(f"{seconds(work, device, 1):.2f}" for work in rounds or ())
     return [name, f"{images / drawing:.2f}", f"{a_round:.2f}", peak, f"{share / ours:.0%}",
-            f"{share_both:.0%}", ratio]
+            f"{share_both:.0%}", ratio, equal]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -158,7 +196,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{name}: {rate / 1e12:.2f} Tflop/s in a matrix product; torch {torch.__version__}; "
           f"{args.images} images, {args.steps} steps{', compiled' * args.compile}\n")
     print("| case | sampling, images/s | RL round, s | peak memory | UNet forward, share of matmul rate "
-          "| forward + backward | times faster than diffusers' UNet |\n" + "|---" * 7 + "|")
+          "| forward + backward | times faster than diffusers' UNet | DDPO round, s: ours / trl's |\n"
+          + "|---" * 8 + "|")
     for case in args.case:
         cells = measure(case, args.images, args.steps, args.compile, rate, device, args.out)
         print("| " + " | ".join(cells) + " |", flush=True)

@@ -1,21 +1,79 @@
 """benchmarks/: each script runs in smoke size and prints the table that it promises."""
 import json
 import shutil
+import sys
 from pathlib import Path
 
-from conftest import SMOKE, command
+import pytest
+import torch
+from conftest import ROOT, SMOKE, command
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+
+import rl
+import train
+from sample import SampleConfig
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import memory  # noqa: E402
 
 
 def test_gpu_benchmark_gives_one_row_a_case(tmp_path):
-    """Speeds, shares and the ratio to diffusers are positive numbers; --images must fill the groups."""
+    """Speeds, shares and the comparisons with diffusers and trl are positive numbers; --images must fill
+    the groups."""
     done = command("benchmarks/gpu.py", "--case", "tiny", "--images", 4, "--steps", 4, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     cells = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
     assert cells[0] == "tiny" and float(cells[1]) > 0 and float(cells[2]) > 0 and cells[3] == ""
     assert all(int(cell.removesuffix("%")) > 0 for cell in cells[4:6])
     assert cells[6] == "" or float(cells[6]) > 0
+    assert cells[7] == "" or all(float(number) > 0 for number in cells[7].split(" / "))
     assert "--images 3" in command("benchmarks/gpu.py", "--images", 3).stderr
+
+
+def work() -> None:
+    """Matrix products, norms, views, attention, checkpoints, a fused optimizer: what networks allocate.
+    (No convolution: on a CPU it takes copies of its own, which no operation returns.)"""
+    one, two = torch.nn.Linear(64, 512), torch.nn.Linear(512, 64)
+    optimizer = torch.optim.AdamW([*one.parameters(), *two.parameters()], fused=True)
+    for _ in range(2):
+        x = torch.ones(2, 4, 256, 64, requires_grad=True)
+        x = x + torch.nn.functional.scaled_dot_product_attention(x, x, x)
+        x = checkpoint(lambda x: two(torch.nn.functional.gelu(one(x))), x, use_reentrant=False)
+        torch.nn.functional.layer_norm(x, (64,)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def test_live_bytes_are_those_of_the_allocator(tmp_path):
+    """The peak that the dispatch mode adds up is the allocator's own, as torch.profiler recorded it, to 5 %;
+    fake tensors give the same bytes as real ones; and nothing is left in the end."""
+    with memory.LiveBytes() as real:
+        work()
+    with FakeTensorMode(), memory.LiveBytes() as fake:
+        work()
+    assert fake.peak == real.peak > 8e6 and real.now == fake.now == 0
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        work()
+    profiler.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    memories = [e["args"] for e in events if e.get("name") == "[memory]"]
+    start = memories[0]["Total Allocated"] - memories[0]["Bytes"]
+    assert max(m["Total Allocated"] for m in memories) - start == pytest.approx(real.peak, rel=0.05)
+
+
+def test_memory_estimate_of_a_round():
+    """At tiny size the estimate of every phase of a round is what the same code takes on real tensors."""
+    sizes, sampling = train.preset("tiny"), SampleConfig(sample_steps=5, guidance=2.0)
+    config = rl.RLConfig(reports=2, group=2, rl_batch=2, rl_micro=2)
+    found = memory.estimate(sizes, config, sampling)
+    with memory.as_on_cuda(), memory.LiveBytes() as live:
+        real = memory.peaks(sizes, config, sampling, live)
+    assert list(found) == ["weights", "rollout", "anchor's rollout", "rewards", "update"]
+    for phase in found:
+        assert found[phase] == pytest.approx(real[phase], rel=0.05), phase
 
 
 def test_ablation_writes_table_and_chart_and_continues(smoke_run, tmp_path):

@@ -106,6 +106,20 @@ def test_against_diffusers_ddim():
                 assert torch.allclose(mean + std * z, step, rtol=1e-5, atol=2e-5)
 
 
+def test_decoding_in_parts_changes_no_picture(monkeypatch):
+    """Large images are decoded a few at a time, which bounds memory; none is lost, and order is kept."""
+    pipe, sizes = Pipeline(None, AutoencoderKL(VAEConfig.tiny()), None, None, Schedule(ScheduleConfig())), []
+
+    def decode(z):
+        sizes.append(len(z))
+        return torch.nn.functional.interpolate(z[:, :1], scale_factor=8.0)
+
+    monkeypatch.setattr(pipe.vae, "decode", decode)
+    for z in (torch.randn(3, 8, 64, 64), torch.randn(129, 8, 8, 8)):   # 512 px, 64 px
+        assert torch.equal(pipe.decode(z), (decode(z) / 2 + 0.5).clamp(0, 1))
+    assert sizes == [2, 1, 3, 128, 1, 129]
+
+
 def test_noise_depends_on_the_seed_alone():
     """An image's noise is the same alone, in any batch and in any order."""
     together = seeded_noise([5, 6, 7], 3, (2, 4, 4))
