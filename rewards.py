@@ -32,6 +32,7 @@ NAMES = ("align", "diag", "consist")
 IDENTITY = (1.0, 1.0, 0.0, 0.0, 0.0)   # psi of an image that is already in the canonical pose
 REACH = 0.5                            # psi is sought within identity +- REACH
 XRV_NAMES = {"Effusion": "Pleural Effusion", "Pleural_Thickening": "Pleural Other"}   # torchxrayvision's
+BATCH = 64                             # images scored at a time
 POSE_SIZE = 32                         # posture is judged at 32 px whatever the image size: poses are coarse
 
 
@@ -65,17 +66,18 @@ class Frozen(nn.Module):
         self.register_buffer("spread", torch.tensor(1.0))        # standard deviation over real pairs
 
     @torch.no_grad()
-    def calibrate(self, images: Tensor, reports: list[str]) -> None:
-        """images: n 1 h w in [0, 1], real, with their reports"""
-        parts = [slice(i, i + 64) for i in range(0, len(images), 64)]
+    def score(self, images: Tensor, reports: list[str]) -> Tensor:
+        """(images: b 1 h w in [0, 1]) -> b, float32, at most `enough`; a batch in memory at a time"""
+        parts = [slice(i, i + BATCH) for i in range(0, len(images), BATCH)]
         scores = torch.cat([self.raw_score(images[part], reports[part]).float() for part in parts])
+        return scores.clamp(max=self.enough)
+
+    def calibrate(self, images: Tensor, reports: list[str]) -> None:
+        """Take the scale from real images, n 1 h w in [0, 1], and their reports."""
+        self.enough.fill_(math.inf)
+        scores = self.score(images, reports)
         self.enough.copy_(scores.median())
         self.spread.copy_(scores.std(correction=0).clamp(min=1e-3))
-
-    @torch.no_grad()
-    def score(self, images: Tensor, reports: list[str]) -> Tensor:
-        """(images: b 1 h w in [0, 1]) -> b, float32, at most `enough`"""
-        return self.raw_score(images, reports).float().clamp(max=self.enough)
 
     @classmethod
     def from_pretrained(cls, folder: Path):

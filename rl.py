@@ -257,7 +257,7 @@ def round_noise(pipe: Pipeline, seeds: list[int], steps: int, trained: int,
         fixed = [0, *range(trained + 1, steps + 1)]
         anchor_noise[:, fixed] = noise[::config.group, fixed]
         noise[:, fixed] = anchor_noise[:, fixed].repeat_interleave(config.group, 0)
-    return noise, anchor_noise
+    return noise.clone(), anchor_noise   # a view would keep the other half in memory
 
 
 @contextmanager

@@ -46,11 +46,13 @@ from loop import (
     wait_for_ranks,
 )
 from model import UNet2DConditionModel, UNetConfig
+from model import read_config as read_unet_config
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig, Rewards
 from rl import RLConfig, rl_round, save_policy, start_policy, trained_steps
 from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, generate, picture_grid, save_png
 from text_encoder import CLIPTextModel, Contrast, TextConfig, Tokenizer
 from vae import AutoencoderKL, VAEConfig
+from vae import read_config as read_vae_config
 
 EMA_DECAY = 0.995         # of the diffusion stage; about 200 steps
 KEPT_NUMBERS = 2**28      # of prompt embeddings, 1 GB
@@ -209,9 +211,19 @@ def tensorboard(config: TrainConfig):
     return SummaryWriter(config.out / "tensorboard")
 
 
+def image_size(config: TrainConfig) -> int:
+    """Side of the images in pixels: the preset's, or what the folder of --init draws (768 for SD 2.1-v)."""
+    if config.init is None:
+        return preset(config.preset).size
+    side = read_unet_config(config.init / "unet").sample_size
+    if side is None:
+        raise ValueError(f"--init {config.init}: unet/config.json has no sample_size")
+    return side * read_vae_config(config.init / "vae").factor
+
+
 def load_sets(config: TrainConfig) -> dict:
     """The run's data; real images are decoded once and kept in RUN/state."""
-    return data.load(config.data, size=preset(config.preset).size, seed=config.seed, fit=config.fit,
+    return data.load(config.data, size=image_size(config), seed=config.seed, fit=config.fit,
                      train_images=config.train_images, prompt=config.prompt, cache=config.out / "state")
 
 
@@ -390,7 +402,7 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
     if not run.path("rewards", "diagnosis", "config.json").exists():
         torch.manual_seed(run.seed + 3)
         if config.diagnosis is not None:
-            diagnosis = DiagnosisNet.from_densenet(config.diagnosis)
+            diagnosis = DiagnosisNet.from_densenet(config.diagnosis).to(run.device)
         else:
             diagnosis = DiagnosisNet(sizes.rewards).to(run.device)
             fit(run, "diagnosis", {"net": diagnosis}, diagnosis_loss, steps, lr, batch)

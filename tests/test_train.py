@@ -317,6 +317,17 @@ def test_lora_run_ends_with_a_merged_unet_and_a_lora_file(before_rl):
         assert torch.allclose(tuned[key], value, atol=1e-6), key
 
 
+def test_images_are_as_large_as_the_folder_of_init_draws_them(smoke_run, tmp_path):
+    """A pipeline of another size (768 px: SD 2.1-v) gets its data in that size, whatever the preset says."""
+    for part in ("unet", "vae"):
+        (tmp_path / part).mkdir()
+        config = json.loads((smoke_run / "anchor" / part / "config.json").read_text())
+        config["sample_size"] = 12 if part == "unet" else config["sample_size"]
+        (tmp_path / part / "config.json").write_text(json.dumps(config))
+    assert train.image_size(TrainConfig()) == 64
+    assert train.image_size(TrainConfig(init=tmp_path)) == 96
+
+
 def test_init_takes_a_diffusers_folder_in_place_of_two_stages(smoke_run, tmp_path):
     """--init DIR becomes RUN/anchor, tensor for tensor; rewards and RL go on from there."""
     for stage in ("rewards", "rl"):
