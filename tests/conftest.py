@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+settings.register_profile("shared cores", deadline=None)
+settings.load_profile("shared cores")
 
 SMOKE = ["--train-images", "64", "--vae-steps", "6", "--vae-batch", "8", "--text-steps", "6",
          "--diffusion-steps", "6", "--diffusion-batch", "8", "--reward-steps", "6", "--reward-batch", "8",

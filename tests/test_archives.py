@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -234,7 +234,6 @@ def test_table_cut_short_in_the_middle(tmp_path):
         load(str(tmp_path))
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([1.0, 0.0, -1.0, float("nan")]), min_size=13, max_size=13))
 def test_composed_report_reads_back(values):
     """A report composed from any 13 labels is labelled as these same 13."""

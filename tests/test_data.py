@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -286,7 +286,6 @@ def test_labels_stand_in_for_a_report(tmp_path):
     assert by_image["good3.png"][1][EFFUSION] == 1
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(sorted(TERMS)), min_size=1, max_size=5))
 def test_composed_reports_say_their_labels(terms):
     """The labeler reads from a composed report just the labels that it was composed from."""
@@ -357,7 +356,6 @@ def test_twelve_bits_fill_the_range(tmp_path):
     assert 245 <= data.read_image(tmp_path / "a.png", 48, "crop").max() <= 255
 
 
-@settings(deadline=None)
 @given(st.integers(16, 64), st.integers(16, 64), st.integers(16, 40), st.sampled_from(["crop", "pad"]))
 def test_aspect_is_kept(width, height, size, fit):
     """Cropped, a picture fills the square with its middle; padded, all of it stands on black."""

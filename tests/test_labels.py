@@ -5,7 +5,7 @@ from math import isnan
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from labels import LABELS, label, label_all, sections
@@ -104,7 +104,6 @@ def test_heart_failure_doubts_the_heart():
     assert named("No evidence of heart failure.")["Edema"] == 0
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_any_text_has_labels(text):
     """Any string at all gets 14 values out of 1, 0, -1 and nan, and sections of it can be taken."""
@@ -113,7 +112,6 @@ def test_any_text_has_labels(text):
     assert sections(text)
 
 
-@settings(deadline=None)
 @given(st.permutations(SENTENCES), st.integers(1, len(SENTENCES)))
 def test_order_of_sentences_is_irrelevant(sentences, n):
     """A report says the same whatever the order of its sentences, their case, or the blanks between them."""
@@ -123,7 +121,6 @@ def test_order_of_sentences_is_irrelevant(sentences, n):
     assert named("\n".join(kept).upper()) == first
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(SENTENCES), max_size=6))
 def test_batch_is_each_report_alone(reports):
     """label_all is label for each report, whatever else is in the batch."""
