@@ -27,7 +27,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import ceil, nan
 from pathlib import Path, PurePosixPath
 
@@ -304,8 +304,8 @@ def build_index(folder: Path, prompt: str) -> Index:
             skipped.add(fault, row.image)
         else:  # an unknown patient: each image stands for its own
             said = label_values(row.report) if row.labels is None else row.labels
-            rows.append(replace(row, patient=row.patient or f"image {row.image}",
-                                labels=shared.setdefault(said, said)))
+            rows.append(Row(row.image, row.report, shared.setdefault(said, said),
+                            row.patient or f"image {row.image}", row.split, row.view, row.aspect))
     if len(rows) > DECODED_ROWS:
         faults = look_at_some(folder, rows)
         for i, fault in faults.items():
