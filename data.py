@@ -28,6 +28,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import ceil, nan
 from pathlib import Path, PurePosixPath
 
@@ -358,17 +359,26 @@ SIGNS = {1.0: "+", 0.0: "-", -1.0: "?"}   # of labels in the index; not mentione
 MEANING = {sign: value for value, sign in SIGNS.items()} | {" ": nan}
 
 
+@lru_cache(maxsize=1 << 16)
+def write_labels(values: tuple[float, ...]) -> str:
+    return "".join(SIGNS.get(value, " ") for value in values)
+
+
+@lru_cache(maxsize=1 << 16)
+def read_labels(signs: str) -> tuple[float, ...]:
+    if len(signs) != len(LABELS):
+        raise ValueError(f"{signs!r} are not {len(LABELS)} labels")
+    return tuple(MEANING[sign] for sign in signs)
+
+
 def write_row(row: Row) -> list:
-    signs = "".join([SIGNS.get(value, " ") for value in row.labels])
-    return [row.image, row.report, signs, row.patient, row.split, row.view, row.aspect]
+    return [row.image, row.report, write_labels(row.labels), row.patient, row.split, row.view, row.aspect]
 
 
 def read_row(cells: list) -> Row:
     """Raises KeyError, TypeError or ValueError where `cells` are none that write_row wrote."""
     image, report, signs, *rest = cells
-    if len(signs) != len(LABELS):
-        raise ValueError(f"{signs!r} are not {len(LABELS)} labels")
-    return Row(image, report, tuple(MEANING[sign] for sign in signs), *rest)
+    return Row(image, report, read_labels(signs), *rest)
 
 
 def images_digest(folder: Path, rows: list[Row], size: int, fit: str) -> str:
