@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import nan
+from operator import itemgetter
 from pathlib import Path
 
 from tqdm import tqdm
@@ -86,9 +87,10 @@ def read_table(path: Path, needed: Collection[str], more: Collection[str] = ()) 
             names = [*"|".join(needed).split("|"), *more]
             places = [(name, columns.index(name)) for name in names if name in columns]
             blank, last = dict.fromkeys(names, ""), max(i for _, i in places)
+            whole = len(places) == len(names)
             for cells in lines:
-                if len(cells) > last:
-                    yield blank | {name: cells[i].strip() for name, i in places}
+                if whole and len(cells) > last:   # every row of a sound table
+                    yield {name: cells[i].strip() for name, i in places}
                 elif cells:
                     yield blank | {name: cells[i].strip() for name, i in places if i < len(cells)}
     except UnicodeDecodeError:
@@ -161,12 +163,13 @@ def terms_to_labels(terms: list[str], vocabulary: set[str]) -> tuple[float, ...]
 
 
 LABEL_COLUMNS = [name.lower() for name in LABELS]
+LABEL_CELLS = itemgetter(*LABEL_COLUMNS)
 VALUES = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, "": nan}
 
 
 def cells_to_labels(cells: dict[str, str], where: str, notes: Tally) -> tuple[float, ...]:
     """Cells of CheXpert's 14 columns ("1.0", "0.0", "-1.0" or empty) -> labels; others are noted, and nan."""
-    values = tuple(VALUES.get(cells[column]) for column in LABEL_COLUMNS)
+    values = tuple(map(VALUES.get, LABEL_CELLS(cells)))
     if None not in values:
         return values
     for column, value in zip(LABEL_COLUMNS, values, strict=True):

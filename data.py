@@ -27,7 +27,8 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
 from math import ceil, nan
 from pathlib import Path, PurePosixPath
 
@@ -304,8 +305,8 @@ def build_index(folder: Path, prompt: str) -> Index:
             skipped.add(fault, row.image)
         else:  # an unknown patient: each image stands for its own
             said = label_values(row.report) if row.labels is None else row.labels
-            rows.append(replace(row, patient=row.patient or f"image {row.image}",
-                                labels=shared.setdefault(said, said)))
+            rows.append(Row(row.image, row.report, shared.setdefault(said, said),
+                            row.patient or f"image {row.image}", row.split, row.view, row.aspect))
     if len(rows) > DECODED_ROWS:
         faults = look_at_some(folder, rows)
         for i, fault in faults.items():
@@ -358,17 +359,26 @@ SIGNS = {1.0: "+", 0.0: "-", -1.0: "?"}   # of labels in the index; not mentione
 MEANING = {sign: value for value, sign in SIGNS.items()} | {" ": nan}
 
 
+@lru_cache(maxsize=1 << 16)
+def write_labels(values: tuple[float, ...]) -> str:
+    return "".join(SIGNS.get(value, " ") for value in values)
+
+
+@lru_cache(maxsize=1 << 16)
+def read_labels(signs: str) -> tuple[float, ...]:
+    if len(signs) != len(LABELS):
+        raise ValueError(f"{signs!r} are not {len(LABELS)} labels")
+    return tuple(MEANING[sign] for sign in signs)
+
+
 def write_row(row: Row) -> list:
-    signs = "".join([SIGNS.get(value, " ") for value in row.labels])
-    return [row.image, row.report, signs, row.patient, row.split, row.view, row.aspect]
+    return [row.image, row.report, write_labels(row.labels), row.patient, row.split, row.view, row.aspect]
 
 
 def read_row(cells: list) -> Row:
     """Raises KeyError, TypeError or ValueError where `cells` are none that write_row wrote."""
     image, report, signs, *rest = cells
-    if len(signs) != len(LABELS):
-        raise ValueError(f"{signs!r} are not {len(LABELS)} labels")
-    return Row(image, report, tuple(MEANING[sign] for sign in signs), *rest)
+    return Row(image, report, read_labels(signs), *rest)
 
 
 def images_digest(folder: Path, rows: list[Row], size: int, fit: str) -> str:

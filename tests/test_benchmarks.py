@@ -117,3 +117,14 @@ def test_utility_compares_what_real_and_drawn_images_teach(smoke_run, tmp_path):
         assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"error: {words}")
     done = command("benchmarks/utility.py", tmp_path)
     assert done.returncode == 2 and "not a finished run" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_index_benchmark_prints_what_a_start_costs():
+    """One line for each of two starts, the second from what the first kept: same rows, no image opened."""
+    done = command("benchmarks/index.py", "--images", 1000, "--reports", "zip")
+    assert done.returncode == 0, done.stderr
+    first, second = ([cell.strip() for cell in line.strip("|").split("|")]
+                     for line in done.stdout.splitlines()[-2:])
+    assert first[1:3] == second[1:3] == ["1,000", "640"] and float(first[4]) > 0 and float(first[5]) > 0
+    assert first[6] == "640" and second[6] == "0"
+    assert "--images 10: expected 1000 or more" in command("benchmarks/index.py", "--images", 10).stderr
