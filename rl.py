@@ -56,7 +56,7 @@ class RLConfig:
     ace_lr: Annotated[float, "peak learning rate of the ACE vectors"] = 1e-3
     clip: Annotated[float, "ratio clip in nats of the whole latent; "
                            "the range on the mean log-prob is clip / D"] = 1.64
-    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.05
+    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.03
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
