@@ -45,7 +45,7 @@ from sample import (
 
 @dataclass(frozen=True)
 class RLConfig:
-    rounds: Annotated[int, "rollout + update rounds"] = 13
+    rounds: Annotated[int, "rollout + update rounds"] = 12
     reports: Annotated[int, "reports per round; images per round = reports * group"] = 32
     group: Annotated[int, "images per report; 1 is plain DDPO with batch statistics"] = 8
     inner_epochs: Annotated[int, "passes over each rollout"] = 1
@@ -56,7 +56,7 @@ class RLConfig:
     ace_lr: Annotated[float, "peak learning rate of the ACE vectors"] = 1e-3
     clip: Annotated[float, "ratio clip in nats of the whole latent; "
                            "the range on the mean log-prob is clip / D"] = 1.64
-    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.03
+    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.05
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
