@@ -6,8 +6,8 @@ end only. The policy denoises under [c_p ; c_s], the frozen anchor under c_p. De
 (docs/experiments.md has what was measured of them):
 
 * advantages are relative to a group of images of one report, for reports hardly ever repeat and per-prompt
-  running statistics would never fill; each reward is normalised before the weighted sum, so that no scale
-  dominates;
+  running statistics would never fill; each reward is counted in the spread of real pairs, the same in every
+  round: no scale dominates, and a reward that has enough falls silent;
 * RLCF: diagnosis and consistency are counted against the anchor's image of the same report;
 * what is not an action, x_T and the noise of the untrained steps, is shared by a report's group and by the
   anchor's image: images of a group differ by actions only, and so do their rewards;
