@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMOKE, command
@@ -11,13 +12,16 @@ from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
+import evaluate
 import rl
 import train
+from patients import patients
 from sample import SampleConfig
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import memory  # noqa: E402
+import perfect_generator  # noqa: E402
 
 
 def test_gpu_benchmark_gives_one_row_a_case(tmp_path):
@@ -128,3 +132,18 @@ def test_index_benchmark_prints_what_a_start_costs():
     assert first[1:3] == second[1:3] == ["1,000", "640"] and float(first[4]) > 0 and float(first[5]) > 0
     assert first[6] == "640" and second[6] == "0"
     assert "--images 10: expected 1000 or more" in command("benchmarks/index.py", "--images", 10).stderr
+
+
+def test_a_perfect_generator_is_more_alike_the_better_it_positions(smoke_run):
+    """Of the very same findings, films of other patients are more alike where they are well positioned; the
+    script prints a row for each share of badly positioned ones."""
+    alike = {}
+    for share in (0.0, 0.9):
+        groups = [perfect_generator.films(findings, i, 0, share)
+                  for i, findings in enumerate(patients(0, np.arange(6)))]
+        alike[share] = evaluate.similarity(groups).mean()
+    assert alike[0.0] > alike[0.9] + 0.1
+    done = command("benchmarks/perfect_generator.py", smoke_run)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| 0.")]
+    assert len(rows) == len(perfect_generator.SHARES)
