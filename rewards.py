@@ -10,8 +10,8 @@ of the anchor's image. Normalisation is not done here: rl.py turns these rewards
     r_consist(x, x^, y) = cos(F(x), G(y)) - cos(F(x^), G(y))  in [-2, 2]
 
 What the median real film scores is enough, and no image scores more: each network is calibrated so on real
-pairs. Without that ceiling a reward never rests; it goes on to ask for the most typical image of a report,
-past what real films look like, and images of one report become all alike.
+pairs. Without a ceiling a reward goes on to pay for what real films do not have: a posture or a typical look
+more perfect than theirs.
 """
 import json
 import math
