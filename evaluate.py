@@ -40,7 +40,6 @@ paired differences; reference and training sets and the neighbourhoods of precis
 """
 import argparse
 import inspect
-import json
 import math
 import sys
 import time
@@ -424,13 +423,9 @@ def read_config(run: Path) -> dict:
     for needed in ("config.json", "anchor/model_index.json", "cxrl/model_index.json"):
         if not (run / needed).is_file():
             raise ValueError(f"{run}: not a finished run, {needed} is missing; train.py continues it")
-    path = run / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("data"), str):
-        raise ValueError(f"{path}: expected an object with the key `data`")
+    config = sample.read_json(run / "config.json")
+    if not isinstance(config.get("data"), str):
+        raise ValueError(f"{run / 'config.json'}: expected an object with the key `data`")
     return config
 
 

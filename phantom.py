@@ -43,13 +43,13 @@ class Phantoms:
     posture: Tensor        # b 5, psi
 
 
-def postures(seed: int, index: np.ndarray, faults: bool) -> np.ndarray:
-    """index (n) -> psi (n 5): jitter, or in an archive now and then a portable film's bad positioning."""
+def postures(seed: int, index: np.ndarray, share: float) -> np.ndarray:
+    """index (n) -> psi (n 5): jitter, or for this share of films a portable film's bad positioning."""
     u = uniform(seed, index, POSTURE, 11)
     psi = np.array([1, 1, 0, 0, 0]) + JITTER * (2 * u[:, :5] - 1)
     bad = np.stack([0.8 + 0.45 * u[:, 5], 0.8 + 0.45 * u[:, 6], 0.3 * u[:, 7] - 0.15, 0.3 * u[:, 8] - 0.15,
                     0.4 * u[:, 9] - 0.2], axis=1)
-    return np.where((u[:, 10:] < BAD_POSTURE) & faults, bad, psi)
+    return np.where(u[:, 10:] < share, bad, psi)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -369,7 +369,8 @@ def render(index, seed: int = 0, size: int = 64, faults: bool = False) -> Tensor
     """index: b numbers >= 0 (list, range or LongTensor) -> b 1 h w uint8, over 1,000 a second at 64 px."""
     index = row(index)
     films = np.empty((len(index), 1, size, size), np.uint8)
-    bodies, psi = uniform(seed, index, ANATOMY, len(RANGES)).tolist(), postures(seed, index, faults).tolist()
+    bodies = uniform(seed, index, ANATOMY, len(RANGES)).tolist()
+    psi = postures(seed, index, BAD_POSTURE * faults).tolist()
     for film, number, u, pose, found in zip(films, index, bodies, psi, patients(seed, index), strict=True):
         grey = draw(size, pose, u, found)
         film[0] = np.clip((grey + NOISE * grain(seed, number, size)) * 255 + 0.5, 0, 255)
@@ -382,7 +383,7 @@ def describe(index, seed: int = 0, faults: bool = False) -> Phantoms:
     found = patients(seed, index)
     reports, labels = read_out(seed, index, faults, found)
     truth = torch.tensor([truth_of(findings) for findings in found], dtype=torch.float32)
-    posture = torch.from_numpy(postures(seed, index, faults)).float()
+    posture = torch.from_numpy(postures(seed, index, BAD_POSTURE * faults)).float()
     return Phantoms(None, reports, labels, truth.view(len(index), len(LABELS)), posture)
 
 

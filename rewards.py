@@ -435,10 +435,12 @@ class Rewards:
         return {name: net.score(images, reports)
                 for name, net in zip(NAMES, vars(self).values(), strict=True)}
 
-    def units(self, feedback: str = "difference") -> dict[str, float]:
+    def units(self, feedback: str = "difference") -> dict[str, Tensor]:
         """What one unit of each reward is: the spread of its score over real pairs; of a verdict, 1."""
-        spread = {name: net.spread.item() for name, net in zip(NAMES, vars(self).values(), strict=True)}
-        return spread if feedback == "difference" else {**spread, "diag": 1.0, "consist": 1.0}
+        units = {name: net.spread for name, net in zip(NAMES, vars(self).values(), strict=True)}
+        if feedback == "sign":
+            units |= {name: torch.ones_like(units[name]) for name in ("diag", "consist")}
+        return units
 
     def compare(self, images: Tensor, anchor_images: Tensor | None, reports: list[str],
                 feedback: str = "difference") -> dict[str, Tensor]:

@@ -165,8 +165,8 @@ def rollout(pipe: Pipeline, cond: Tensor, uncond: Tensor, noise: Tensor, samplin
     return Rollout(x, x_p, logp, t, p, images)
 
 
-def advantages(rewards: dict[str, Tensor], weights: dict[str, float], units: dict[str, float], group: int,
-               limit: float = 5.0) -> Tensor:
+def advantages(rewards: dict[str, Tensor], weights: dict[str, float], units: dict[str, Tensor | float],
+               group: int, limit: float = 5.0) -> Tensor:
     """Rewards (b,) each -> advantages (b,): each minus its group's mean, in its unit, weighted, summed.
 
     A unit is the spread of real pairs and stays the same: as the images of a report become equally good,

@@ -11,7 +11,6 @@ a pure function of (seed, stage, step), and RUN/state holds weights, optimizer a
 """
 import argparse
 import dataclasses
-import json
 import sys
 import time
 import zlib
@@ -184,10 +183,7 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
                for part in (config, sampling, rl) for k, v in dataclasses.asdict(part).items()}
     path = config.out / "config.json"
     if path.exists():
-        try:
-            old = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
+        old = sample.read_json(path)
         for name in ("preset", "data", "seed", "fit", "prompt", "init", "diagnosis", "train_images"):
             if old.get(name) != options[name]:
                 raise ValueError(f"--{name.replace('_', '-')} {options[name]}: {config.out} was made with "
@@ -368,8 +364,9 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
     """The three reward networks, each on the training pairs as they are, archive faults included.
     The last pairs are kept back: their scores set each network's scale."""
     train, steps, lr, batch = sets["train"], config.reward_steps, config.reward_lr, config.reward_batch
-    taught = len(train) - min(1000, len(train) // 8)
-    kept = unit_images(train, torch.arange(taught, len(train)), run.device), train.reports[taught:]
+    scale = min(1000, max(len(train) // 8, 1))
+    taught = max(len(train) - scale, 1)
+    kept = unit_images(train, torch.arange(len(train))[-scale:], run.device), train.reports[-scale:]
 
     def draw(name: str, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
         g, index = step_generator(run.seed, name, step), batch_index(taught, batch, run.seed + 1, step)

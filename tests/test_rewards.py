@@ -156,13 +156,15 @@ def test_what_the_median_real_film_scores_is_enough():
     nets, images = three(), torch.rand(12, 1, 64, 64)
     before = nets.scores(images, REPORTS)
     for name, net in zip(rewards.NAMES, vars(nets).values(), strict=True):
+        assert nets.units()[name] == 1
         net.calibrate(images, REPORTS)
         after = net.score(images, REPORTS)
         assert torch.allclose(after, before[name].clamp(max=before[name].median()), atol=1e-6)
         assert (after == after.max()).sum() >= 6
         spread = before[name].std(correction=0).clamp(min=1e-3).item()
-        assert nets.units()[name] == pytest.approx(spread, rel=1e-4)
-    assert nets.units("sign") == {**nets.units(), "diag": 1.0, "consist": 1.0}
+        assert nets.units()[name].item() == pytest.approx(spread, rel=1e-4)
+    verdict = nets.units("sign")
+    assert verdict["align"] == nets.posture.spread and verdict["diag"] == verdict["consist"] == 1
 
 
 def test_rlcf_is_a_margin_or_a_verdict_and_spares_posture():

@@ -317,6 +317,21 @@ def test_lora_run_ends_with_a_merged_unet_and_a_lora_file(before_rl):
         assert torch.allclose(tuned[key], value, atol=1e-6), key
 
 
+def test_a_handful_of_images_is_enough_to_begin(tmp_path):
+    """Nine films of nine patients go through to reward networks with a scale of their own: at least one
+    training pair is kept back for it."""
+    lines = ["image,report,patient_id"]
+    for i in range(9):
+        Image.effect_noise((64, 64), 40 + i).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{'Large left pleural effusion.' if i % 2 else 'No acute disease.'},p{i}")
+    (tmp_path / "metadata.csv").write_text("\n".join(lines) + "\n")
+    for stage in ("vae", "diffusion", "rewards"):
+        train.main(["--data", str(tmp_path), "--out", str(tmp_path / "run"), *SMOKE, "--stage", stage])
+    for name in ("posture", "diagnosis", "consistency"):
+        net = load_file(tmp_path / "run" / "rewards" / name / "model.safetensors")
+        assert net["spread"] > 0 and math.isfinite(net["spread"]) and math.isfinite(net["enough"])
+
+
 def test_images_are_as_large_as_the_folder_of_init_draws_them(smoke_run, tmp_path):
     """A pipeline of another size (768 px: SD 2.1-v) gets its data in that size, whatever the preset says."""
     for part in ("unet", "vae"):
