@@ -61,6 +61,8 @@ class RLConfig:
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
     ceiling: Annotated[bool, "a score goes no higher than that of the median real film"] = True
+    unit: Annotated[Literal["real", "round"], "what a reward is counted in: the spread of real pairs, or its "
+                                              "own in each round, as DDPO"] = "real"
     rlcf: Annotated[bool, "comparative feedback: rewards against the anchor's images"] = True
     feedback: Annotated[Literal["difference", "sign"], "RLCF as a margin or as a verdict"] = "difference"
     same_noise: Annotated[bool, "a report's images and the anchor's share all noise that is no action "
@@ -165,14 +167,15 @@ def rollout(pipe: Pipeline, cond: Tensor, uncond: Tensor, noise: Tensor, samplin
     return Rollout(x, x_p, logp, t, p, images)
 
 
-def advantages(rewards: dict[str, Tensor], weights: dict[str, float], units: dict[str, Tensor | float],
-               group: int, limit: float = 5.0) -> Tensor:
+def advantages(rewards: dict[str, Tensor], weights: dict[str, float],
+               units: dict[str, Tensor | float] | None, group: int, limit: float = 5.0) -> Tensor:
     """Rewards (b,) each -> advantages (b,): each minus its group's mean, in its unit, weighted, summed.
 
     A unit is the spread of real pairs and stays the same: as the images of a report become equally good,
-    advantages go to 0 and the KL term holds what is left. Divided by its own spread instead, a reward never
-    rests. With group = 1 the batch is the group, as in DDPO without per-prompt statistics. The sum is divided
-    by the norm of the weights, so that they set proportions only.
+    advantages go to 0 and the KL term holds what is left. With units = None it is the spread that is left
+    after the mean is taken off, as in DDPO: then a reward never rests. With group = 1 the batch is the group,
+    as in DDPO without per-prompt statistics. The sum is divided by the norm of the weights, so that they set
+    proportions only.
     """
     total = torch.zeros_like(next(iter(rewards.values())))
     norm = sum(w**2 for w in weights.values()) ** 0.5
@@ -180,7 +183,9 @@ def advantages(rewards: dict[str, Tensor], weights: dict[str, float], units: dic
         if not torch.isfinite(reward).all():
             raise FloatingPointError(f"reward {name} is not finite")
         r = rearrange(reward, "(p g) -> p g", g=group if group > 1 else len(reward))
-        total += weights[name] / norm / units[name] * (r - r.mean(1, keepdim=True)).flatten()
+        r = (r - r.mean(1, keepdim=True)).flatten()
+        unit = units[name] if units is not None else r.square().mean().sqrt() + 1e-6
+        total += weights[name] / norm / unit * r
     return total.clamp(-limit, limit)
 
 
@@ -294,7 +299,8 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, nets: Rewards, reports: list[str]
     rewards = nets.compare(ro.images, anchor_images, reports[mine], config.feedback)
     rewards = {name: gather_from_ranks(reward) for name, reward in rewards.items()}
     weights = dict(zip(NAMES, (config.w_align, config.w_diag, config.w_consist), strict=True))
-    advantage = advantages(rewards, weights, nets.units(config.feedback), group)[mine]
+    units = nets.units(config.feedback) if config.unit == "real" else None
+    advantage = advantages(rewards, weights, units, group)[mine]
     generator = torch.Generator().manual_seed(seeds[0])
     history = []
     with offloaded([pipe.text, pipe.vae, *vars(nets).values()] if config.offload else [], pipe.device):
