@@ -217,7 +217,7 @@ def file_name(row: str) -> str:
 
 
 def table(found: dict[str, dict[int, dict[str, Tensor]]]) -> str:
-    """Markdown: the mean over seeds, the bootstrap interval of that mean over held-out reports, and a sign."""
+    """Markdown: mean over seeds, its bootstrap interval over held-out reports, and a sign (SIGNS)."""
     lines = ["| | seeds | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 2) + "|"]
     for name, seeds in found.items():
         cells = []
