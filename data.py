@@ -9,6 +9,7 @@
     .truth     n 14             what the image truly shows, 0 or 1 (phantom); None for real images
     .posture   n 5              psi = (s_x, s_y, t_x, t_y, theta) (phantom); None for real images
     .images(index) -> b 1 h w   uint8 grey; never flipped, as the side of the heart is meaning
+    .stream(rule)               step -> images(rule(step)); may decode coming steps meanwhile
 
 "judge" is kept from every stage that is judged: the judging networks are trained on it.
 
@@ -17,29 +18,30 @@ be used is counted by reason, named and skipped; a set that cannot be used at al
 
 A set of up to DECODED_ROWS images is checked and decoded at every start. Of a larger one the rows are checked
 once, without opening more than LOOKED_AT images, and kept as an index in the run folder; images are decoded
-when asked for, and one that proves damaged then is named, and black.
+when asked for, or ahead of it by worker processes (stream), and one that proves damaged then is named, and
+black.
 """
 
 import hashlib
 import json
 import os
-import stat
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count
 from math import ceil, nan
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from archives import DataError, Row, Tally, read_rows
+from images import SMALLEST, Glance, ImageError, decode, decode_row, open_image, safe_path
 from labels import LABELS, label_values
 from loop import keep_tensors
 from phantom import describe, phantom
@@ -48,145 +50,10 @@ FITS = ("crop", "pad")
 PROMPTS = ("report", "impression", "findings", "both")
 SPLITS = {"": "", "train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
           "dev": "val", "test": "test"}
-SMALLEST = 16           # pixels of an image's short side
-NARROWEST = 4           # long side over short side
 DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memory
 LOOKED_AT = 256         # images of a larger set whose headers are read when it is indexed
 CACHED_BYTES = 2**29    # phantoms are kept once rendered, up to this size
 JUDGE_SEED = 1_000_003  # added to the run's seed
-
-
-class ImageError(ValueError):
-    """One image cannot be used; the message is the reason, worded so that equal reasons count together."""
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Images
-
-def safe_path(folder: Path, name: str) -> Path:
-    """A path from a table -> the file it names inside `folder`. Raises ImageError if there is none."""
-    name, root = name.replace("\\", "/"), folder.resolve()
-    if not name:
-        raise ImageError("no image named")
-    try:
-        path = (root / name).resolve()  # follows links, so that one pointing outside is seen
-        is_file = path.is_file()        # no folder, pipe or device
-    except (OSError, RuntimeError, ValueError):  # a name too long, a loop of links, a zero byte
-        raise ImageError("no such file") from None
-    if PurePosixPath(name).is_absolute() or not path.is_relative_to(root):
-        raise ImageError("path leaves the folder")
-    if not is_file:
-        raise ImageError("no such file")
-    return path
-
-
-class Glance:
-    """Whether files lie in a folder, for hundreds of thousands: one look at each file and directory."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.root = folder, str(folder.resolve())
-        self.known: dict[str, bool | None] = {"": True}
-
-    def check(self, name: str) -> None:
-        """Raises ImageError as safe_path does."""
-        directory, _, file = name.rpartition("/")
-        odd = name.startswith("/") or "\\" in name or file in ("", ".", "..") or name.count("/") > 16
-        found = None if odd else self.inside(directory)
-        found = self.kind(name, stat.S_ISREG) if found else found
-        if found is None:
-            safe_path(self.folder, name)
-        if found is False:
-            raise ImageError("no such file")
-
-    def inside(self, directory: str) -> bool | None:
-        """True: a directory, and no link on the way; False: not there; None: look closely"""
-        if directory not in self.known:
-            above, _, last = directory.rpartition("/")
-            found = None if last in ("", ".", "..") else self.inside(above)
-            self.known[directory] = self.kind(directory, stat.S_ISDIR) if found else found
-        return self.known[directory]
-
-    def kind(self, name: str, wanted: Callable[[int], bool]) -> bool | None:
-        try:
-            return wanted(os.lstat(f"{self.root}/{name}").st_mode) or None
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError):   # a name too long, a zero byte
-            return None
-
-
-# Formats that hold photographs. Pillow knows others (EPS) for which it would start foreign programs.
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
-
-
-def open_image(path: Path) -> Image.Image:
-    """Opens an image and checks its header; pixels are not decoded yet. Raises ImageError with the reason."""
-    try:
-        image = Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise ImageError("too large (decompression bomb)") from None
-    except Exception:  # Pillow raises many kinds on hostile headers
-        raise ImageError("not a readable image") from None
-    short, long = sorted(image.size)
-    reason = ("too large (decompression bomb)" if short * long > Image.MAX_IMAGE_PIXELS
-              else f"smaller than {SMALLEST} pixels" if short < SMALLEST
-              else f"narrower than 1:{NARROWEST}" if long > NARROWEST * short else None)
-    if reason:
-        image.close()
-        raise ImageError(reason)
-    return image
-
-
-def to_grey(image: Image.Image) -> Image.Image:
-    """Any mode -> 8-bit grey; what is transparent becomes black.
-
-    Deep integers are scaled by the depth that their maximum needs, as scanners store 10 to 14 bits in 16;
-    floats by their maximum.
-    """
-    if image.mode == "F" or image.mode.startswith("I"):
-        deep = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(min=0)
-        depths = () if image.mode == "F" else (8, 10, 12, 14, 16)
-        top = next((2**bits - 1 for bits in depths if deep.max() < 2**bits), deep.max() or 1)
-        return Image.fromarray((deep * (255 / top)).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        colour = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
-    return image if image.mode == "L" else image.convert("RGB").convert("L")
-
-
-def to_square(image: Image.Image, size: int, fit: str, aspect: float | None = None) -> Image.Image:
-    """8-bit grey -> size x size: scaled with antialiasing to `aspect`, its true width / height (by default as
-    stored), then cut at the centre ("crop") or set on black ("pad")."""
-    aspect = aspect or image.width / image.height
-    bound = max if fit == "crop" else min
-    width, height = round(size * bound(1, aspect)), round(size * bound(1, 1 / aspect))
-    square = Image.new("L", (size, size))
-    square.paste(image.resize((width, height), Image.Resampling.BICUBIC),
-                 ((size - width) // 2, (size - height) // 2))
-    return square
-
-
-def read_image(path: Path, size: int, fit: str, aspect: float | None = None) -> np.ndarray:
-    """-> h w uint8. Raises ImageError with the reason."""
-    with open_image(path) as image:
-        try:
-            image.draft("L", (4 * size, 4 * size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
-            return np.array(to_square(to_grey(ImageOps.exif_transpose(image)), size, fit, aspect))
-        except Exception:  # Pillow raises many kinds on damaged data
-            raise ImageError("truncated or damaged") from None
-
-
-def decode(folder: Path, rows: list[Row], size: int, fit: str) -> Iterator[np.ndarray | ImageError]:
-    """Rows -> h w uint8 each, or why not, in order. Threads help, as Pillow decodes outside the GIL."""
-    def one(row: Row) -> np.ndarray | ImageError:
-        try:
-            return read_image(safe_path(folder, row.image), size, fit, row.aspect)
-        except ImageError as error:
-            return error
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        yield from pool.map(one, rows)
-
 
 # ------------------------------------------------------------------------------------------------------------
 # Chests
@@ -228,6 +95,9 @@ class PhantomChests:
             self.rendered[missing] = True
         return self.pixels[index]
 
+    def stream(self, rule: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+        return lambda step: self.images(rule(step))
+
 
 @dataclass
 class FolderChests:
@@ -251,21 +121,65 @@ class FolderChests:
         return len(self.rows)
 
     def images(self, index: Tensor | list[int]) -> Tensor:
-        """index (b) -> b 1 h w uint8. An image of a large set may prove damaged here: counted, and black."""
+        """index (b) -> b 1 h w uint8"""
         index = torch.as_tensor(index, dtype=torch.long)
         if self.pixels is not None:
             return self.pixels[index]
         rows = [self.rows[i] for i in index.tolist()]
-        images = torch.zeros(len(rows), 1, self.size, self.size, dtype=torch.uint8)
-        for i, image in enumerate(decode(self.folder, rows, self.size, self.fit)):
+        return self.collect(zip(rows, decode(self.folder, rows, self.size, self.fit), strict=True))
+
+    def stream(self, rule: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+        if self.pixels is not None:
+            return lambda step: self.images(rule(step))
+        return Stream(self, rule)
+
+    def collect(self, decoded: Iterable[tuple[Row, np.ndarray | ImageError]]) -> Tensor:
+        """-> b 1 h w. An image of a large set may prove damaged here: counted, and black."""
+        images = [torch.zeros(0, 1, self.size, self.size, dtype=torch.uint8)]
+        for row, image in decoded:
             if not isinstance(image, ImageError):
-                images[i, 0] = torch.from_numpy(image)
-            elif rows[i].image not in self.damaged:
-                self.damaged.add(rows[i].image)
-                count = len(self.damaged)
-                if count <= 3 or count in (10, 100, 1000, 10_000, 100_000):
-                    print(f"data: {rows[i].image!r}: {image}; black in its place ({count:,} in {self.name})")
-        return images
+                images.append(torch.from_numpy(image)[None, None])
+                continue
+            images.append(torch.zeros(1, 1, self.size, self.size, dtype=torch.uint8))
+            if row.image not in self.damaged:
+                self.damaged.add(row.image)
+                found = len(self.damaged)
+                if found <= 3 or found in (10, 100, 1000, 10_000, 100_000):
+                    print(f"data: {row.image!r}: {image}; black in its place ({found:,} in {self.name})")
+        return torch.cat(images)
+
+
+@dataclass
+class Stream:
+    """step -> chests.images(rule(step)); worker processes decode the next steps meanwhile.
+
+    The images are the same whatever the number of workers. Steps are asked for in order, from any first one;
+    a jump begins anew.
+    """
+    chests: FolderChests
+    rule: Callable[[int], Tensor]
+    workers: int = min(16, os.cpu_count() or 1)
+    expected: int = -1
+
+    def __call__(self, step: int) -> Tensor:
+        if step != self.expected:
+            jobs = ([self.chests.rows[i] for i in self.rule(s).tolist()] for s in count(step))
+            files = Files(self.chests.folder, self.chests.size, self.chests.fit)
+            self.batches = iter(DataLoader(files, batch_sampler=jobs, num_workers=self.workers,
+                                           collate_fn=list))
+        self.expected = step + 1
+        return self.chests.collect(next(self.batches))
+
+
+@dataclass
+class Files:
+    """Rows -> (row, decode_row(row)): what a worker process needs, and no more."""
+    folder: Path
+    size: int
+    fit: str
+
+    def __getitem__(self, row: Row) -> tuple[Row, np.ndarray | ImageError]:
+        return row, decode_row(self.folder, row, self.size, self.fit)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -336,7 +250,8 @@ def index_folder(folder: Path, prompt: str, cache: Path | None) -> Index:
     reads them. What is kept is not compared with the images and report files again."""
     tables = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.glob("*")
                     if path.suffix in (".csv", ".gz", ".txt", ".zip") and path.is_file())
-    code = [Path(__file__).with_name(f"{name}.py").read_text() for name in ("archives", "data", "labels")]
+    code = [Path(__file__).with_name(f"{name}.py").read_text()
+            for name in ("archives", "data", "images", "labels")]
     digest = hashlib.sha256(json.dumps([prompt, tables, code]).encode()).hexdigest()[:16]
     file = cache and cache / f"index-{digest}.json"
     if file and file.is_file():

@@ -56,7 +56,9 @@ class RLConfig:
     ace_lr: Annotated[float, "peak learning rate of the ACE vectors"] = 1e-3
     clip: Annotated[float, "ratio clip in nats of the whole latent; "
                            "the range on the mean log-prob is clip / D"] = 1.64
-    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.05
+    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.03
+    mix: Annotated[float, "how far the result goes from the anchor's weights to the tuned ones; "
+                          "1: all the way"] = 0.6
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
@@ -105,6 +107,22 @@ def start_policy(folder: Path, device: torch.device,
         modules["ace"] = pipe.ace
         groups.append({"params": list(pipe.ace.parameters()), "peak": config.ace_lr})
     return pipe, anchor, modules, groups
+
+
+@torch.no_grad()
+def step_back(pipe: Pipeline, anchor: Pipeline, mix: float) -> None:
+    """The policy's denoiser <- anchor + mix * (policy - anchor), in place; of a LoRA, B <- mix * B.
+
+    Interpolating fine-tuned weights towards where they began keeps most of what was learned and undoes more
+    than its share of the damage (Wortsman et al. 2022; Rame et al. 2024 for rewards; docs/experiments.md,
+    section 18). c_s stays as it is.
+    """
+    layers = lora_layers(pipe.unet).values()
+    for layer in layers:
+        layer.lora_B.weight.mul_(mix)
+    if not layers:
+        for tuned, begun in zip(pipe.unet.parameters(), anchor.unet.parameters(), strict=True):
+            tuned.copy_(torch.lerp(begun, tuned, mix))
 
 
 def save_policy(pipe: Pipeline, anchor_folder: Path, folder: Path) -> None:

@@ -11,6 +11,7 @@ a pure function of (seed, stage, step), and RUN/state holds weights, optimizer a
 """
 import argparse
 import dataclasses
+import math
 import sys
 import time
 import zlib
@@ -47,7 +48,7 @@ from loop import (
 from model import UNet2DConditionModel, UNetConfig
 from model import read_config as read_unet_config
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig, Rewards
-from rl import RLConfig, rl_round, save_policy, start_policy, trained_steps
+from rl import RLConfig, rl_round, save_policy, start_policy, step_back, trained_steps
 from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, generate, picture_grid, save_png
 from text_encoder import CLIPTextModel, Contrast, TextConfig, Tokenizer
 from vae import AutoencoderKL, VAEConfig
@@ -154,7 +155,8 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
                 if not (0 <= value < float("inf")) or (value == 0 and not zero_ok):
                     raise ValueError(f"{flag} {value}: expected a "
                                      f"{'number >= 0' if zero_ok else 'positive number'}")
-    for name, value in [("--fraction", rl.fraction), ("--prompt-dropout", config.prompt_dropout)]:
+    for name, value in [("--fraction", rl.fraction), ("--prompt-dropout", config.prompt_dropout),
+                        ("--mix", rl.mix)]:
         if value > 1:
             raise ValueError(f"{name} {value}: expected at most 1")
     trained_steps(sampling.sample_steps, rl)
@@ -223,9 +225,9 @@ def load_sets(config: TrainConfig) -> dict:
                      train_images=config.train_images, prompt=config.prompt, cache=config.out / "state")
 
 
-def unit_images(chests, index: Tensor, device: torch.device) -> Tensor:
-    """-> b 1 h w float32 in [0, 1] on the device"""
-    return chests.images(index).to(device, non_blocking=True).float() / 255
+def unit(images: Tensor, device: torch.device) -> Tensor:
+    """b 1 h w uint8 -> float32 in [0, 1] on the device"""
+    return images.to(device, non_blocking=True).float() / 255
 
 
 # ------------------------------------------------------------------------------------------------ stages
@@ -237,8 +239,10 @@ def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
     torch.manual_seed(run.seed)
     vae, train = AutoencoderKL(sizes.vae).to(run.device, memory_format=torch.channels_last), sets["train"]
 
+    draw = train.stream(lambda step: batch_index(len(train), config.vae_batch, run.seed, step))
+
     def loss(step: int) -> tuple[Tensor, dict]:
-        x = unit_images(train, batch_index(len(train), config.vae_batch, run.seed, step), run.device) * 2 - 1
+        x = unit(draw(step), run.device) * 2 - 1
         x = x.expand(-1, vae.config.in_channels, -1, -1)
         mean, logvar = vae.encode(x)
         noise = torch.randn(mean.shape, generator=step_generator(run.seed, "vae", step)).to(run.device)
@@ -249,11 +253,11 @@ def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
     fit(run, "vae", {"vae": vae}, loss, config.vae_steps, config.vae_lr, config.vae_batch)
     vae.eval()
     with torch.no_grad():
-        some = unit_images(train, torch.arange(min(512, len(train))), run.device) * 2 - 1
+        some = unit(train.images(torch.arange(min(512, len(train)))), run.device) * 2 - 1
         std = torch.cat([vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))[0]
                          for x in some.split(32)]).std()
         vae.config = dataclasses.replace(vae.config, scaling_factor=round(1 / std.item(), 5))
-        held_out = unit_images(sets["val"], torch.arange(min(256, len(sets["val"]))), run.device) * 2 - 1
+        held_out = unit(sets["val"].images(torch.arange(min(256, len(sets["val"])))), run.device) * 2 - 1
         means = [vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))[0] for x in held_out.split(32)]
         back = torch.cat([vae.decode(mean).mean(1, keepdim=True) for mean in means])
     psnr = 10 * torch.log10(4 / F.mse_loss(back, held_out)).item()
@@ -276,9 +280,10 @@ def latent_cache(run: Run, vae: AutoencoderKL, train) -> Tensor:
             raise ValueError(f"{path}: damaged ({error}); delete it to encode the images anew") from error
         if len(latents) == len(train):
             return latents
-    parts = []
-    for index in tqdm(torch.arange(len(train)).split(64), "latents", unit="batch"):
-        x = unit_images(train, index, run.device) * 2 - 1
+    parts, n = [], len(train)
+    draw = train.stream(lambda k: torch.arange(min(64 * k, n), min(64 * (k + 1), n)))
+    for k in tqdm(range(math.ceil(n / 64)), "latents", unit="batch"):
+        x = unit(draw(k), run.device) * 2 - 1
         mean, _ = vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))
         parts.append(mean.cpu() * vae.config.scaling_factor)
     latents = torch.cat(parts)
@@ -366,11 +371,16 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
     train, steps, lr, batch = sets["train"], config.reward_steps, config.reward_lr, config.reward_batch
     scale = min(1000, max(len(train) // 8, 1))
     taught = max(len(train) - scale, 1)
-    kept = unit_images(train, torch.arange(len(train))[-scale:], run.device), train.reports[-scale:]
+    kept = unit(train.images(torch.arange(len(train))[-scale:]), run.device), train.reports[-scale:]
+
+    def chosen(step: int) -> Tensor:
+        return batch_index(taught, batch, run.seed + 1, step)
 
     def draw(name: str, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
-        g, index = step_generator(run.seed, name, step), batch_index(taught, batch, run.seed + 1, step)
-        return blurred(unit_images(train, index, run.device), g), index, g
+        g = step_generator(run.seed, name, step)
+        return blurred(unit(images(step), run.device), g), chosen(step), g
+
+    images = train.stream(chosen)
 
     def posture_loss(step: int):
         images, _, g = draw("posture", step)
@@ -390,7 +400,7 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
     if not run.path("rewards", "posture", "config.json").exists():
         torch.manual_seed(run.seed + 2)
         posture = PostureNet(sizes.rewards).to(run.device)
-        some = unit_images(train, torch.arange(min(1000, taught)), run.device)
+        some = unit(train.images(torch.arange(min(1000, taught))), run.device)
         posture.canonical.copy_(rewards.canonical_chest(some))
         fit(run, "posture", {"net": posture}, posture_loss, steps, lr, batch)
         posture.eval().set_zero(some)
@@ -454,6 +464,7 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
             saved = now
             save_state(run, "rl", r + 1, before + now - start, modules, optimizer, None)
     if rank() == 0:
+        step_back(pipe, anchor, rl.mix)
         before_and_after(run, anchor, pipe, sets["test"].reports[:5], sampling)
         save_policy(pipe, run.path("anchor"), run.path("cxrl"))
 

@@ -3,12 +3,13 @@
     python benchmarks/ablation.py [--seeds 3] [--out runs/ablation] [--only NAME ...] [train.py's flags]
 
 For every seed one anchor and one set of reward networks are trained (or found in OUT/seed-S); every variant
-starts from that anchor and gets as many reward queries. `supervised` is the anchor trained supervised for as
-many seconds as `cxrl` took. Each result is kept in OUT/results as soon as it is there, so the same command
-continues, and the command given several times at once shares the work; OUT/ablation.md and OUT/ablation.png
-are written anew after each result.
+starts from that anchor and gets as many reward queries. OUT/seed-S/cxrl is tuned by the defaults;
+`supervised` is the anchor trained supervised for as many seconds as that took. Each result is kept in
+OUT/results as soon as it is there, so the same command continues, and the command given several times at
+once shares the work; OUT/ablation.md and OUT/ablation.png are written anew after each result.
 """
 import argparse
+import copy
 import dataclasses
 import fcntl
 import functools
@@ -35,31 +36,31 @@ import metrics  # noqa: E402
 import train  # noqa: E402
 from judge import load_judge  # noqa: E402
 from rewards import Rewards  # noqa: E402
-from rl import RLConfig, rl_round, start_policy  # noqa: E402
+from rl import RLConfig, rl_round, save_policy, start_policy, step_back  # noqa: E402
 from sample import Pipeline, SampleConfig  # noqa: E402
 
 METRICS = ("posture_deviation", "auroc", "consistency", "fid", "ms_ssim", "recall", "all_labels_right")
-POINTS = 3        # of the chart, for each variant, between the anchor and the end
+POINTS = 2        # of the chart, for each variant, between the anchor and the end
 CHART_REPORTS = 256
 
 VARIANTS = {      # name -> what differs from train.py's defaults
     "cxrl": {},
     "no ACE": {"ace": False},
     "ACE alone": {"rl_lr": 0.0},          # the denoiser frozen
+    "all the way": {"mix": 1.0, "kl": 0.05},
     "posture alone": {"w_align": 1.0, "w_diag": 0.0, "w_consist": 0.0},
     "diagnosis alone": {"w_align": 0.0, "w_consist": 0.0},
     "consistency alone": {"w_align": 0.0, "w_diag": 0.0},
     "without posture": {"w_align": 0.0},
     "without diagnosis": {"w_diag": 0.0},
     "without consistency": {"w_consist": 0.0},
-    "RLCF as a verdict": {"feedback": "sign"},
     "group 1, as DDPO": {"group": 1},     # with as many images a round
     "group 1, no RLCF": {"group": 1, "rlcf": False},
+    "RLCF as a verdict": {"feedback": "sign"},
     "own noise for each image": {"same_noise": False},
     "no KL": {"kl": 0.0},
     "no ceiling": {"ceiling": False},
-    "own unit each round": {"unit": "round", "kl": 0.15},
-    "own unit, no ceiling": {"unit": "round", "kl": 0.15, "ceiling": False},
+    "own unit each round": {"unit": "round", "kl": 0.1},
     "3 of the 7 steps": {"fraction": 0.43},
     "K = 2": {"ace_tokens": 2},
     "K = 8": {"ace_tokens": 8},
@@ -155,8 +156,10 @@ def tune(bench: Bench, changes: dict) -> tuple[Pipeline, Tensor, float]:
                  optimizer)
         seconds += time.monotonic() - start
         if r + 1 in stops:
-            curve.append(bench.point(pipe, (r + 1) * images))
-    return pipe, torch.tensor(curve), seconds
+            tuned = dataclasses.replace(pipe, unet=copy.deepcopy(pipe.unet))
+            step_back(tuned, anchor, config.mix)
+            curve.append(bench.point(tuned, (r + 1) * images))
+    return tuned, torch.tensor(curve), seconds
 
 
 def supervised(bench: Bench, seconds: float) -> Pipeline:
@@ -189,6 +192,8 @@ def result(bench: Bench, name: str, cxrl: Path) -> tuple[dict[str, Tensor], Tens
             seconds = seconds_of(cxrl)
         return bench.judge(supervised(bench, seconds)), torch.empty(0), seconds
     pipe, curve, seconds = tune(bench, VARIANTS[name])
+    if name == "cxrl":
+        save_policy(pipe, bench.folder / "anchor", bench.folder / "cxrl")
     return bench.judge(pipe), curve, seconds
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import data
+import images
 from archives import TERMS, Row, choose_prompt, compose_report, known_terms, terms_to_labels
 from data import DataError, load
 from labels import LABELS, label
@@ -192,10 +193,10 @@ def test_glance_agrees_with_the_close_look(hostile):
     names += ["sub/inner.png", "folder/inner.png", "away/outside.png", "sub/../good0.png", "sub/absent.png",
               "good0.png/x", "./good0.png", "sub//inner.png", "no/such/place.png", "a/" * 3000, "sub/",
               "away/..", "/"]
-    glance = data.Glance(hostile)
+    glance = images.Glance(hostile)
     for name in names * 2:
         verdicts = []
-        for check in (glance.check, lambda name: data.safe_path(hostile, name)):
+        for check in (glance.check, lambda name: images.safe_path(hostile, name)):
             try:
                 check(name)
                 verdicts.append("")
@@ -214,8 +215,26 @@ def test_decoding_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch
     decoded = []
     for workers in (1, 8):
         monkeypatch.setattr(os, "cpu_count", lambda workers=workers: workers)
-        decoded.append(np.stack(list(data.decode(tmp_path, order, 16, "crop"))))
+        decoded.append(np.stack(list(images.decode(tmp_path, order, 16, "crop"))))
     assert (decoded[0] == decoded[1]).all() and decoded[0][:, 8, 8].tolist() == [6 * i for i in range(40)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_stream_gives_the_images_of_each_step(hostile, monkeypatch, capsys, workers):
+    """Decoded ahead by any number of worker processes, from any step on and after a jump, a large set gives
+    what images() gives; a damaged file is named once and black; an empty step is an empty batch."""
+    monkeypatch.setattr(data, "DECODED_ROWS", 4)
+    train = load(str(hostile), size=32)["train"]
+    train.rows += [Row("cut.png", "")]
+    capsys.readouterr()
+    steps = [torch.tensor([0, 1]), torch.tensor([len(train.rows) - 1, 0, 0]), torch.tensor([1])]
+    stream = data.Stream(train, lambda step: steps[step] if step < 3 else torch.tensor([], dtype=torch.long),
+                         workers)
+    for step in (1, 2, 3, 0, 1):
+        index = steps[step] if step < 3 else []
+        assert torch.equal(stream(step), train.images(index))
+    assert stream(2).shape == (1, 1, 32, 32) and stream(3).shape == (0, 1, 32, 32)
+    assert train.images([0]).max() > 0 and capsys.readouterr().out.count("truncated or damaged") == 1
 
 
 @pytest.mark.parametrize("table, message", [
@@ -345,7 +364,7 @@ def test_every_mode_reads_alike(tmp_path, name, mode):
         Image.fromarray(deep).save(tmp_path / name)
     else:
         picture(mode=mode).save(tmp_path / name)
-    read = data.read_image(tmp_path / name, 48, "crop").astype(int)
+    read = images.read_image(tmp_path / name, 48, "crop").astype(int)
     assert abs(read - np.asarray(picture()).astype(int)).max() <= 6  # JPEG and the palette round
     assert read[:, 0].mean() < 10 < 245 < read[:, -1].mean()
 
@@ -353,13 +372,13 @@ def test_every_mode_reads_alike(tmp_path, name, mode):
 def test_twelve_bits_fill_the_range(tmp_path):
     """12-bit pixels in a 16-bit file become bright, not nearly black."""
     Image.fromarray(np.asarray(picture()).astype(np.uint16) * 16).save(tmp_path / "a.png")
-    assert 245 <= data.read_image(tmp_path / "a.png", 48, "crop").max() <= 255
+    assert 245 <= images.read_image(tmp_path / "a.png", 48, "crop").max() <= 255
 
 
 @given(st.integers(16, 64), st.integers(16, 64), st.integers(16, 40), st.sampled_from(["crop", "pad"]))
 def test_aspect_is_kept(width, height, size, fit):
     """Cropped, a picture fills the square with its middle; padded, all of it stands on black."""
-    square = np.asarray(data.to_square(Image.new("L", (width, height), 200), size, fit))
+    square = np.asarray(images.to_square(Image.new("L", (width, height), 200), size, fit))
     assert square.shape == (size, size)
     shape = ((square > 100).any(0).sum(), (square > 100).any(1).sum())
     longest = max(width, height) if fit == "pad" else min(width, height)

@@ -10,8 +10,18 @@ from hypothesis import strategies as st
 import rewards
 import rl
 from ace import ACE
-from model import UNet2DConditionModel, UNetConfig, WithoutLoRA, add_lora
-from rl import RLConfig, advantages, flat_pairs, log_prob, policy_loss, rl_round, rollout, update
+from model import UNet2DConditionModel, UNetConfig, WithoutLoRA, add_lora, lora_layers
+from rl import (
+    RLConfig,
+    advantages,
+    flat_pairs,
+    log_prob,
+    policy_loss,
+    rl_round,
+    rollout,
+    step_back,
+    update,
+)
 from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, seeded_noise
 
 UNET = UNetConfig(sample_size=4, in_channels=2, out_channels=2,
@@ -135,6 +145,14 @@ def test_advantages_fade_as_images_become_equally_good():
         advantages({"diag": torch.tensor([1.0, math.nan])}, {"diag": 1.0}, unit, 2)
 
 
+def test_in_its_own_unit_a_reward_never_rests():
+    """Without units, as in DDPO: a hundredth of the spread is the same advantage, and none still is none."""
+    r = torch.randn(8)
+    alone = advantages({"align": r}, {"align": 1.0}, None, 4)
+    assert torch.allclose(advantages({"align": 0.01 * r}, {"align": 1.0}, None, 4), alone, atol=1e-2)
+    assert advantages({"align": torch.ones(8)}, {"align": 1.0}, None, 4).abs().max() == 0
+
+
 def test_group_of_one_uses_batch_statistics():
     """group = 1 is plain DDPO: the batch is the group, and a report's only image still gets a signal."""
     a = advantages({"align": torch.arange(4.0)}, {"align": 1.0}, {"align": 1.0}, 1)
@@ -182,6 +200,33 @@ def test_kl_is_zero_on_the_anchor_and_holds_the_policy():
     optimizer = optimizer_of(pipe, 1e-2)
     kls = [update(pipe, anchor, *args, optimizer)["kl"].item() for _ in range(20)]
     assert kls[-1] < 0.2 * kls[0]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_stepping_back_goes_part_of_the_way_to_the_anchor(lora):
+    """mix 1 changes nothing, 0 gives the anchor, and every weight (of a LoRA: every product B A) is linear
+    in between; the anchor stays as it is."""
+    pipe, anchor = small_pipeline(), small_pipeline(0)
+    if lora:
+        for parameter in add_lora(pipe.unet, 2, 2):
+            torch.nn.init.normal_(parameter)
+        anchor = dataclasses.replace(pipe, unet=WithoutLoRA(pipe.unet), ace=None)
+    else:
+        with torch.no_grad():
+            pipe.unet.conv_out.weight += 1
+
+    def change():
+        if not lora:
+            return pipe.unet.conv_out.weight - anchor.unet.conv_out.weight
+        return torch.cat([(m.lora_B.weight @ m.lora_A.weight).flatten()
+                          for m in lora_layers(pipe.unet).values()])
+
+    whole = change().detach().clone()
+    for mix, left in ((1.0, 1.0), (0.5, 0.5), (0.5, 0.25), (0.0, 0.0)):
+        step_back(pipe, anchor, mix)
+        assert torch.allclose(change(), left * whole, atol=1e-5)
+    x, t, c = torch.randn(2, 2, 4, 4), torch.tensor([1, 5]), torch.randn(2, 5, 8)
+    assert torch.allclose(pipe.unet(x, t, c), anchor.unet(x, t, c), atol=1e-5)
 
 
 @pytest.mark.parametrize("rlcf", [True, False])

@@ -1,0 +1,149 @@
+"""One image file to one square of grey pixels, read with suspicion.
+
+Nothing outside the data folder is opened, whatever a table says; what cannot be used raises ImageError.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from archives import Row
+
+SMALLEST = 16           # pixels of an image's short side
+NARROWEST = 4           # long side over short side
+
+
+class ImageError(ValueError):
+    """One image cannot be used; the message is the reason, worded so that equal reasons count together."""
+
+
+def safe_path(folder: Path, name: str) -> Path:
+    """A path from a table -> the file it names inside `folder`. Raises ImageError if there is none."""
+    name, root = name.replace("\\", "/"), folder.resolve()
+    if not name:
+        raise ImageError("no image named")
+    try:
+        path = (root / name).resolve()  # follows links, so that one pointing outside is seen
+        is_file = path.is_file()        # no folder, pipe or device
+    except (OSError, RuntimeError, ValueError):  # a name too long, a loop of links, a zero byte
+        raise ImageError("no such file") from None
+    if PurePosixPath(name).is_absolute() or not path.is_relative_to(root):
+        raise ImageError("path leaves the folder")
+    if not is_file:
+        raise ImageError("no such file")
+    return path
+
+
+class Glance:
+    """Whether files lie in a folder, for hundreds of thousands: one look at each file and directory."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.root = folder, str(folder.resolve())
+        self.known: dict[str, bool | None] = {"": True}
+
+    def check(self, name: str) -> None:
+        """Raises ImageError as safe_path does."""
+        directory, _, file = name.rpartition("/")
+        odd = name.startswith("/") or "\\" in name or file in ("", ".", "..") or name.count("/") > 16
+        found = None if odd else self.inside(directory)
+        found = self.kind(name, stat.S_ISREG) if found else found
+        if found is None:
+            safe_path(self.folder, name)
+        if found is False:
+            raise ImageError("no such file")
+
+    def inside(self, directory: str) -> bool | None:
+        """True: a directory, and no link on the way; False: not there; None: look closely"""
+        if directory not in self.known:
+            above, _, last = directory.rpartition("/")
+            found = None if last in ("", ".", "..") else self.inside(above)
+            self.known[directory] = self.kind(directory, stat.S_ISDIR) if found else found
+        return self.known[directory]
+
+    def kind(self, name: str, wanted: Callable[[int], bool]) -> bool | None:
+        try:
+            return wanted(os.lstat(f"{self.root}/{name}").st_mode) or None
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError):   # a name too long, a zero byte
+            return None
+
+
+# Formats that hold photographs. Pillow knows others (EPS) for which it would start foreign programs.
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
+
+
+def open_image(path: Path) -> Image.Image:
+    """Opens an image and checks its header; pixels are not decoded yet. Raises ImageError with the reason."""
+    try:
+        image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ImageError("too large (decompression bomb)") from None
+    except Exception:  # Pillow raises many kinds on hostile headers
+        raise ImageError("not a readable image") from None
+    short, long = sorted(image.size)
+    reason = ("too large (decompression bomb)" if short * long > Image.MAX_IMAGE_PIXELS
+              else f"smaller than {SMALLEST} pixels" if short < SMALLEST
+              else f"narrower than 1:{NARROWEST}" if long > NARROWEST * short else None)
+    if reason:
+        image.close()
+        raise ImageError(reason)
+    return image
+
+
+def to_grey(image: Image.Image) -> Image.Image:
+    """Any mode -> 8-bit grey; what is transparent becomes black.
+
+    Deep integers are scaled by the depth that their maximum needs, as scanners store 10 to 14 bits in 16;
+    floats by their maximum.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        deep = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(min=0)
+        depths = () if image.mode == "F" else (8, 10, 12, 14, 16)
+        top = next((2**bits - 1 for bits in depths if deep.max() < 2**bits), deep.max() or 1)
+        return Image.fromarray((deep * (255 / top)).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        colour = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
+    return image if image.mode == "L" else image.convert("RGB").convert("L")
+
+
+def to_square(image: Image.Image, size: int, fit: str, aspect: float | None = None) -> Image.Image:
+    """8-bit grey -> size x size: scaled with antialiasing to `aspect`, its true width / height (by default as
+    stored), then cut at the centre ("crop") or set on black ("pad")."""
+    aspect = aspect or image.width / image.height
+    bound = max if fit == "crop" else min
+    width, height = round(size * bound(1, aspect)), round(size * bound(1, 1 / aspect))
+    square = Image.new("L", (size, size))
+    square.paste(image.resize((width, height), Image.Resampling.BICUBIC),
+                 ((size - width) // 2, (size - height) // 2))
+    return square
+
+
+def read_image(path: Path, size: int, fit: str, aspect: float | None = None) -> np.ndarray:
+    """-> h w uint8. Raises ImageError with the reason."""
+    with open_image(path) as image:
+        try:
+            image.draft("L", (4 * size, 4 * size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
+            return np.array(to_square(to_grey(ImageOps.exif_transpose(image)), size, fit, aspect))
+        except Exception:  # Pillow raises many kinds on damaged data
+            raise ImageError("truncated or damaged") from None
+
+
+def decode_row(folder: Path, row: Row, size: int, fit: str) -> np.ndarray | ImageError:
+    """-> h w uint8, or why not"""
+    try:
+        return read_image(safe_path(folder, row.image), size, fit, row.aspect)
+    except ImageError as error:
+        return error
+
+
+def decode(folder: Path, rows: list[Row], size: int, fit: str) -> Iterator[np.ndarray | ImageError]:
+    """decode_row of each, in order. Threads help, as Pillow decodes outside the GIL."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        yield from pool.map(lambda row: decode_row(folder, row, size, fit), rows)
