@@ -5,6 +5,7 @@ optimizer moments, moving average and step, and is replaced in one rename. The s
 bit for bit (CPU, fp32).
 """
 import functools
+import itertools
 import json
 import os
 import time
@@ -139,6 +140,9 @@ def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer,
 # Under torchrun; alone, a process is rank 0 of 1 and nothing is sent.
 
 
+MESSAGE = 2**26   # numbers in one message, 256 MB
+
+
 def start_ranks() -> torch.device:
     """Join the other processes of torchrun, if it started this one -> this rank's device."""
     local = int(os.environ.get("LOCAL_RANK", 0))
@@ -165,13 +169,18 @@ def wait_for_ranks() -> None:
 
 
 def reduce_over_ranks(tensors: list[Tensor], op=dist.ReduceOp.SUM) -> None:
-    """Sum (or min, max) over all ranks, in place: one message for all tensors, which share a type."""
+    """Sum (or min, max) over all ranks, in place: tensors of one type, many in one message of MESSAGE numbers
+    or little more."""
     if ranks() == 1:
         return
-    flat = torch.cat([t.flatten() for t in tensors])
-    dist.all_reduce(flat, op)
-    for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        t.copy_(part.view_as(t))
+    while tensors:
+        sizes = itertools.accumulate(t.numel() for t in tensors)
+        many = sum(size <= MESSAGE for size in sizes) + 1
+        part, tensors = tensors[:many], tensors[many:]
+        flat = torch.cat([t.flatten() for t in part])
+        dist.all_reduce(flat, op)
+        for t, values in zip(part, flat.split([t.numel() for t in part]), strict=True):
+            t.copy_(values.view_as(t))
 
 
 def gather_from_ranks(x: Tensor) -> Tensor:

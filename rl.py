@@ -33,7 +33,6 @@ from rewards import NAMES, Rewards
 from sample import (
     Pipeline,
     SampleConfig,
-    Step,
     autocast,
     ddim_step,
     denoise,
@@ -141,12 +140,11 @@ def save_policy(pipe: Pipeline, anchor_folder: Path, folder: Path) -> None:
 
 class Rollout(NamedTuple):
     """Trajectories of the trained steps, all float32; b images, k trained steps."""
-    x: Tensor          # b k c h w   states
-    x_p: Tensor        # b k c h w   actions
-    logp: Tensor       # b k         mean log-probability of each action under the policy that took it
+    states: Tensor     # b k+1 c h w   the action of step i is the state of step i + 1
+    logp: Tensor       # b k           mean log-probability of each action under the policy that took it
     t: Tensor          # k
     p: Tensor          # k
-    images: Tensor     # b 1 h w     in [0, 1]
+    images: Tensor     # b 1 h w       in [0, 1]
 
 
 def log_prob(x_p: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -168,21 +166,21 @@ def rollout(pipe: Pipeline, cond: Tensor, uncond: Tensor, noise: Tensor, samplin
             trained: int, micro: int) -> Rollout:
     """Sample the policy, `micro` images at a time: (cond: b n d, uncond: n d, noise: b steps+1 c h w)
     -> trajectories and images."""
-    parts = []
-    for mb_cond, mb_noise in zip(cond.split(micro), noise.split(micro), strict=True):
-        steps: list[Step] = []
+    states = noise.new_empty(len(noise), trained + 1, *noise.shape[2:])
+    logp, images = noise.new_empty(len(noise), trained), []
+    states[:, 0] = noise[:, 0]
+    for first in range(0, len(noise), micro):
+        mb = slice(first, first + micro)
         with autocast(pipe.device):
-            for step in denoise(pipe.unet, pipe.schedule, mb_cond, uncond, mb_noise, sampling.guidance,
-                                sampling.eta):
-                steps.append(step)
-            images = grey(pipe.decode(steps[-1].x_p))
-        steps = steps[:trained]
-        logp = torch.stack([log_prob(s.x_p, s.mean, s.std) for s in steps], 1)
-        x, x_p = (torch.stack([getattr(s, name) for s in steps], 1) for name in ("x", "x_p"))
-        parts.append((x, x_p, logp, images))
-    x, x_p, logp, images = (torch.cat(part) for part in zip(*parts, strict=True))
-    t, p = (torch.stack([getattr(s, name)[0] for s in steps]) for name in "tp")
-    return Rollout(x, x_p, logp, t, p, images)
+            steps = denoise(pipe.unet, pipe.schedule, cond[mb], uncond, noise[mb], sampling.guidance,
+                            sampling.eta)
+            for i, step in enumerate(steps):
+                if i < trained:
+                    states[mb, i + 1] = step.x_p
+                    logp[mb, i] = log_prob(step.x_p, step.mean, step.std)
+            images.append(grey(pipe.decode(step.x_p)))
+    t, p = pipe.schedule.timesteps(noise.shape[1] - 1)
+    return Rollout(states, logp, t[:trained], p[:trained], torch.cat(images))
 
 
 def advantages(rewards: dict[str, Tensor], weights: dict[str, float],
@@ -229,8 +227,8 @@ def update(pipe: Pipeline, anchor: Pipeline, ro: Rollout, advantage: Tensor, c_p
     c_p: b n d and c_empty: n d are the prompt embeddings *without* c_s: ACE is applied here, under gradient,
     for it is part of the policy. Returns statistics as tensors on the device (no host sync).
     """
-    k, d = len(ro.t), ro.x[0, 0].numel()
-    clip, device = config.clip / d, ro.x.device
+    k, d = len(ro.t), ro.states[0, 0].numel()
+    clip, device = config.clip / d, ro.states.device
     names = ("pg_loss", "kl", "clip_fraction", "ratio_error")
     sums = {name: torch.zeros((), device=device) for name in names}
     low, high = torch.full((), torch.inf, device=device), torch.zeros((), device=device)   # of the ratio
@@ -239,12 +237,12 @@ def update(pipe: Pipeline, anchor: Pipeline, ro: Rollout, advantage: Tensor, c_p
         parameter.grad = torch.zeros_like(parameter)   # of every rank, also one without a pair
     for mb in pairs.to(device).split(config.rl_micro):
         image, step = mb // k, mb % k
-        mb_x, mb_t, mb_p, mb_c = ro.x[image, step], ro.t[step], ro.p[step], c_p[image]
+        mb_x, mb_t, mb_p, mb_c = ro.states[image, step], ro.t[step], ro.p[step], c_p[image]
         with autocast(pipe.device):
             cond, uncond = pipe.condition(mb_c, c_empty)
             out = guided_noise(pipe.unet, mb_x, mb_t, cond, uncond, sampling.guidance)
         mean, std = ddim_step(pipe.schedule, out, mb_x, mb_t, mb_p, sampling.eta)
-        logp, logp_old = log_prob(ro.x_p[image, step], mean, std), ro.logp[image, step]
+        logp, logp_old = log_prob(ro.states[image, step + 1], mean, std), ro.logp[image, step]
         loss, ratio = policy_loss(logp, logp_old, advantage[image], clip)
         kl = torch.zeros_like(loss)
         if config.kl > 0:
@@ -328,7 +326,7 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, nets: Rewards, reports: list[str]
                 history.append(update(pipe, anchor, ro, advantage, c_p, c_empty, own, len(pairs), sampling,
                                       config, optimizer))
     stats = summarise(history, rewards, ro.images)
-    d = ro.x[0, 0].numel()
+    d = ro.states[0, 0].numel()
     if stats["ratio_error_first"] > 0.1 * config.clip / d:
         raise FloatingPointError(
             f"mean |ratio - 1| is {stats['ratio_error_first']:.1e} before the first update, above a tenth "

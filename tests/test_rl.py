@@ -320,5 +320,5 @@ def test_half_precision_networks_keep_the_ratio_at_one(monkeypatch, lora):
     stats = update(pipe, anchor, ro, torch.linspace(-1, 1, 8), c_p, c_empty, torch.arange(32), 32, sampling(),
                    RLConfig(rl_micro=5), optimizer)
     assert stats["ratio_error"] < 1e-5
-    assert all(t.dtype == torch.float32 for t in (ro.x, ro.x_p, ro.logp, ro.images, *parameters))
+    assert all(t.dtype == torch.float32 for t in (ro.states, ro.logp, ro.images, *parameters))
     assert stats["kl"] > 0 and stats["grad_norm"] > 0 and pipe.ace.c_s.grad.abs().sum() > 0
