@@ -272,13 +272,13 @@ def round_noise(pipe: Pipeline, seeds: list[int], steps: int, trained: int,
     The noise of a trained step is the policy's action: a baseline must not depend on it, so the anchor has
     its own. All else, x_T (column 0) and the untrained steps, belongs to the report with `same_noise`.
     """
-    noise, spare = seeded_noise(seeds, 2 * steps + 1, pipe.latent_shape, pipe.device).chunk(2, dim=1)
+    noise, spare = seeded_noise(seeds, 2 * steps + 1, pipe.latent_shape).chunk(2, dim=1)
     anchor_noise = spare[::config.group].clone()
     if config.same_noise:
         fixed = [0, *range(trained + 1, steps + 1)]
         anchor_noise[:, fixed] = noise[::config.group, fixed]
         noise[:, fixed] = anchor_noise[:, fixed].repeat_interleave(config.group, 0)
-    return noise.clone(), anchor_noise   # a view would keep the other half in memory
+    return noise.to(pipe.device, copy=True), anchor_noise.to(pipe.device)   # a view would keep `spare`
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def peaks(sizes: train.Preset, config: rl.RLConfig, sampling: sample.SampleConfi
     nets = random_rewards(sizes, pipe.tokenizer, CPU)
     optimizer = loop.adamw(groups, 1e-6, torch.device("cuda"))         # fused
     found, trained = {"weights": live.now}, rl.trained_steps(steps, config)
-    with patch.object(rl, "seeded_noise", lambda s, n, shape, _: torch.empty(len(s), n + 1, *shape)):
+    with patch.object(rl, "seeded_noise", lambda s, n, shape: torch.empty(len(s), n + 1, *shape)):
         noise, anchor_noise = rl.round_noise(pipe, list(range(b)), steps, trained, config)
     with torch.no_grad(), rl.autocast(CPU):
         *c_report, c_empty = pipe.embed([REPORT] * config.reports + [""]).float()
