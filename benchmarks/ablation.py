@@ -14,6 +14,7 @@ import dataclasses
 import fcntl
 import functools
 import json
+import statistics
 import sys
 import time
 import zlib
@@ -135,7 +136,8 @@ def open_bench(out: Path, seed: int, flags: tuple[str, ...]) -> Bench:
 
 
 def tune(bench: Bench, changes: dict) -> tuple[Pipeline, Tensor, float]:
-    """One variant -> tuned pipeline, curve (points 1+metrics: Bench.point), seconds of its rounds."""
+    """One variant -> tuned pipeline, curve (points 1+metrics: Bench.point), seconds of its rounds if all were
+    as its median one: what else the machine does for a while must not lengthen the control's training."""
     images = bench.rl.reports * bench.rl.group
     config = dataclasses.replace(bench.rl, **changes)
     config = dataclasses.replace(config, reports=images // config.group)
@@ -143,7 +145,7 @@ def tune(bench: Bench, changes: dict) -> tuple[Pipeline, Tensor, float]:
     pipe, anchor, _, groups = start_policy(bench.folder / "anchor", torch.device("cpu"), config)
     nets = Rewards.load(bench.folder / "rewards", ceiling=config.ceiling)
     optimizer = loop.adamw(groups, config.rl_lr, torch.device("cpu"), weight_decay=1e-4)
-    curve, seconds = [], 0.0
+    curve, seconds = [], []
     stops = {config.rounds * i // (POINTS + 1) for i in range(1, POINTS + 1)} - {0} | {config.rounds}
     for r in tqdm(range(config.rounds), "rounds"):
         start = time.monotonic()
@@ -154,12 +156,12 @@ def tune(bench: Bench, changes: dict) -> tuple[Pipeline, Tensor, float]:
         first = zlib.crc32(f"{seed} rollout {r}".encode())
         rl_round(pipe, anchor, nets, chosen, [first + i for i in range(images)], bench.sampling, config,
                  optimizer)
-        seconds += time.monotonic() - start
+        seconds.append(time.monotonic() - start)
         if r + 1 in stops:
             tuned = dataclasses.replace(pipe, unet=copy.deepcopy(pipe.unet))
             step_back(tuned, anchor, config.mix)
             curve.append(bench.point(tuned, (r + 1) * images))
-    return tuned, torch.tensor(curve), seconds
+    return tuned, torch.tensor(curve), config.rounds * statistics.median(seconds)
 
 
 def supervised(bench: Bench, seconds: float) -> Pipeline:
@@ -170,11 +172,12 @@ def supervised(bench: Bench, seconds: float) -> Pipeline:
     loss = train.diffusion_loss(run, bench.config, pipe.unet, pipe.text, pipe.schedule, latents,
                                 pipe.tokenizer, bench.sets["train"].reports,
                                 first=last_log(bench.folder, "diffusion")["step"])
-    loss(0)[0].backward()   # the first is slower
-    start = time.monotonic()
-    for step in range(5):
+    paces = []
+    for step in range(10):
+        start = time.monotonic()
         loss(step)[0].backward()
-    steps = max(round(seconds * 5 / (time.monotonic() - start)), 1)
+        paces.append(time.monotonic() - start)
+    steps = max(round(seconds / statistics.median(paces)), 1)
     loop.fit(run, "control", {"unet": pipe.unet}, loss, steps, bench.config.diffusion_lr,
              bench.config.diffusion_batch, ema_decay=train.EMA_DECAY)
     return pipe
