@@ -3,10 +3,10 @@
     python benchmarks/ablation.py [--seeds 3] [--out runs/ablation] [--only NAME ...] [train.py's flags]
 
 For every seed one anchor and one set of reward networks are trained (or found in OUT/seed-S); every variant
-starts from that anchor and gets as many reward queries. OUT/seed-S/cxrl is tuned by the defaults;
-`supervised` is the anchor trained supervised for as many seconds as that took. Each result is kept in
-OUT/results as soon as it is there, so the same command continues, and the command given several times at
-once shares the work; OUT/ablation.md and OUT/ablation.png are written anew after each result.
+starts from that anchor and gets as many reward queries. `supervised` is the anchor trained supervised for as
+many seconds as `cxrl`, the defaults, took; both are kept, as OUT/seed-S/control and OUT/seed-S/cxrl. Each
+result is kept in OUT/results as soon as it is there, so the same command continues, and the command given
+several times at once shares the work; OUT/ablation.md and OUT/ablation.png are written anew after each.
 """
 import argparse
 import copy
@@ -193,7 +193,9 @@ def result(bench: Bench, name: str, cxrl: Path) -> tuple[dict[str, Tensor], Tens
     if name == "supervised":
         with claim(cxrl, wait=True):
             seconds = seconds_of(cxrl)
-        return bench.judge(supervised(bench, seconds)), torch.empty(0), seconds
+        control = supervised(bench, seconds)
+        control.save(bench.folder / "control")
+        return bench.judge(control), torch.empty(0), seconds
     pipe, curve, seconds = tune(bench, VARIANTS[name])
     if name == "cxrl":
         save_policy(pipe, bench.folder / "anchor", bench.folder / "cxrl")
