@@ -4,6 +4,7 @@
     python evaluate.py runs/phantom --reports 512
     python evaluate.py runs/phantom --control DIR   # and another pipeline, say the anchor trained longer
     python evaluate.py runs/phantom --images DIR    # and images from elsewhere, with their metadata.csv
+    python evaluate.py runs/phantom --features FILE # FID and its kin on the features of a DenseNet-121
 
 Prompts are the reports of the test split (val where there is no test). Anchor, CXRL and control draw the same
 reports with the same seeds; `real`, the images that truly belong to those reports, is scored by the same code
@@ -16,7 +17,9 @@ and is the floor or ceiling of each metric. judge.py says what the judge is and 
     macro_f1                mean over findings of F1 at 0.5
     consistency             mean cosine of the judge's embeddings of image and report
     retrieval_at_1, 5, 10   share of reports with fewer than k of the n images nearer to them than their own
-    fid, kid                against a reference set of other real images, on the judge's features
+    fid, kid                against a reference set of other real images, on the judge's features (or, with
+                            --features, on the 1024 after the last ReLU of a DenseNet-121: torchxrayvision's
+                            features2, as RoentGen; README.md shows how to convert one)
     precision ... coverage  likewise, k = 5
     nearest_train_distance  mean distance to the nearest training image, on features; far below real's: copied
     closer_to_train         share of images nearer to a training image than to any held-out real one, on
@@ -58,7 +61,6 @@ from judge import (
     BATCH,
     IDENTITY,
     Judge,
-    features_of,
     jitter,
     load_judge,
     look,
@@ -68,6 +70,7 @@ from judge import (
     reposition,
 )
 from labels import LABELS
+from rewards import DiagnosisNet
 
 COPIES = 4             # images of one report for MS-SSIM: 6 pairs, as RoentGen
 SSIM_REPORTS = 64      # reports with that many images
@@ -103,10 +106,22 @@ class Yardstick:
     train_index: Tensor    # t, their rows in the train split
     similar: int           # the first prompts have COPIES images, so many
     seed: int
+    eyes: DiagnosisNet | None = None   # whose features are compared; None: the judge's
 
 
 @torch.no_grad()
-def make_yardstick(judge: Judge, sets: dict, reports: int, seed: int) -> Yardstick:
+def dense_features(eyes: DiagnosisNet, images: Tensor) -> Tensor:
+    """torchxrayvision's `features2` (ReLU, then the mean over places): n 1 h w, [0, 1] or uint8 -> n 1024"""
+    device, parts = next(eyes.parameters()).device, []
+    for batch in images.split(BATCH):
+        x = (batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()).to(device)
+        parts.append(eyes.trunk(x - 0.5).mean((2, 3)).float().cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def make_yardstick(judge: Judge, sets: dict, reports: int, seed: int,
+                   eyes: DiagnosisNet | None = None) -> Yardstick:
     """Draw the prompts; the rest of the test split is the reference set.
 
     Where fewer images than prompts would be left, only the first half of each set is compared, with the true
@@ -122,24 +137,33 @@ def make_yardstick(judge: Judge, sets: dict, reports: int, seed: int) -> Yardsti
     labels = prompt_labels(test.labels[order[:n]])
     labels[:, ~judge.judged.cpu()] = math.nan
     nearest = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:NEAREST]
+
+    def features(chests, index: Tensor) -> Tensor:
+        parts = (chests.images(part) for part in index.split(BATCH))
+        return torch.cat([look(judge, images)["features"] if eyes is None else dense_features(eyes, images)
+                          for images in parts])
+
     return Yardstick(judge, order[:n], prompts, labels,
                      embeddings=judge.embed_reports([ngrams(r, judge.config.buckets) for r in prompts]).cpu(),
-                     compared=compared, reference=features_of(judge, test, order[compared:]),
-                     train=features_of(judge, train, nearest), train_index=nearest,
-                     similar=min(SSIM_REPORTS, n), seed=seed)
+                     compared=compared, reference=features(test, order[compared:]),
+                     train=features(train, nearest), train_index=nearest,
+                     similar=min(SSIM_REPORTS, n), seed=seed, eyes=eyes)
 
 
 def measure(yard: Yardstick, images: Tensor, groups: list[Tensor],
             resamples: int = RESAMPLES) -> dict[str, Tensor]:
     """(images: n 1 h w, one a prompt; groups: k 1 h w each, of one report) -> metric: 1+r rows of resamples.
 
-    "by_finding" is 1+r 14, the AUROC of each finding.
+    Beside them "by_finding", 1+r 14: the AUROC of each finding; "nearest", 2 n: of each image the distance to
+    its nearest training image, and which of yard.train that is.
     """
     def resampling(count: int) -> Tensor:
         return metrics.resampling(count, resamples, yard.seed)
 
     seen = look(yard.judge, images)
-    probability, features = seen["findings"].sigmoid().double(), seen["features"][:yard.compared]
+    probability = seen["findings"].sigmoid().double()
+    all_features = seen["features"] if yard.eyes is None else dense_features(yard.eyes, images)
+    features, distance = all_features[:yard.compared], metrics.nearest(all_features, yard.train)
     every, part, fixed = resampling(len(images)), resampling(yard.compared), resampling(len(yard.reference))
     near = metrics.neighbourhoods(yard.reference, features)
     alike = similarity(groups)
@@ -158,9 +182,9 @@ def measure(yard: Yardstick, images: Tensor, groups: list[Tensor],
         "ms_ssim": metrics.mean(alike, resampling(len(alike))),
         "precision": metrics.mean(near["precision"], part), "recall": metrics.mean(near["recall"], fixed),
         "density": metrics.mean(near["density"], part), "coverage": metrics.mean(near["coverage"], fixed),
-        "nearest_train_distance": metrics.mean(metrics.nearest_distance(seen["features"], yard.train), every),
+        "nearest_train_distance": metrics.mean(distance[0], every),
         "closer_to_train": metrics.mean(metrics.closer(features, yard.train, yard.reference), part),
-        "by_finding": by_finding,
+        "by_finding": by_finding, "nearest": torch.stack([distance[0], distance[1].double()]),
     }
 
 
@@ -216,10 +240,11 @@ def draw_all(pipe: sample.Pipeline, reports: list[str], seeds: list[int], settin
     return images
 
 
-def nearest_pairs(yard: Yardstick, images: Tensor, train, name: str) -> list[tuple[str, Tensor]]:
-    """images: n 1 h w, one a prompt -> two rows of sample.picture_grid: the PAIRS of them that are nearest to
-    a training image, on features, and these training images."""
-    distance, which = metrics.nearest(look(yard.judge, images)["features"], yard.train)
+def nearest_pairs(yard: Yardstick, images: Tensor, nearest: Tensor, train,
+                  name: str) -> list[tuple[str, Tensor]]:
+    """(images: n 1 h w, one a prompt; nearest: 2 n, of measure) -> two rows of sample.picture_grid: the PAIRS
+    of them that are nearest to a training image, on features, and these training images."""
+    distance, which = nearest[0], nearest[1].long()
     order = distance.argsort(stable=True)[:PAIRS]
     there = yard.train_index[which[order]]
     apart = ", ".join(f"{d:.2f}" for d in distance[order].tolist())
@@ -239,7 +264,7 @@ def judge_pipelines(run: Path, pipes: dict[str, sample.Pipeline], yard: Yardstic
         images, groups = draw(pipe, yard, settings, name)
         rows[name] = measure(yard, images, groups)
         if name in ("anchor", "cxrl"):
-            pairs += nearest_pairs(yard, images, train, name)
+            pairs += nearest_pairs(yard, images, rows[name]["nearest"], train, name)
     sample.save_png(sample.picture_grid(pairs), run / "samples" / "nearest_pairs.png",
                     synthetic="the first and third row; the other rows are training images")
     return rows
@@ -247,7 +272,7 @@ def judge_pipelines(run: Path, pipes: dict[str, sample.Pipeline], yard: Yardstic
 
 def read_images(folders: tuple[Path, ...], size: int, fit: str, taken: set[str]) -> list:
     """Folders of images with metadata.csv; each is a system by its folder's name."""
-    sets, taken = [], taken | {"real", "judge", "protocol", "data", "sampling", "controls"}
+    sets, taken = [], taken | {"real", "judge", "protocol", "data", "sampling", "controls", "features"}
     for folder in folders:
         chests = chest_data.load_images(Path(folder), size, fit)
         if chests.name in taken:
@@ -372,9 +397,9 @@ def table(result: dict) -> str:
 
 def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: int = 0,
                  device: torch.device | str = "cpu", controls: tuple[Path, ...] = (),
-                 images: tuple[Path, ...] = ()) -> dict:
+                 images: tuple[Path, ...] = (), features: Path | None = None) -> dict:
     """Score RUN/anchor, RUN/cxrl, `controls` (pipeline folders) and `images` (folders with metadata.csv)
-    -> RUN/evaluation.json, and return it.
+    -> RUN/evaluation.json, and return it. features: a DenseNet-121 (DiagnosisNet.from_densenet).
 
     data: the sets of data.load; if None they are loaded as RUN/config.json says. Raises ValueError for an
     unfinished run, unusable data, and values out of range.
@@ -385,6 +410,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: 
     if not 0 <= seed < 2**31:
         raise ValueError(f"--seed {seed}: expected 0 to 2^31 - 1")
     config = read_config(run)
+    eyes = None if features is None else DiagnosisNet.from_densenet(features).to(device)
     settings = {name: value for name, value in sample.run_settings(run).items() if name != "revision"}
     folders = {"anchor": run / "anchor", "cxrl": run / "cxrl"}
     folders |= {f"control_{i}" if i > 1 else "control": Path(folder) for i, folder in enumerate(controls, 1)}
@@ -393,7 +419,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: 
     test = sets["test"]
     foreign = read_images(images, test.size, config.get("fit", "crop"), taken={*pipes})
     judge = load_judge(run / "state" / "judge.safetensors", sets["judge"], device)
-    yard = make_yardstick(judge, sets, reports, seed)
+    yard = make_yardstick(judge, sets, reports, seed, eyes)
     rows = {"real": measure(yard, test.images(yard.index).float() / 255, real_groups(yard, test))}
     rows |= judge_pipelines(run, pipes, yard, settings, sets["train"])
     (run / "prompts.txt").write_text("".join(one_line(r) + "\n" for r in yard.reports), encoding="utf-8")
@@ -407,6 +433,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: 
         "device": device_name(device), "seconds": round(time.monotonic() - start, 1),
         "run_git": config.get("git", "unknown"), "sampling": settings,
         "controls": [str(folder) for folder in controls],
+        "features": "judge" if features is None else str(features),
         **{name: entry(r) for name, r in rows.items()},
         **{f"{name}_vs_anchor": gains(rows[name], rows["anchor"], rows["real"]) for name in paired},
         "judge": judge_quality(yard, sets, rows["real"]), "protocol": protocol(yard, test),
@@ -455,11 +482,14 @@ def main(argv: list[str] | None = None) -> None:
                         help="also score this pipeline folder, for example the anchor trained longer")
     parser.add_argument("--images", type=Path, action="append", default=[],
                         help="also score the images of this folder, which has metadata.csv (image, report)")
+    parser.add_argument("--features", type=Path, metavar="FILE",
+                        help="compare sets of images on this DenseNet-121's features2 instead of the judge's "
+                             "features; beside it FILE.json, the list of its labels")
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = args.run or sample.newest_run()
     evaluate_run(run, reports=args.reports, seed=args.seed, device=device, controls=tuple(args.control),
-                 images=tuple(args.images))
+                 images=tuple(args.images), features=args.features)
     print(f"written to {run / 'evaluation.json'}")
 
 

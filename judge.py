@@ -289,8 +289,3 @@ def look(judge: Judge, images: Tensor) -> dict[str, Tensor]:
         batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
         parts.append({name: value.float().cpu() for name, value in judge(batch.to(device)).items()})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def features_of(judge: Judge, chests, index: Tensor) -> Tensor:
-    """-> n d, the features of these images, a batch of images in memory at a time"""
-    return torch.cat([look(judge, chests.images(part))["features"] for part in index.split(BATCH)])

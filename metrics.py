@@ -124,14 +124,10 @@ def exact_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def nearest(x: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """(x: n d, others: m d) -> how far each row is from the nearest of the others: n, and which that is: n"""
+    """(x: n d, others: m d) -> how far each row is from the nearest of the others (0: a copy): n,
+    and which that is: n"""
     parts = [exact_distance(rows.double(), others.double()).min(1) for rows in x.split(256)]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
-
-
-def nearest_distance(x: Tensor, others: Tensor) -> Tensor:
-    """(x: n d, others: m d) -> n, how far each row is from the nearest of the others (0: a copy)."""
-    return nearest(x, others)[0]
 
 
 def closer(x: Tensor, train: Tensor, held_out: Tensor) -> Tensor:
@@ -141,7 +137,7 @@ def closer(x: Tensor, train: Tensor, held_out: Tensor) -> Tensor:
     Of both sets the first min(m, k) rows are compared: the larger one would be nearer by its number alone.
     """
     few = min(len(train), len(held_out))
-    learned, unseen = nearest_distance(x, train[:few]), nearest_distance(x, held_out[:few])
+    learned, unseen = nearest(x, train[:few])[0], nearest(x, held_out[:few])[0]
     return (learned < unseen).double() + (learned == unseen).double() / 2
 
 

@@ -14,6 +14,7 @@ from test_judge import FLUID, HEART, ToyChests, trained
 
 import evaluate
 from model import UNet2DConditionModel, UNetConfig
+from rewards import DiagnosisNet, RewardConfig
 from sample import Pipeline, Schedule, ScheduleConfig
 from text_encoder import CLIPTextModel, TextConfig, Tokenizer
 from vae import AutoencoderKL, VAEConfig
@@ -133,7 +134,7 @@ def test_reference_images_are_never_the_compared_ones(toy_judge):
     assert len(scarce.reports) == 64 and scarce.compared == 32 and len(scarce.reference) == 32
     for yard in (plenty, scarce):
         own = evaluate.look(net, sets["test"].images(yard.index[:yard.compared]))["features"]
-        assert evaluate.metrics.nearest_distance(own, yard.reference).min() > 0
+        assert evaluate.metrics.nearest(own, yard.reference)[0].min() > 0
 
 
 def test_copies_of_training_images_are_found(toy_judge):
@@ -147,7 +148,8 @@ def test_copies_of_training_images_are_found(toy_judge):
     images = sets["train"].images(copies).float() / 255
     rows = evaluate.measure(yard, images, [])
     assert rows["closer_to_train"].tolist() == [1] * (1 + evaluate.RESAMPLES)
-    (above, drawn), (below, trained_on) = evaluate.nearest_pairs(yard, images, sets["train"], "copier")
+    pairs = evaluate.nearest_pairs(yard, images, rows["nearest"], sets["train"], "copier")
+    (above, drawn), (below, trained_on) = pairs
     assert torch.equal(drawn, trained_on) and len(drawn) == evaluate.PAIRS
     assert above.startswith("copier, generated: nearest of 24") and "TRAINING images" in below
 
@@ -158,6 +160,28 @@ def test_nearest_pairs_are_drawn_and_say_which_rows_are_real(run, result):
     with Image.open(run / "samples" / "nearest_pairs.png") as picture:
         assert picture.width == 160 * evaluate.PAIRS and picture.height > 4 * 160
         assert "training images" in picture.text["synthetic"]
+
+
+def test_sets_can_be_compared_on_a_densenet(run, result, tmp_path, monkeypatch):
+    """--features: torchxrayvision's features2 (ReLU, then the mean over places) in any batch; FID and its
+    kin change, what the judge says of single images does not. A file that is none is named."""
+    eyes = DiagnosisNet(RewardConfig(trunk="densenet121")).eval()
+    images = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = [eyes.trunk(image[None] / 255 - 0.5).clamp(min=0).mean((2, 3)) for image in images]
+    assert torch.allclose(evaluate.dense_features(eyes, images), torch.cat(expected), rtol=1e-4, atol=1e-5)
+    eyes.trunk = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 5, 3), torch.nn.ReLU())   # a quick one
+    monkeypatch.setattr(DiagnosisNet, "from_densenet", lambda path: eyes)
+    own = Path(shutil.copytree(run, tmp_path / "run"))
+    other = evaluate.evaluate_run(own, toy_sets(), reports=24, seed=3, features=Path("own.safetensors"))
+    assert result["features"] == "judge" and other["features"] == "own.safetensors"
+    for system in ("real", "anchor"):
+        changed = {name for name in METRICS if other[system][name] != result[system][name]}
+        assert changed >= {"fid", "kid", "nearest_train_distance"}
+        assert not changed & {"posture_deviation", "auroc", "consistency", "ms_ssim"}
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="absent.safetensors: not a DenseNet-121"):
+        evaluate.evaluate_run(run, toy_sets(), reports=24, features=tmp_path / "absent.safetensors")
 
 
 def test_findings_the_judge_never_saw_are_left_out(toy_judge):

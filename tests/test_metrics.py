@@ -165,7 +165,7 @@ def test_nearest_distance_sees_a_copy():
     train = gaussian(300, 5)
     x = torch.cat([train[7:8], train[9:10] + 1e-3])
     expected = torch.tensor([0, 1e-3 * math.sqrt(5)], dtype=torch.float64)
-    torch.testing.assert_close(metrics.nearest_distance(x, train), expected)
+    torch.testing.assert_close(metrics.nearest(x, train)[0], expected)
 
 
 def test_closer_tells_copies_from_new_draws():
