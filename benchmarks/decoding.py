@@ -1,0 +1,75 @@
+"""How fast images of an archive's size are decoded for training, by number of worker processes.
+
+    python benchmarks/decoding.py [--images 128] [--size 256] [--workers 1 2 4 ...]
+
+Writes made-up JPEG files of MIMIC-CXR-JPG's size (3056 x 2544) to a temporary folder and reads them as train.py
+reads a large set (data.Stream, batches of 8). Prints images a second and, for the first row's 0 workers, which
+decode in this process, what one image costs in processor time.
+"""
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+import data  # noqa: E402
+from archives import Row  # noqa: E402
+
+BATCH = 8
+
+
+def write_images(folder: Path, images: int) -> list[Row]:
+    """Grain over a soft background, which compresses like a film."""
+    rows, draw = [], np.random.default_rng(0)
+    for i in range(images):
+        soft = Image.fromarray(draw.integers(40, 215, (48, 40), dtype=np.uint8)).resize((2544, 3056))
+        grain = draw.normal(0, 4, (3056, 2544))
+        pixels = (np.asarray(soft) + grain).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=92)
+        rows.append(Row(f"{i}.jpg", "", (0.0,) * 14, f"p{i}"))
+    return rows
+
+
+def speed(chests: data.FolderChests, workers: int) -> float:
+    """-> images a second, from the first batch asked for to the last"""
+    steps = len(chests) // BATCH
+    stream = data.Stream(chests, lambda k: torch.arange(BATCH) + BATCH * (k % steps), workers)
+    start = time.monotonic()
+    for step in range(steps):
+        stream(step)
+    return steps * BATCH / (time.monotonic() - start)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--size", type=int, default=256, help="pixels a side of what comes out [256]")
+    parser.add_argument("--workers", type=int, nargs="+",
+                        default=sorted({2**i for i in range(5) if 2**i <= (os.cpu_count() or 1)}))
+    args = parser.parse_args(argv)
+    if args.images < BATCH:
+        raise ValueError(f"--images {args.images}: expected {BATCH} or more")
+    print("| worker processes | images a second | processor milliseconds an image |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = write_images(Path(folder), args.images)
+        chests = data.FolderChests("decoding", Path(folder), rows, args.size, "crop", None)
+        for workers in (0, *args.workers):
+            before = time.process_time()
+            rate = speed(chests, workers)
+            spent = f"{1000 * (time.process_time() - before) / args.images:.0f}" if workers == 0 else ""
+            print(f"| {workers} | {rate:.1f} | {spent} |", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
