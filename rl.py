@@ -13,7 +13,7 @@ end only. The policy denoises under [c_p ; c_s], the frozen anchor under c_p. De
   anchor's image: images of a group differ by actions only, and so do their rewards;
 * the last steps are not trained: there |d mean / d output| / std explodes and the gradient is mostly noise;
 * the log-probability is the mean over the latent's D numbers, so the clip range on the ratio is `clip` / D;
-* an exact KL term per step keeps the policy near the anchor.
+* an exact KL term per step keeps the policy near the anchor, and in the end it goes part of the way back.
 """
 import copy
 from contextlib import contextmanager
