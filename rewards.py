@@ -9,9 +9,9 @@ of the anchor's image. Normalisation is not done here: rl.py turns these rewards
     r_diag(x, x^)       = S(x, labels) - S(x^, labels)        in [-1, 1]    S: probability of the right answer
     r_consist(x, x^, y) = cos(F(x), G(y)) - cos(F(x^), G(y))  in [-2, 2]
 
-What the median real film scores is enough, and no image scores more: each network is calibrated so on real
-pairs. Without a ceiling a reward goes on to pay for what real films do not have: a posture or a typical look
-more perfect than theirs.
+Each network is calibrated on real pairs: their spread is the unit of its reward, and what the median one
+scores is enough. With a ceiling (--ceiling) no image scores more than that: no reward then asks for a posture
+or a look more perfect than real films have, and none is left where the anchor is as good as they are.
 """
 import json
 import math
@@ -422,7 +422,7 @@ class Rewards:
     consistency: ConsistencyNet
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu", ceiling: bool = True) -> "Rewards":
+    def load(cls, folder: Path, device: torch.device | str = "cpu", ceiling: bool = False) -> "Rewards":
         kinds = [(PostureNet, "posture"), (DiagnosisNet, "diagnosis"), (ConsistencyNet, "consistency")]
         nets = [net.from_pretrained(Path(folder) / name).to(device) for net, name in kinds]
         if not ceiling:

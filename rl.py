@@ -7,7 +7,7 @@ end only. The policy denoises under [c_p ; c_s], the frozen anchor under c_p. De
 
 * advantages are relative to a group of images of one report, for reports hardly ever repeat and per-prompt
   running statistics would never fill; each reward is counted in the spread of real pairs, the same in every
-  round: no scale dominates, and a reward that has enough falls silent;
+  round: no scale dominates, and a reward that has become equal falls silent;
 * RLCF: diagnosis and consistency are counted against the anchor's image of the same report;
 * what is not an action, x_T and the noise of the untrained steps, is shared by a report's group and by the
   anchor's image: images of a group differ by actions only, and so do their rewards;
@@ -57,11 +57,11 @@ class RLConfig:
                            "the range on the mean log-prob is clip / D"] = 1.64
     kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.03
     mix: Annotated[float, "how far the result goes from the anchor's weights to the tuned ones; "
-                          "1: all the way"] = 0.6
+                          "1: all the way"] = 0.5
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
-    ceiling: Annotated[bool, "a score goes no higher than that of the median real film"] = True
+    ceiling: Annotated[bool, "a score goes no higher than that of the median real film"] = False
     unit: Annotated[Literal["real", "round"], "what a reward is counted in: the spread of real pairs, or its "
                                               "own in each round, as DDPO"] = "real"
     rlcf: Annotated[bool, "comparative feedback: rewards against the anchor's images"] = True

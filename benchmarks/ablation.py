@@ -60,7 +60,7 @@ VARIANTS = {      # name -> what differs from train.py's defaults
     "RLCF as a verdict": {"feedback": "sign"},
     "own noise for each image": {"same_noise": False},
     "no KL": {"kl": 0.0},
-    "no ceiling": {"ceiling": False},
+    "with a ceiling": {"ceiling": True},
     "own unit each round": {"unit": "round", "kl": 0.1},
     "3 of the 7 steps": {"fraction": 0.43},
     "K = 2": {"ace_tokens": 2},

@@ -180,14 +180,14 @@ def test_rlcf_is_a_margin_or_a_verdict_and_spares_posture():
 
 
 def test_folders_round_trip_and_damage_is_named(tmp_path):
-    """Saved networks score as before, or without their ceiling if so asked;
+    """Saved networks score as before with their ceiling, if so asked, or without;
     a truncated file or a missing folder gives one error naming it."""
     nets, images = three(), torch.rand(3, 1, 64, 64)
     unbounded = nets.scores(images, REPORTS[:3])
     for name in ("posture", "diagnosis", "consistency"):
         getattr(nets, name).calibrate(images, REPORTS[:3])
         getattr(nets, name).save_pretrained(tmp_path / name)
-    loaded, free = Rewards.load(tmp_path), Rewards.load(tmp_path, ceiling=False)
+    loaded, free = Rewards.load(tmp_path, ceiling=True), Rewards.load(tmp_path)
     for name, value in nets.scores(images, REPORTS[:3]).items():
         assert torch.allclose(loaded.scores(images, REPORTS[:3])[name], value, atol=1e-6)
         assert torch.allclose(free.scores(images, REPORTS[:3])[name], unbounded[name], atol=1e-6)
