@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from PIL import Image  # noqa: E402
 
 import data  # noqa: E402
+import images  # noqa: E402
 from labels import LABELS  # noqa: E402
 
 METADATA = ("dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,"
@@ -106,8 +107,8 @@ def write_mimic(folder: Path, images: int, reports: str = "none") -> None:
 
 def load(folder: Path, state: Path) -> dict:
     """Loads the tree in this process -> what a start costs."""
-    opened, look = [], data.open_image
-    data.open_image = lambda path: opened.append(path) or look(path)
+    opened, look = [], images.open_image
+    data.open_image = images.open_image = lambda path: opened.append(path) or look(path)
     start, before = time.monotonic(), time.process_time()
     sets = data.load(str(folder), size=256, cache=state)
     return {"rows": sum(len(part) for part in sets.values()), "seconds": time.monotonic() - start,
