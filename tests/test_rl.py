@@ -221,12 +221,13 @@ def test_stepping_back_goes_part_of_the_way_to_the_anchor(lora):
         return torch.cat([(m.lora_B.weight @ m.lora_A.weight).flatten()
                           for m in lora_layers(pipe.unet).values()])
 
-    whole = change().detach().clone()
+    x, t, c = torch.randn(2, 2, 4, 4), torch.tensor([1, 5]), torch.randn(2, 5, 8)
+    whole, before = change().detach().clone(), anchor.unet(x, t, c).detach().clone()
     for mix, left in ((1.0, 1.0), (0.5, 0.5), (0.5, 0.25), (0.0, 0.0)):
         step_back(pipe, anchor, mix)
         assert torch.allclose(change(), left * whole, atol=1e-5)
-    x, t, c = torch.randn(2, 2, 4, 4), torch.tensor([1, 5]), torch.randn(2, 5, 8)
     assert torch.allclose(pipe.unet(x, t, c), anchor.unet(x, t, c), atol=1e-5)
+    assert torch.equal(anchor.unet(x, t, c), before)
 
 
 @pytest.mark.parametrize("rlcf", [True, False])
