@@ -442,16 +442,13 @@ class Rewards:
             units |= {name: torch.ones_like(units[name]) for name in ("diag", "consist")}
         return units
 
-    def compare(self, images: Tensor, anchor_images: Tensor | None, reports: list[str],
-                feedback: str = "difference") -> dict[str, Tensor]:
-        """The rewards of a rollout: diagnosis and consistency against the anchor's images, if there are any.
 
-        anchor_images: p 1 h w, one for each group of b / p adjacent images of one report.
-        """
-        rewards = self.scores(images, reports)
-        if anchor_images is not None:
-            group = len(images) // len(anchor_images)
-            reference = self.scores(anchor_images, reports[::group])
-            for name in ("diag", "consist"):
-                rewards[name] = rlcf(rewards[name], reference[name].repeat_interleave(group), feedback)
-        return rewards
+def compare(scores: dict[str, Tensor], reference: dict[str, Tensor] | None,
+            feedback: str = "difference") -> dict[str, Tensor]:
+    """Scores of a rollout, b each -> its rewards: diagnosis and consistency against the anchor's, if there
+    are any: p each, one for each group of b / p adjacent images of one report."""
+    if reference is None:
+        return scores
+    group = len(scores["align"]) // len(reference["align"])
+    return scores | {name: rlcf(scores[name], reference[name].repeat_interleave(group), feedback)
+                     for name in ("diag", "consist")}

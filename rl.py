@@ -11,6 +11,8 @@ end only. The policy denoises under [c_p ; c_s], the frozen anchor under c_p. De
 * RLCF: diagnosis and consistency are counted against the anchor's image of the same report;
 * what is not an action, x_T and the noise of the untrained steps, is shared by a report's group and by the
   anchor's image: images of a group differ by actions only, and so do their rewards;
+* a step's action is credited with what the promise of the state gained by it, not with the end alone: the
+  promise is the picture that the network sees in x_t, scored as the end is;
 * the last steps are not trained: there |d mean / d output| / std explodes and the gradient is mostly noise;
 * the log-probability is the mean over the latent's D numbers, so the clip range on the ratio is `clip` / D;
 * an exact KL term per step keeps the policy near the anchor, and in the end it goes part of the way back.
@@ -29,10 +31,11 @@ from torch import Tensor, nn
 from ace import ACE
 from loop import gather_from_ranks, rank, ranks, reduce_over_ranks
 from model import UNet2DConditionModel, WithoutLoRA, add_lora, load_lora, lora_layers, save_lora
-from rewards import NAMES, Rewards
+from rewards import NAMES, Rewards, compare
 from sample import (
     Pipeline,
     SampleConfig,
+    Schedule,
     autocast,
     ddim_step,
     denoise,
@@ -44,20 +47,23 @@ from sample import (
 
 @dataclass(frozen=True)
 class RLConfig:
-    rounds: Annotated[int, "rollout + update rounds"] = 12
+    rounds: Annotated[int, "rollout + update rounds"] = 6
     reports: Annotated[int, "reports per round; images per round = reports * group"] = 32
     group: Annotated[int, "images per report; 1 is plain DDPO with batch statistics"] = 8
     inner_epochs: Annotated[int, "passes over each rollout"] = 1
     updates: Annotated[int, "optimizer steps per pass; from the second on the clip acts"] = 2
     skip_last: Annotated[int, "last denoising steps left out of the updates (their gradient is noise)"] = 3
+    values: Annotated[int, "states of an image, at most, whose promises are scored to credit single "
+                           "steps; 0: the end alone, as DDPO"] = 6
+    balance: Annotated[bool, "steps count as their noise is to what the network moves, not all alike"] = True
     fraction: Annotated[float, "share of the other steps trained for each image, drawn at random"] = 1.0
     rl_lr: Annotated[float, "peak learning rate of the denoiser in RL, decays to 0"] = 3e-4
     ace_lr: Annotated[float, "peak learning rate of the ACE vectors"] = 1e-3
     clip: Annotated[float, "ratio clip in nats of the whole latent; "
                            "the range on the mean log-prob is clip / D"] = 1.64
-    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.03
+    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.02
     mix: Annotated[float, "how far the result goes from the anchor's weights to the tuned ones; "
-                          "1: all the way"] = 0.5
+                          "1: all the way"] = 1.0
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
@@ -139,11 +145,12 @@ def save_policy(pipe: Pipeline, anchor_folder: Path, folder: Path) -> None:
 
 
 class Rollout(NamedTuple):
-    """Trajectories of the trained steps, all float32; b images, k trained steps."""
+    """Trajectories of the trained steps, all float32; b images, k trained steps, v valued states."""
     states: Tensor     # b k+1 c h w   the action of step i is the state of step i + 1
     logp: Tensor       # b k           mean log-probability of each action under the policy that took it
     t: Tensor          # k
     p: Tensor          # k
+    promises: Tensor   # v b c h w     x_0 as seen from the valued states
     images: Tensor     # b 1 h w       in [0, 1]
 
 
@@ -161,13 +168,27 @@ def trained_steps(steps: int, config: RLConfig) -> int:
     return steps - config.skip_last
 
 
+def valued_states(trained: int, config: RLConfig) -> list[int]:
+    """Which states' promises are scored: spread evenly between the first and the last trained step."""
+    if config.values < 0:
+        raise ValueError(f"--values {config.values}: expected 0 or more")
+    parts = config.values + 1
+    return sorted({round(trained * j / parts) for j in range(1, parts)} - {0, trained})
+
+
+def queries_per_round(steps: int, config: RLConfig) -> int:
+    """How many pictures of the policy the reward networks score in a round: ends and promises."""
+    return config.reports * config.group * (1 + len(valued_states(trained_steps(steps, config), config)))
+
+
 @torch.no_grad()
 def rollout(pipe: Pipeline, cond: Tensor, uncond: Tensor, noise: Tensor, sampling: SampleConfig,
-            trained: int, micro: int) -> Rollout:
+            trained: int, valued: list[int], micro: int) -> Rollout:
     """Sample the policy, `micro` images at a time: (cond: b n d, uncond: n d, noise: b steps+1 c h w)
-    -> trajectories and images."""
+    -> trajectories, promises of the valued states, and images."""
     states = noise.new_empty(len(noise), trained + 1, *noise.shape[2:])
     logp, images = noise.new_empty(len(noise), trained), []
+    promises = noise.new_empty(len(valued), *noise[:, 0].shape)
     states[:, 0] = noise[:, 0]
     for first in range(0, len(noise), micro):
         mb = slice(first, first + micro)
@@ -178,9 +199,18 @@ def rollout(pipe: Pipeline, cond: Tensor, uncond: Tensor, noise: Tensor, samplin
                 if i < trained:
                     states[mb, i + 1] = step.x_p
                     logp[mb, i] = log_prob(step.x_p, step.mean, step.std)
+                if i in valued:
+                    promises[valued.index(i), mb] = step.x_0
             images.append(grey(pipe.decode(step.x_p)))
     t, p = pipe.schedule.timesteps(noise.shape[1] - 1)
-    return Rollout(states, logp, t[:trained], p[:trained], torch.cat(images))
+    return Rollout(states, logp, t[:trained], p[:trained], promises, torch.cat(images))
+
+
+@torch.no_grad()
+def pictures(pipe: Pipeline, latents: Tensor, micro: int) -> Tensor:
+    """b c h w -> b 1 h w in [0, 1], `micro` at a time"""
+    with autocast(pipe.device):
+        return torch.cat([grey(pipe.decode(part)) for part in latents.split(micro)])
 
 
 def advantages(rewards: dict[str, Tensor], weights: dict[str, float],
@@ -205,6 +235,32 @@ def advantages(rewards: dict[str, Tensor], weights: dict[str, float],
     return total.clamp(-limit, limit)
 
 
+def credit(advantage: Tensor, values: list[Tensor], valued: list[int], trained: int) -> Tensor:
+    """(advantage of the end: b, values of the promises in the same unit: b each) -> of each step: b k
+
+    The multiple of a promise's value that foretells the end best is what is known of the end at that state.
+    The steps between two valued states are credited with its gain (the temporal difference of Sutton and
+    Barto, section 6.1): from 0 at the start to the whole advantage at the end. What other steps did, most of
+    the advantage's variance, stays out (docs/experiments.md, section 22).
+    """
+    known = [v * (v @ advantage) / (v @ v).clamp(min=1e-12) for v in values]
+    known = torch.stack([torch.zeros_like(advantage), *known, advantage], 1)
+    lengths = torch.tensor([0, *valued, trained]).diff().to(advantage.device)
+    return known.diff(dim=1).repeat_interleave(lengths, 1, output_size=trained)
+
+
+def step_weights(schedule: Schedule, t: Tensor, p: Tensor, eta: float) -> Tensor:
+    """k steps -> k weights, mean 1: std / |d mean / d output|
+
+    A log-probability's gradient on the network's output is (d mean / d output) / std times unit noise: late
+    steps, where std is small, would drown the early ones.
+    """
+    one = torch.ones(len(t), 1, 1, 1, device=t.device)
+    slope, std, _ = ddim_step(schedule, one, 0 * one, t, p, eta)   # the mean is linear in the output
+    weights = (std / slope.abs()).flatten()
+    return weights / weights.mean()
+
+
 def policy_loss(logp: Tensor, logp_old: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, Tensor]:
     """(b,) each -> (loss: b, ratio: b); loss = max(-A r, -A clip(r, 1 - clip, 1 + clip)), r = p / p_old."""
     ratio = (logp - logp_old).exp()
@@ -224,8 +280,8 @@ def update(pipe: Pipeline, anchor: Pipeline, ro: Rollout, advantage: Tensor, c_p
     """One clipped update on the (image, step) pairs of this rank, `total` on all ranks together; the gradient
     is the same whatever the micro-batch size and the number of ranks.
 
-    c_p: b n d and c_empty: n d are the prompt embeddings *without* c_s: ACE is applied here, under gradient,
-    for it is part of the policy. Returns statistics as tensors on the device (no host sync).
+    advantage: b k. c_p: b n d and c_empty: n d are the prompt embeddings *without* c_s: ACE is applied here,
+    under gradient, for it is part of the policy. Returns statistics as tensors on the device (no host sync).
     """
     k, d = len(ro.t), ro.states[0, 0].numel()
     clip, device = config.clip / d, ro.states.device
@@ -241,14 +297,14 @@ def update(pipe: Pipeline, anchor: Pipeline, ro: Rollout, advantage: Tensor, c_p
         with autocast(pipe.device):
             cond, uncond = pipe.condition(mb_c, c_empty)
             out = guided_noise(pipe.unet, mb_x, mb_t, cond, uncond, sampling.guidance)
-        mean, std = ddim_step(pipe.schedule, out, mb_x, mb_t, mb_p, sampling.eta)
+        mean, std, _ = ddim_step(pipe.schedule, out, mb_x, mb_t, mb_p, sampling.eta)
         logp, logp_old = log_prob(ro.states[image, step + 1], mean, std), ro.logp[image, step]
-        loss, ratio = policy_loss(logp, logp_old, advantage[image], clip)
+        loss, ratio = policy_loss(logp, logp_old, advantage[image, step], clip)
         kl = torch.zeros_like(loss)
         if config.kl > 0:
             with torch.no_grad(), autocast(pipe.device):
                 anchor_out = guided_noise(anchor.unet, mb_x, mb_t, mb_c, c_empty, sampling.guidance)
-            anchor_mean, _ = ddim_step(pipe.schedule, anchor_out, mb_x, mb_t, mb_p, sampling.eta)
+            anchor_mean, *_ = ddim_step(pipe.schedule, anchor_out, mb_x, mb_t, mb_p, sampling.eta)
             kl = reduce((mean - anchor_mean) ** 2 / (2 * std**2), "b c h w -> b", "mean")
         ((loss + config.kl * kl).sum() / total).backward()
         with torch.no_grad():
@@ -300,6 +356,7 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, nets: Rewards, reports: list[str]
     policy that sampled (mean |ratio - 1| before the first update above a tenth of the clip range).
     """
     trained, group = trained_steps(sampling.sample_steps, config), config.group
+    valued = valued_states(trained, config)
     b = len(reports) // ranks()
     mine = slice(rank() * b, (rank() + 1) * b)                # whole groups: train.py checks that
     noise, anchor_noise = round_noise(pipe, seeds[mine], sampling.sample_steps, trained, config)
@@ -308,15 +365,25 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, nets: Rewards, reports: list[str]
         c_report, c_empty = embedded[:-1], embedded[-1]       # c_report: one entry for each group
         c_p = c_report.repeat_interleave(group, 0)
         cond, uncond = pipe.condition(c_p, c_empty)
-    ro = rollout(pipe, cond, uncond, noise, sampling, trained, config.rl_batch)
-    anchor_images = None
+    ro = rollout(pipe, cond, uncond, noise, sampling, trained, valued, config.rl_batch)
+    reference = None
     if config.rlcf:
-        anchor_images = rollout(anchor, c_report, c_empty, anchor_noise, sampling, 1, config.rl_batch).images
-    rewards = nets.compare(ro.images, anchor_images, reports[mine], config.feedback)
-    rewards = {name: gather_from_ranks(reward) for name, reward in rewards.items()}
+        anchor_ro = rollout(anchor, c_report, c_empty, anchor_noise, sampling, 1, [], config.rl_batch)
+        reference = nets.scores(anchor_ro.images, reports[mine][::group])
     weights = dict(zip(NAMES, (config.w_align, config.w_diag, config.w_consist), strict=True))
     units = nets.units(config.feedback) if config.unit == "real" else None
-    advantage = advantages(rewards, weights, units, group)[mine]
+
+    def judged(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """This rank's images -> rewards and advantages of all ranks' images"""
+        scores = compare(nets.scores(images, reports[mine]), reference, config.feedback)
+        scores = {name: gather_from_ranks(score) for name, score in scores.items()}
+        return scores, advantages(scores, weights, units, group)
+
+    rewards, advantage = judged(ro.images)
+    values = [judged(pictures(pipe, x_0, config.rl_batch))[1] for x_0 in ro.promises]
+    advantage = credit(advantage, values, valued, trained)[mine]
+    if config.balance:
+        advantage = advantage * step_weights(pipe.schedule, ro.t, ro.p, sampling.eta)
     generator = torch.Generator().manual_seed(seeds[0])
     history = []
     with offloaded([pipe.text, pipe.vae, *vars(nets).values()] if config.offload else [], pipe.device):

@@ -175,20 +175,20 @@ def guided_noise(unet, x: Tensor, t: Tensor, cond: Tensor, uncond: Tensor, guida
 
 
 def ddim_step(schedule: Schedule, out: Tensor, x: Tensor, t: Tensor, p: Tensor,
-              eta: float) -> tuple[Tensor, Tensor]:
+              eta: float) -> tuple[Tensor, Tensor, Tensor]:
     """(out: b c h w, x: b c h w, t: b, p: b) -> mean: b c h w and std: b 1 1 1 of x_p given x_t
-    (Song et al. 2021, eq. 12).
+    (Song et al. 2021, eq. 12), and x_0 as the network sees it: b c h w.
 
     eta = 0 is deterministic; at eta = 1 the mean is the DDPM posterior's. The std is 0 where a_p = 1.
     """
     a_t, a_p = schedule.alpha(t), schedule.alpha(p)
     if schedule.config.prediction_type == "epsilon":
-        e, x0 = out, (x - (1 - a_t).sqrt() * out) / a_t.sqrt()
+        e, x_0 = out, (x - (1 - a_t).sqrt() * out) / a_t.sqrt()
     else:
-        e, x0 = a_t.sqrt() * out + (1 - a_t).sqrt() * x, a_t.sqrt() * x - (1 - a_t).sqrt() * out
+        e, x_0 = a_t.sqrt() * out + (1 - a_t).sqrt() * x, a_t.sqrt() * x - (1 - a_t).sqrt() * out
     variance = eta**2 * (1 - a_p) / (1 - a_t) * (1 - a_t / a_p)
-    mean = a_p.sqrt() * x0 + (1 - a_p - variance).clamp(min=0).sqrt() * e
-    return mean, variance.clamp(min=0).sqrt()
+    mean = a_p.sqrt() * x_0 + (1 - a_p - variance).clamp(min=0).sqrt() * e
+    return mean, variance.clamp(min=0).sqrt(), x_0
 
 
 class Step(NamedTuple):
@@ -199,6 +199,7 @@ class Step(NamedTuple):
     x_p: Tensor
     mean: Tensor
     std: Tensor
+    x_0: Tensor      # what x_t promises: the network's guess of the end
 
 
 def denoise(unet, schedule: Schedule, cond: Tensor, uncond: Tensor, noise: Tensor, guidance: float,
@@ -208,9 +209,9 @@ def denoise(unet, schedule: Schedule, cond: Tensor, uncond: Tensor, noise: Tenso
     x = noise[:, 0]
     for i, (t, p) in enumerate(zip(*schedule.timesteps(noise.shape[1] - 1), strict=True)):
         t, p = t.expand(len(x)), p.expand(len(x))
-        mean, std = ddim_step(schedule, guided_noise(unet, x, t, cond, uncond, guidance), x, t, p, eta)
+        mean, std, x_0 = ddim_step(schedule, guided_noise(unet, x, t, cond, uncond, guidance), x, t, p, eta)
         x_p = mean + std * noise[:, i + 1]
-        yield Step(t, p, x, x_p, mean, std)
+        yield Step(t, p, x, x_p, mean, std, x_0)
         x = x_p
 
 
@@ -243,10 +244,10 @@ class Pipeline:
         folder = Path(folder)
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder}: no model_index.json: not a (complete) diffusers pipeline folder")
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+        fast = torch.channels_last   # for convolutions
         pipe = cls(
-            unet.to(device, memory_format=torch.channels_last).eval(),   # convolutions are faster so
-            AutoencoderKL.from_pretrained(folder / "vae").to(device).eval(),
+            UNet2DConditionModel.from_pretrained(folder / "unet").to(device, memory_format=fast).eval(),
+            AutoencoderKL.from_pretrained(folder / "vae").to(device, memory_format=fast).eval(),
             CLIPTextModel.from_pretrained(folder / "text_encoder").to(device).eval(),
             Tokenizer.from_pretrained(folder / "tokenizer"),
             Schedule.from_pretrained(folder / "scheduler", device),

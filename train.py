@@ -48,7 +48,14 @@ from loop import (
 from model import UNet2DConditionModel, UNetConfig
 from model import read_config as read_unet_config
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig, Rewards
-from rl import RLConfig, rl_round, save_policy, start_policy, step_back, trained_steps
+from rl import (
+    RLConfig,
+    queries_per_round,
+    rl_round,
+    save_policy,
+    start_policy,
+    step_back,
+)
 from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, generate, picture_grid, save_png
 from text_encoder import CLIPTextModel, Contrast, TextConfig, Tokenizer
 from vae import AutoencoderKL, VAEConfig
@@ -159,7 +166,7 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
                         ("--mix", rl.mix)]:
         if value > 1:
             raise ValueError(f"{name} {value}: expected at most 1")
-    trained_steps(sampling.sample_steps, rl)
+    queries_per_round(sampling.sample_steps, rl)   # raises for steps that cannot be
     if rl.w_align == rl.w_diag == rl.w_consist == 0:
         raise ValueError("--w-align 0 --w-diag 0 --w-consist 0: at least one reward needs a weight above 0")
     if config.preset in ("sd15", "sd21") and config.init is None:
@@ -438,9 +445,9 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
     begin, before = load_state(run, "rl", modules, optimizer, None)
     run.forget("rl", begin)
     start = saved = time.monotonic()
-    images = rl.reports * rl.group
+    images, queries = rl.reports * rl.group, queries_per_round(sampling.sample_steps, rl)
     print(f"rl: {images} images a round, {rl.inner_epochs * rl.updates} updates a round, "
-          f"{rl.rounds * images} reward queries")
+          f"{rl.rounds * queries} reward queries")
     bar = tqdm(range(begin, rl.rounds), "rl", rl.rounds, initial=begin, unit="round", disable=rank() > 0)
     for r in bar:
         for group in optimizer.param_groups:
@@ -453,7 +460,7 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
         now = time.monotonic()
         run.log("rl", r + 1, time=round(before + now - start, 2),
                 images_per_second=round((r + 1 - begin) * images / (now - start), 1),
-                queries=(r + 1) * images, **numbers)
+                queries=(r + 1) * queries, **numbers)
         bar.set_postfix(**{k.removeprefix("reward_"): f"{v:.3f}" for k, v in numbers.items()
                            if k.startswith("reward_")})
         if rank() == 0 and (r % 5 == 0 or r + 1 == rl.rounds):

@@ -37,7 +37,7 @@ import metrics  # noqa: E402
 import train  # noqa: E402
 from judge import load_judge  # noqa: E402
 from rewards import Rewards  # noqa: E402
-from rl import RLConfig, rl_round, save_policy, start_policy, step_back  # noqa: E402
+from rl import RLConfig, queries_per_round, rl_round, save_policy, start_policy, step_back  # noqa: E402
 from sample import Pipeline, SampleConfig  # noqa: E402
 
 METRICS = ("posture_deviation", "auroc", "consistency", "fid", "ms_ssim", "recall", "all_labels_right")
@@ -48,7 +48,10 @@ VARIANTS = {      # name -> what differs from train.py's defaults
     "cxrl": {},
     "no ACE": {"ace": False},
     "ACE alone": {"rl_lr": 0.0},          # the denoiser frozen
-    "all the way": {"mix": 1.0, "kl": 0.05},
+    "the end alone": {"values": 0},       # no credit for single steps
+    "steps alike": {"balance": False},
+    "the end alone, steps alike": {"values": 0, "balance": False},
+    "half of the way": {"mix": 0.5},
     "posture alone": {"w_align": 1.0, "w_diag": 0.0, "w_consist": 0.0},
     "diagnosis alone": {"w_align": 0.0, "w_consist": 0.0},
     "consistency alone": {"w_align": 0.0, "w_diag": 0.0},
@@ -160,7 +163,8 @@ def tune(bench: Bench, changes: dict) -> tuple[Pipeline, Tensor, float]:
         if r + 1 in stops:
             tuned = dataclasses.replace(pipe, unet=copy.deepcopy(pipe.unet))
             step_back(tuned, anchor, config.mix)
-            curve.append(bench.point(tuned, (r + 1) * images))
+            queries = (r + 1) * queries_per_round(bench.sampling.sample_steps, config)
+            curve.append(bench.point(tuned, queries))
     return tuned, torch.tensor(curve), config.rounds * statistics.median(seconds)
 
 

@@ -126,7 +126,7 @@ def only_last(module: object, name: str, calls: int, result: Callable) -> Iterat
 
 
 def rollout(pipe: sample.Pipeline, cond: torch.Tensor, uncond: torch.Tensor, noise: torch.Tensor,
-            sampling: sample.SampleConfig, trained: int, batch: int) -> rl.Rollout:
+            sampling: sample.SampleConfig, trained: int, valued: list[int], batch: int) -> rl.Rollout:
     """rl.rollout with most of its equal network calls left out."""
     parts, steps = -(-len(noise) // batch), noise.shape[1] - 1
     unet = getattr(pipe.unet, "unet", pipe.unet)                       # of an anchor without its LoRA
@@ -139,7 +139,7 @@ def rollout(pipe: sample.Pipeline, cond: torch.Tensor, uncond: torch.Tensor, noi
         return torch.empty(len(z), vae.out_channels, *(vae.factor * n for n in z.shape[2:]))
 
     with only_last(unet, "forward", parts * steps, noise_like), only_last(pipe, "decode", parts, picture):
-        return rl.rollout(pipe, cond, uncond, noise, sampling, trained, batch)
+        return rl.rollout(pipe, cond, uncond, noise, sampling, trained, valued, batch)
 
 
 def peaks(sizes: train.Preset, config: rl.RLConfig, sampling: sample.SampleConfig,
@@ -162,14 +162,14 @@ def peaks(sizes: train.Preset, config: rl.RLConfig, sampling: sample.SampleConfi
         c_p = c_report.repeat_interleave(group, 0)
         cond, uncond = pipe.condition(c_p, c_empty)
     ro, found["rollout"] = live.phase(lambda: rollout(
-        pipe, cond, uncond, noise, sampling, trained, config.rl_batch))
-    reference, found["anchor's rollout"] = live.phase(lambda: rollout(
-        anchor, c_report, c_empty, anchor_noise, sampling, 1, config.rl_batch).images)
-    _, found["rewards"] = live.phase(lambda: nets.compare(ro.images, reference, [REPORT] * b))
+        pipe, cond, uncond, noise, sampling, trained, rl.valued_states(trained, config), config.rl_batch))
+    anchor_ro, found["anchor's rollout"] = live.phase(lambda: rollout(
+        anchor, c_report, c_empty, anchor_noise, sampling, 1, [], config.rl_batch))
+    _, found["rewards"] = live.phase(lambda: nets.scores(ro.images, [REPORT] * b))
     if config.offload:
         for module in (pipe.text, pipe.vae, *vars(nets).values()):
             module.to("meta")                                          # not on the GPU: not counted
-    pairs, advantage = torch.arange(2 * config.rl_micro), torch.zeros(b)
+    pairs, advantage = torch.arange(2 * config.rl_micro), torch.zeros(b, trained)
 
     for parameter in (p for g in groups for p in g["params"]):
         parameter.grad = torch.zeros_like(parameter)

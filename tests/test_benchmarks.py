@@ -20,6 +20,7 @@ from sample import SampleConfig
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import gradient_noise  # noqa: E402
 import memory  # noqa: E402
 import perfect_generator  # noqa: E402
 
@@ -159,3 +160,18 @@ def test_a_perfect_generator_is_more_alike_the_better_it_positions(smoke_run):
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("| 0.")]
     assert len(rows) == len(perfect_generator.SHARES)
+
+
+def test_gradient_noise_reads_the_share_of_signal(smoke_run):
+    """Of unit vectors along g + noise the mean cosine is |g|^2 / (|g|^2 + |noise|^2), here 1/4; the command
+    prints one row for each way to credit the steps."""
+    torch.manual_seed(0)
+    signal = torch.nn.functional.normalize(torch.randn(20_000), dim=0)
+    found = signal + 3**0.5 * torch.randn(6, 20_000) / 20_000**0.5
+    value, error = gradient_noise.cosine(torch.nn.functional.normalize(found, dim=1))
+    assert value == pytest.approx(0.25, abs=0.02) and 0 < error < 0.02
+    done = command("benchmarks/gradient_noise.py", smoke_run, "--rounds", 3)
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()[2:]
+    assert len(rows) == 4 and all(-1 <= float(row.split(" | ")[1].split()[0]) <= 1 for row in rows)
+    assert "--rounds 2" in command("benchmarks/gradient_noise.py", smoke_run, "--rounds", 2).stderr

@@ -174,7 +174,8 @@ def test_rlcf_is_a_margin_or_a_verdict_and_spares_posture():
     assert torch.allclose(rewards.rlcf(a, b), torch.tensor([0.4, -0.4, 0.0]))
     assert rewards.rlcf(a, b, "sign").tolist() == [1, -1, 0]
     nets, images = three(), torch.rand(12, 1, 64, 64)
-    alone, compared = nets.compare(images, None, REPORTS), nets.compare(images, images, REPORTS)
+    scores = nets.scores(images, REPORTS)
+    alone, compared = rewards.compare(scores, None), rewards.compare(scores, scores)
     assert torch.equal(alone["align"], compared["align"])
     assert compared["diag"].abs().max() == 0 and compared["consist"].abs().max() == 0
 

@@ -22,7 +22,7 @@ from rl import (
     step_back,
     update,
 )
-from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, seeded_noise
+from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, ddim_step, seeded_noise
 
 UNET = UNetConfig(sample_size=4, in_channels=2, out_channels=2,
                   block_out_channels=(16, 16), layers_per_block=1,
@@ -40,10 +40,9 @@ def words(reports: list[str]) -> torch.Tensor:
 class Brightness:
     """Reward networks' interface with one known answer: how bright the picture is."""
 
-    def compare(self, images, anchor_images, reports, feedback):
+    def scores(self, images, reports):
         value = images.mean((1, 2, 3))
-        reference = 0 if anchor_images is None else anchor_images.mean()
-        return {"align": value, "diag": value - reference, "consist": torch.zeros_like(value)}
+        return {"align": value, "diag": value, "consist": torch.zeros_like(value)}
 
     def units(self, feedback):
         return dict.fromkeys(rewards.NAMES, 0.02)
@@ -69,7 +68,7 @@ def sampling(guidance: float = 2.0) -> SampleConfig:
 def start(pipe: Pipeline, b: int = 8, guidance: float = 2.0) -> tuple[rl.Rollout, torch.Tensor, torch.Tensor]:
     c_p, c_empty = words(["a"] * (b // 2) + ["bb"] * (b // 2)), words([""])[0]
     noise = seeded_noise(list(range(b)), 6, (2, 4, 4))
-    return rollout(pipe, *pipe.condition(c_p, c_empty), noise, sampling(guidance), 4, 3), c_p, c_empty
+    return rollout(pipe, *pipe.condition(c_p, c_empty), noise, sampling(guidance), 4, [2], 3), c_p, c_empty
 
 
 def optimizer_of(pipe: Pipeline, lr: float):
@@ -89,7 +88,7 @@ def test_ratio_is_one_before_the_first_update(guidance):
     of the rollout."""
     pipe = small_pipeline()
     ro, c_p, c_empty = start(pipe, guidance=guidance)
-    stats = update(pipe, pipe, ro, torch.ones(8), c_p, c_empty, torch.arange(32), 32, sampling(guidance),
+    stats = update(pipe, pipe, ro, torch.ones(8, 4), c_p, c_empty, torch.arange(32), 32, sampling(guidance),
                    RLConfig(rl_micro=5), optimizer_of(pipe, 0.0))
     assert stats["ratio_error"] < 1e-5
     assert abs(stats["ratio_min"] - 1) < 1e-4 and abs(stats["ratio_max"] - 1) < 1e-4
@@ -100,7 +99,7 @@ def test_positive_advantage_raises_log_prob():
     for sign in (1.0, -1.0):
         pipe = small_pipeline()
         ro, c_p, c_empty = start(pipe)
-        args = (ro, sign * torch.ones(8), c_p, c_empty, torch.arange(32), 32, sampling(), RLConfig(kl=0.0))
+        args = (ro, sign * torch.ones(8, 4), c_p, c_empty, torch.arange(32), 32, sampling(), RLConfig(kl=0.0))
         before = update(pipe, pipe, *args, optimizer_of(pipe, 1e-3))
         after = update(pipe, pipe, *args, optimizer_of(pipe, 0.0))
         assert before["pg_loss"] + sign == pytest.approx(0, abs=1e-6)   # -A r with r = 1
@@ -114,8 +113,8 @@ def test_gradient_does_not_depend_on_the_micro_batch():
     for micro in (3, 32):
         pipe = small_pipeline()
         ro, c_p, c_empty = start(pipe)
-        update(pipe, small_pipeline(0), ro, torch.linspace(-1, 1, 8), c_p, c_empty, torch.arange(32),
-               32, sampling(), RLConfig(rl_micro=micro), optimizer_of(pipe, 0.0))
+        update(pipe, small_pipeline(0), ro, torch.linspace(-1, 1, 32).view(8, 4), c_p, c_empty,
+               torch.arange(32), 32, sampling(), RLConfig(rl_micro=micro), optimizer_of(pipe, 0.0))
         parameters = [*pipe.unet.parameters(), *pipe.ace.parameters()]
         gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-6) and gradients[0].abs().sum() > 0
@@ -159,6 +158,62 @@ def test_group_of_one_uses_batch_statistics():
     assert a[0] < a[1] < 0 < a[2] < a[3]
 
 
+def test_credit_of_the_steps_adds_up_to_the_advantage():
+    """Each step has the gain of the stretch between two valued states that it lies in; the stretches' gains
+    add up to the advantage. A promise that foretells the end leaves nothing to later steps, one that says
+    nothing leaves all, and without promises every step has the whole advantage, as in DDPO."""
+    a = torch.tensor([2.0, -1.0, -1.0])
+    gains = rl.credit(a, [torch.randn(3), torch.randn(3)], [2, 4], 7)
+    assert torch.equal(gains[:, 0], gains[:, 1]) and torch.equal(gains[:, 4], gains[:, 6])
+    assert torch.allclose(gains[:, [0, 2, 4]].sum(1), a)
+    assert torch.allclose(rl.credit(a, [3 * a], [2], 4), a[:, None] * torch.tensor([1.0, 1, 0, 0]))
+    assert torch.allclose(rl.credit(a, [0 * a], [2], 4), a[:, None] * torch.tensor([0.0, 0, 1, 1]))
+    assert torch.equal(rl.credit(a, [], [], 4), a[:, None].expand(3, 4))
+
+
+def test_credit_keeps_the_gradient_and_takes_noise_off_it():
+    """Where the end is the sum of 8 noisy actions and a promise the sum so far, the policy gradient (noise of
+    an action times what it is credited with: 1 for each) keeps its mean and loses most of its variance."""
+    noise = torch.randn(20_000, 8, generator=torch.Generator().manual_seed(0))
+    so_far = noise.cumsum(1)
+    gradients = {}
+    for name, valued in (("end", []), ("promises", [2, 4, 6])):
+        credited = rl.credit(so_far[:, -1], [so_far[:, i - 1] for i in valued], valued, 8)
+        gradients[name] = (credited * noise).sum(1)
+        assert gradients[name].mean() == pytest.approx(8, abs=0.3)
+    assert gradients["promises"].var() < 0.4 * gradients["end"].var()
+
+
+def test_valued_states_lie_evenly_between_the_first_and_the_last():
+    """3 of 7 steps, none for DDPO, never the start or the end, however many are asked for."""
+    assert rl.valued_states(7, RLConfig(values=3)) == [2, 4, 5]
+    assert rl.valued_states(7, RLConfig(values=0)) == []
+    assert rl.valued_states(7, RLConfig(values=6)) == [1, 2, 3, 4, 5, 6]
+    assert rl.valued_states(7, RLConfig(values=50)) == [1, 2, 3, 4, 5, 6]
+    assert rl.valued_states(1, RLConfig(values=3)) == []
+    with pytest.raises(ValueError, match="--values -1"):
+        rl.valued_states(7, RLConfig(values=-1))
+
+
+@pytest.mark.parametrize("config, steps", [(ScheduleConfig.tiny(), 10), (ScheduleConfig(), 50)])
+def test_weighted_steps_pull_alike_on_the_network(config, steps):
+    """The gradient of each step's log-probability on the network's output, for the same action noise, has
+    one size once weighted; unweighted, late steps of the tiny schedule pull more than 5 times as hard."""
+    schedule = Schedule(config)
+    t, p = (x[:steps - 3] for x in schedule.timesteps(steps))
+    k = len(t)
+    x, noise = torch.randn(2, 1, 2, 4, 4).expand(2, k, 2, 4, 4)
+    out = torch.randn(1, 2, 4, 4).repeat(k, 1, 1, 1).requires_grad_()
+    mean, std, _ = ddim_step(schedule, out, x, t, p, 1.0)
+    log_prob((mean + std * noise).detach(), mean, std).sum().backward()
+    pull = out.grad.flatten(1).norm(dim=1)
+    weights = rl.step_weights(schedule, t, p, 1.0)
+    assert weights.mean() == pytest.approx(1)
+    assert torch.allclose(pull * weights, (pull * weights)[:1].expand(k), rtol=1e-3)
+    if config.prediction_type == "v_prediction":
+        assert pull[-1] > 5 * pull[0]
+
+
 def test_clip_stops_the_gradient_outside_the_range_on_the_winning_side():
     """With A > 0 nothing is gained beyond 1 + c; with A < 0 nothing beyond 1 - c;
     on the losing side the loss still acts."""
@@ -192,7 +247,7 @@ def test_kl_is_zero_on_the_anchor_and_holds_the_policy():
     """The KL to itself is 0; with no advantage at all, a strong KL term pulls a perturbed policy back."""
     pipe, anchor = small_pipeline(0), small_pipeline(0)
     ro, c_p, c_empty = start(pipe)
-    zero = torch.zeros(8)
+    zero = torch.zeros(8, 4)
     args = (ro, zero, c_p, c_empty, torch.arange(32), 32, sampling(), RLConfig(kl=1.0))
     assert update(pipe, anchor, *args, optimizer_of(pipe, 0.0))["kl"] < 1e-10
     with torch.no_grad():
@@ -288,20 +343,15 @@ def test_all_noise_but_the_actions_is_shared_within_a_report():
 def test_within_a_group_the_difference_to_the_anchor_cancels():
     """One anchor image a report is a constant of its group: advantages are the same with it and without it.
     As a verdict (sign), and in groups of one, it is not."""
-    images, anchor_images = torch.rand(8, 1, 4, 4), torch.rand(2, 1, 4, 4)
-    nets = rewards.Rewards(*[Score() for _ in range(3)])
+    scores = {name: torch.rand(8) for name in rewards.NAMES}
+    anchors = {name: torch.rand(2) for name in rewards.NAMES}
 
     def a(reference, feedback="difference"):
-        return advantages(nets.compare(images, reference, ["a"] * 4 + ["bb"] * 4, feedback),
+        return advantages(rewards.compare(scores, reference, feedback),
                           dict.fromkeys(rewards.NAMES, 1.0), dict.fromkeys(rewards.NAMES, 1.0), 4)
 
-    assert torch.allclose(a(anchor_images), a(None), atol=1e-5)
-    assert not torch.allclose(a(anchor_images, "sign"), a(None), atol=1e-2)
-
-
-class Score:
-    def score(self, images, reports):
-        return images.mean((1, 2, 3))
+    assert torch.allclose(a(anchors), a(None), atol=1e-5)
+    assert not torch.allclose(a(anchors, "sign"), a(None), atol=1e-2)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -318,8 +368,8 @@ def test_half_precision_networks_keep_the_ratio_at_one(monkeypatch, lora):
         anchor = dataclasses.replace(pipe, unet=WithoutLoRA(pipe.unet), ace=None)
     ro, c_p, c_empty = start(pipe)
     optimizer = torch.optim.AdamW([*parameters, pipe.ace.c_s], lr=1e-3)
-    stats = update(pipe, anchor, ro, torch.linspace(-1, 1, 8), c_p, c_empty, torch.arange(32), 32, sampling(),
-                   RLConfig(rl_micro=5), optimizer)
+    stats = update(pipe, anchor, ro, torch.linspace(-1, 1, 32).view(8, 4), c_p, c_empty, torch.arange(32), 32,
+                   sampling(), RLConfig(rl_micro=5), optimizer)
     assert stats["ratio_error"] < 1e-5
     assert all(t.dtype == torch.float32 for t in (ro.states, ro.logp, ro.images, *parameters))
     assert stats["kl"] > 0 and stats["grad_norm"] > 0 and pipe.ace.c_s.grad.abs().sum() > 0

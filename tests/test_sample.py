@@ -63,7 +63,7 @@ def test_eta_one_is_the_ddpm_posterior():
     t, p = torch.tensor([500]), torch.tensor([499])
     x0, e = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
     x = schedule.add_noise(x0, e, t)
-    mean, std = ddim_step(schedule, e, x, t, p, 1.0)
+    mean, std, _ = ddim_step(schedule, e, x, t, p, 1.0)
     a_t, a_p = schedule.a[500], schedule.a[499]
     beta = 1 - a_t / a_p
     posterior = a_p.sqrt() * beta / (1 - a_t) * x0 + (a_t / a_p).sqrt() * (1 - a_p) / (1 - a_t) * x
@@ -101,7 +101,7 @@ def test_against_diffusers_ddim():
             assert t.tolist() == theirs.timesteps.tolist()
             for i in (0, 7, 19):
                 x, out, z = torch.randn(3, 2, 4, 8, 8)
-                mean, std = ddim_step(schedule, out, x, t[i].expand(2), p[i].expand(2), 1.0)
+                mean, std, _ = ddim_step(schedule, out, x, t[i].expand(2), p[i].expand(2), 1.0)
                 step = theirs.step(out, int(t[i]), x, eta=1.0, variance_noise=z).prev_sample
                 assert torch.allclose(mean + std * z, step, rtol=1e-5, atol=2e-5)
 
