@@ -11,9 +11,10 @@ end only. The policy denoises under [c_p ; c_s], the frozen anchor under c_p. De
 * RLCF: diagnosis and consistency are counted against the anchor's image of the same report;
 * what is not an action, x_T and the noise of the untrained steps, is shared by a report's group and by the
   anchor's image: images of a group differ by actions only, and so do their rewards;
-* a step's action is credited with what the promise of the state gained by it, not with the end alone: the
-  promise is the picture that the network sees in x_t, scored as the end is;
-* the last steps are not trained: there |d mean / d output| / std explodes and the gradient is mostly noise;
+* a step's action is credited with what the state's promise gained by it, not with the end alone; the promise
+  is x_0 as the network sees it from x_t, decoded and scored as the end is;
+* the gradient of a late step is larger, not better, by |d mean / d output| / std: steps are weighted to act
+  alike on the network, and the last ones, where the factor explodes, are not trained;
 * the log-probability is the mean over the latent's D numbers, so the clip range on the ratio is `clip` / D;
 * an exact KL term per step keeps the policy near the anchor, and in the end it goes part of the way back.
 """
@@ -63,7 +64,7 @@ class RLConfig:
                            "the range on the mean log-prob is clip / D"] = 1.64
     kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.02
     mix: Annotated[float, "how far the result goes from the anchor's weights to the tuned ones; "
-                          "1: all the way"] = 1.0
+                          "1: all the way"] = 0.7
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2

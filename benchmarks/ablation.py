@@ -51,7 +51,7 @@ VARIANTS = {      # name -> what differs from train.py's defaults
     "the end alone": {"values": 0},       # no credit for single steps
     "steps alike": {"balance": False},
     "the end alone, steps alike": {"values": 0, "balance": False},
-    "half of the way": {"mix": 0.5},
+    "all the way": {"mix": 1.0},
     "posture alone": {"w_align": 1.0, "w_diag": 0.0, "w_consist": 0.0},
     "diagnosis alone": {"w_align": 0.0, "w_consist": 0.0},
     "consistency alone": {"w_align": 0.0, "w_diag": 0.0},

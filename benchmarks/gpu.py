@@ -115,8 +115,8 @@ def ddpo_rounds(folder: Path, nets: Rewards, images: int, steps: int, config: RL
     PartialState()   # trl writes to accelerate's log, which does not work before this
     batch, micro = min(config.rl_batch, images), min(config.rl_micro, images // config.updates)
     config = dataclasses.replace(config, reports=images, group=1, lora_rank=4, rl_batch=batch, rl_micro=micro,
-                                 kl=0.0, rlcf=False, ace=False, same_noise=False, checkpointing=False,
-                                 offload=False)
+                                 kl=0.0, values=0, balance=False, rlcf=False, ace=False, same_noise=False,
+                                 checkpointing=False, offload=False)
     pipe, anchor, _, groups = start_policy(folder, device, config)
     optimizer, sampling = loop.adamw(groups, config.rl_lr, device), SampleConfig(steps, guidance=5.0)
 
