@@ -12,11 +12,11 @@ import xml.etree.ElementTree as ET
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from math import nan
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -43,8 +43,7 @@ class Tally(dict[str, tuple[int, list[str]]]):
                          + (", ..." if count > len(places) else "") for what, (count, places) in self.items())
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     image: str                               # path inside the folder, as the table gives it
     report: str                              # the prompt; empty: the row is of no use
     labels: tuple[float, ...] | None = None  # 14, the set's own, where the report was composed from them

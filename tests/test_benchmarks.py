@@ -132,8 +132,8 @@ def test_index_benchmark_prints_what_a_start_costs():
     assert done.returncode == 0, done.stderr
     first, second = ([cell.strip() for cell in line.strip("|").split("|")]
                      for line in done.stdout.splitlines()[-2:])
-    assert first[1:3] == second[1:3] == ["1,000", "640"] and float(first[4]) > 0 and float(first[5]) > 0
-    assert first[6] == "640" and second[6] == "0"
+    assert first[1:3] == second[1:3] == ["1,000", "640"] and 0 < float(first[4]) < float(first[3])
+    assert float(first[5]) > 0 and float(first[6]) > 0 and first[7] == "640" and second[7] == "0"
     assert "--images 10: expected 1000 or more" in command("benchmarks/index.py", "--images", 10).stderr
 
 
