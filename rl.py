@@ -242,9 +242,10 @@ def credit(advantage: Tensor, values: list[Tensor], valued: list[int], trained: 
     The multiple of a promise's value that foretells the end best is what is known of the end at that state.
     The steps between two valued states are credited with its gain (the temporal difference of Sutton and
     Barto, section 6.1): from 0 at the start to the whole advantage at the end. What other steps did, most of
-    the advantage's variance, stays out (docs/experiments.md, section 22).
+    the advantage's variance, stays out (docs/experiments.md, section 22). Values that hardly differ, by less
+    than a hundredth of a unit, foretell nothing: what is left of them is rounding.
     """
-    known = [v * (v @ advantage) / (v @ v).clamp(min=1e-12) for v in values]
+    known = [v * (v @ advantage) / (v @ v + 1e-4 * len(v)) for v in values]
     known = torch.stack([torch.zeros_like(advantage), *known, advantage], 1)
     lengths = torch.tensor([0, *valued, trained]).diff().to(advantage.device)
     return known.diff(dim=1).repeat_interleave(lengths, 1, output_size=trained)

@@ -166,7 +166,8 @@ def test_credit_of_the_steps_adds_up_to_the_advantage():
     gains = rl.credit(a, [torch.randn(3), torch.randn(3)], [2, 4], 7)
     assert torch.equal(gains[:, 0], gains[:, 1]) and torch.equal(gains[:, 4], gains[:, 6])
     assert torch.allclose(gains[:, [0, 2, 4]].sum(1), a)
-    assert torch.allclose(rl.credit(a, [3 * a], [2], 4), a[:, None] * torch.tensor([1.0, 1, 0, 0]))
+    assert torch.allclose(rl.credit(a, [3 * a], [2], 4), a[:, None] * torch.tensor([1.0, 1, 0, 0]), atol=1e-4)
+    assert torch.allclose(rl.credit(a, [1e-5 * a], [2], 4)[:, :2], torch.zeros(3, 2), atol=1e-4)   # rounding
     assert torch.allclose(rl.credit(a, [0 * a], [2], 4), a[:, None] * torch.tensor([0.0, 0, 1, 1]))
     assert torch.equal(rl.credit(a, [], [], 4), a[:, None].expand(3, 4))
 
