@@ -241,12 +241,12 @@ def test_every_option_has_one_flag_with_its_default():
 
 def test_every_departure_from_ddpo_can_be_switched_off():
     """Plain DDPO is a set of flags, and the run accepts them."""
-    flags = ("--values 0 --no-balance --group 1 --no-rlcf --no-same-noise --unit round --no-ace --kl 0 --mix 1 "
-             "--skip-last 1")
+    flags = ("--values 0 --no-balance --group 1 --no-rlcf --no-same-noise --unit round --no-ace --kl 0 "
+             "--mix 1 --skip-last 1")
     configs = parse(flags.split())
     train.check(*configs)
-    assert configs[2] == RLConfig(values=0, balance=False, group=1, rlcf=False, same_noise=False, unit="round",
-                                  ace=False, kl=0.0, mix=1.0, skip_last=1)
+    assert configs[2] == RLConfig(values=0, balance=False, group=1, rlcf=False, same_noise=False,
+                                  unit="round", ace=False, kl=0.0, mix=1.0, skip_last=1)
 
 
 # ---------------------------------------------------------------------------------------- RL and its variants
