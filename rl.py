@@ -171,8 +171,6 @@ def trained_steps(steps: int, config: RLConfig) -> int:
 
 def valued_states(trained: int, config: RLConfig) -> list[int]:
     """Which states' promises are scored: spread evenly between the first and the last trained step."""
-    if config.values < 0:
-        raise ValueError(f"--values {config.values}: expected 0 or more")
     parts = config.values + 1
     return sorted({round(trained * j / parts) for j in range(1, parts)} - {0, trained})
 
@@ -183,13 +181,20 @@ def queries_per_round(steps: int, config: RLConfig) -> int:
 
 
 @torch.no_grad()
+def pictures(pipe: Pipeline, latents: Tensor, micro: int) -> Tensor:
+    """b c h w -> b 1 h w in [0, 1], `micro` at a time"""
+    with autocast(pipe.device):
+        return torch.cat([grey(pipe.decode(part)) for part in latents.split(micro)])
+
+
+@torch.no_grad()
 def rollout(pipe: Pipeline, cond: Tensor, uncond: Tensor, noise: Tensor, sampling: SampleConfig,
             trained: int, valued: list[int], micro: int) -> Rollout:
     """Sample the policy, `micro` images at a time: (cond: b n d, uncond: n d, noise: b steps+1 c h w)
     -> trajectories, promises of the valued states, and images."""
     states = noise.new_empty(len(noise), trained + 1, *noise.shape[2:])
-    logp, images = noise.new_empty(len(noise), trained), []
-    promises = noise.new_empty(len(valued), *noise[:, 0].shape)
+    logp, ends = noise.new_empty(len(noise), trained), torch.empty_like(noise[:, 0])
+    promises = noise.new_empty(len(valued), *ends.shape)
     states[:, 0] = noise[:, 0]
     for first in range(0, len(noise), micro):
         mb = slice(first, first + micro)
@@ -202,16 +207,9 @@ def rollout(pipe: Pipeline, cond: Tensor, uncond: Tensor, noise: Tensor, samplin
                     logp[mb, i] = log_prob(step.x_p, step.mean, step.std)
                 if i in valued:
                     promises[valued.index(i), mb] = step.x_0
-            images.append(grey(pipe.decode(step.x_p)))
+        ends[mb] = step.x_p
     t, p = pipe.schedule.timesteps(noise.shape[1] - 1)
-    return Rollout(states, logp, t[:trained], p[:trained], promises, torch.cat(images))
-
-
-@torch.no_grad()
-def pictures(pipe: Pipeline, latents: Tensor, micro: int) -> Tensor:
-    """b c h w -> b 1 h w in [0, 1], `micro` at a time"""
-    with autocast(pipe.device):
-        return torch.cat([grey(pipe.decode(part)) for part in latents.split(micro)])
+    return Rollout(states, logp, t[:trained], p[:trained], promises, pictures(pipe, ends, micro))
 
 
 def advantages(rewards: dict[str, Tensor], weights: dict[str, float],
@@ -370,8 +368,8 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, nets: Rewards, reports: list[str]
     ro = rollout(pipe, cond, uncond, noise, sampling, trained, valued, config.rl_batch)
     reference = None
     if config.rlcf:
-        anchor_ro = rollout(anchor, c_report, c_empty, anchor_noise, sampling, 1, [], config.rl_batch)
-        reference = nets.scores(anchor_ro.images, reports[mine][::group])
+        reference = nets.scores(rollout(anchor, c_report, c_empty, anchor_noise, sampling, 1, [],
+                                        config.rl_batch).images, reports[mine][::group])
     weights = dict(zip(NAMES, (config.w_align, config.w_diag, config.w_consist), strict=True))
     units = nets.units(config.feedback) if config.unit == "real" else None
 

@@ -128,18 +128,27 @@ def only_last(module: object, name: str, calls: int, result: Callable) -> Iterat
 def rollout(pipe: sample.Pipeline, cond: torch.Tensor, uncond: torch.Tensor, noise: torch.Tensor,
             sampling: sample.SampleConfig, trained: int, valued: list[int], batch: int) -> rl.Rollout:
     """rl.rollout with most of its equal network calls left out."""
-    parts, steps = -(-len(noise) // batch), noise.shape[1] - 1
+    calls = -(-len(noise) // batch) * (noise.shape[1] - 1)
     unet = getattr(pipe.unet, "unet", pipe.unet)                       # of an anchor without its LoRA
 
     def noise_like(x):
         return torch.empty_like(x, dtype=torch.bfloat16)
 
+    pictures = rl.pictures
+    with (only_last(unet, "forward", calls, noise_like),
+          patch.object(rl, "pictures", lambda *args: last_picture(pictures, *args))):
+        return rl.rollout(pipe, cond, uncond, noise, sampling, trained, valued, batch)
+
+
+def last_picture(pictures: Callable, pipe: sample.Pipeline, latents: torch.Tensor,
+                 batch: int) -> torch.Tensor:
+    """rl.pictures with all but the last decoding left out."""
     def picture(z):
         vae = pipe.vae.config
         return torch.empty(len(z), vae.out_channels, *(vae.factor * n for n in z.shape[2:]))
 
-    with only_last(unet, "forward", parts * steps, noise_like), only_last(pipe, "decode", parts, picture):
-        return rl.rollout(pipe, cond, uncond, noise, sampling, trained, valued, batch)
+    with only_last(pipe, "decode", -(-len(latents) // batch), picture):
+        return pictures(pipe, latents, batch)
 
 
 def peaks(sizes: train.Preset, config: rl.RLConfig, sampling: sample.SampleConfig,
@@ -163,9 +172,10 @@ def peaks(sizes: train.Preset, config: rl.RLConfig, sampling: sample.SampleConfi
         cond, uncond = pipe.condition(c_p, c_empty)
     ro, found["rollout"] = live.phase(lambda: rollout(
         pipe, cond, uncond, noise, sampling, trained, rl.valued_states(trained, config), config.rl_batch))
-    anchor_ro, found["anchor's rollout"] = live.phase(lambda: rollout(
-        anchor, c_report, c_empty, anchor_noise, sampling, 1, [], config.rl_batch))
-    _, found["rewards"] = live.phase(lambda: nets.scores(ro.images, [REPORT] * b))
+    _, found["anchor's rollout"] = live.phase(lambda: rollout(
+        anchor, c_report, c_empty, anchor_noise, sampling, 1, [], config.rl_batch).images)
+    _, found["rewards"] = live.phase(lambda: nets.scores(                  # of a promise, beside the ends
+        last_picture(rl.pictures, pipe, ro.promises[0], config.rl_batch), [REPORT] * b))
     if config.offload:
         for module in (pipe.text, pipe.vae, *vars(nets).values()):
             module.to("meta")                                          # not on the GPU: not counted

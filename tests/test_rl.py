@@ -192,8 +192,6 @@ def test_valued_states_lie_evenly_between_the_first_and_the_last():
     assert rl.valued_states(7, RLConfig(values=6)) == [1, 2, 3, 4, 5, 6]
     assert rl.valued_states(7, RLConfig(values=50)) == [1, 2, 3, 4, 5, 6]
     assert rl.valued_states(1, RLConfig(values=3)) == []
-    with pytest.raises(ValueError, match="--values -1"):
-        rl.valued_states(7, RLConfig(values=-1))
 
 
 @pytest.mark.parametrize("config, steps", [(ScheduleConfig.tiny(), 10), (ScheduleConfig(), 50)])

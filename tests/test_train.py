@@ -110,7 +110,7 @@ def test_sampling_from_a_run(smoke_run, tmp_path):
 @pytest.mark.parametrize("argv, words", [
     (["--preset", "sd15"], "--preset sd15: needs --init"), (["--init", "absent"], "--init absent"),
     (["--rounds", "0"], "--rounds 0"), (["--fraction", "2"], "--fraction 2"),
-    (["--mix", "1.5"], "--mix 1.5"), (["--kl", "-1"], "--kl -1"),
+    (["--mix", "1.5"], "--mix 1.5"), (["--kl", "-1"], "--kl -1"), (["--values", "-1"], "--values -1"),
     (["--skip-last", "10"], "--skip-last 10"), (["--rl-lr", "nan"], "--rl-lr nan"),
     (["--w-align", "0", "--w-diag", "0", "--w-consist", "0"], "at least one reward"),
     (["--seed", "-1"], "--seed -1")])
