@@ -227,7 +227,8 @@ def train_judge(chests, config: JudgeConfig, device: torch.device) -> Judge:
     number = {report: i for i, report in enumerate(dict.fromkeys(chests.reports))}
     report_id = torch.tensor([number[report] for report in chests.reports])
     steps = min(config.steps, math.ceil(config.passes * len(chests) / config.batch))
-    optimizer = torch.optim.AdamW(judge.parameters(), config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(judge.parameters(), config.lr, weight_decay=config.weight_decay,
+                                  fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, steps, pct_start=0.1)
     for step in (bar := tqdm(range(steps), "judge", unit="step")):
         index = torch.randint(len(chests), (config.batch,), generator=generator)

@@ -125,10 +125,13 @@ def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer,
     for name, module in modules.items():
         module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items()
                                 if k.startswith(f"{name}.")})
-    state: dict = {}
+    parameters, state = [p for group in optimizer.param_groups for p in group["params"]], {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, i, name = key.split(".")
+            parameter = parameters[int(i)]
+            if value.shape == parameter.shape:   # fused AdamW takes it for granted that the strides agree
+                value = torch.empty_like(parameter).copy_(value)
             state.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for key in ema or {}:
@@ -203,9 +206,8 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / warm) * 0.5 * (1 + cosine)
 
 
-def adamw(groups: list[dict] | Iterator, lr: float, device: torch.device, weight_decay: float = 1e-2):
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay,
-                             fused=device.type == "cuda")
+def adamw(groups: list[dict] | Iterator, lr: float, weight_decay: float = 1e-2):
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
 
 
 def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Callable[[int], tuple[Tensor, dict]],
@@ -216,7 +218,7 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Callable[[int
     With ema_decay the modules end with the moving average of their weights.
     """
     parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
-    optimizer = adamw(parameters, lr, run.device)
+    optimizer = adamw(parameters, lr)
     ema = None
     if ema_decay:
         ema = {f"{n}.{k}": p.detach().clone() for n, m in modules.items() for k, p in m.named_parameters()}

@@ -78,12 +78,13 @@ class TrainConfig:
     diagnosis: Annotated[Path | None, "your own DenseNet-121 as diagnosis reward: FILE.safetensors, and "
                                       "its labels in FILE.json"] = None
     train_images: Annotated[int, "phantoms in the training split"] = 8192
-    vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 1600
+    vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 1400
     vae_batch: Annotated[int, "images per step; halve if out of memory"] = 4
     vae_lr: Annotated[float, "peak learning rate"] = 2e-3
     text_steps: Annotated[int, "optimizer steps of the text encoder's contrastive pretraining"] = 500
-    diffusion_steps: Annotated[int, "optimizer steps of the UNet"] = 1300
-    diffusion_batch: Annotated[int, "latents per step; halve if out of memory"] = 64
+    text_batch: Annotated[int, "pairs per step, each the others' wrong answers"] = 64
+    diffusion_steps: Annotated[int, "optimizer steps of the UNet"] = 1800
+    diffusion_batch: Annotated[int, "latents per step; halve if out of memory"] = 32
     diffusion_lr: Annotated[float, "peak learning rate"] = 1e-3
     prompt_dropout: Annotated[float, "share of reports replaced by the empty one, for guidance"] = 0.1
     reward_steps: Annotated[int, "optimizer steps of each reward network"] = 250
@@ -308,11 +309,11 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
     ids = tokenizer(train.reports).to(run.device)
 
     def contrastive_loss(step: int) -> tuple[Tensor, dict]:
-        index = batch_index(len(ids), config.diffusion_batch, run.seed + 3, step).to(run.device)
+        index = batch_index(len(ids), config.text_batch, run.seed + 3, step).to(run.device)
         return contrast(latents[index], ids[index])
 
     fit(run, "text", {"contrast": contrast}, contrastive_loss, config.text_steps, config.diffusion_lr,
-        config.diffusion_batch)
+        config.text_batch)
     fit(run, "diffusion", {"unet": unet},
         diffusion_loss(run, config, unet, text, schedule, latents, tokenizer, train.reports),
         config.diffusion_steps, config.diffusion_lr, config.diffusion_batch, ema_decay=EMA_DECAY)
@@ -434,7 +435,7 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
         for unet in (pipe.unet, anchor.unet):
             if isinstance(unet, UNet2DConditionModel):   # else the anchor is the policy without its LoRA
                 unet.compile()
-    optimizer = adamw(groups, rl.rl_lr, run.device, weight_decay=1e-4)
+    optimizer = adamw(groups, rl.rl_lr, weight_decay=1e-4)
     begin, before = load_state(run, "rl", modules, optimizer, None)
     run.forget("rl", begin)
     start = saved = time.monotonic()

@@ -147,7 +147,7 @@ def tune(bench: Bench, changes: dict) -> tuple[Pipeline, Tensor, float]:
     seed, reports = bench.config.seed, bench.sets["train"].reports
     pipe, anchor, _, groups = start_policy(bench.folder / "anchor", torch.device("cpu"), config)
     nets = Rewards.load(bench.folder / "rewards", ceiling=config.ceiling)
-    optimizer = loop.adamw(groups, config.rl_lr, torch.device("cpu"), weight_decay=1e-4)
+    optimizer = loop.adamw(groups, config.rl_lr, weight_decay=1e-4)
     curve, seconds = [], []
     stops = {config.rounds * i // (POINTS + 1) for i in range(1, POINTS + 1)} - {0} | {config.rounds}
     for r in tqdm(range(config.rounds), "rounds"):

@@ -118,7 +118,7 @@ def ddpo_rounds(folder: Path, nets: Rewards, images: int, steps: int, config: RL
                                  kl=0.0, values=0, balance=False, rlcf=False, ace=False, same_noise=False,
                                  checkpointing=False, offload=False)
     pipe, anchor, _, groups = start_policy(folder, device, config)
-    optimizer, sampling = loop.adamw(groups, config.rl_lr, device), SampleConfig(steps, guidance=5.0)
+    optimizer, sampling = loop.adamw(groups, config.rl_lr), SampleConfig(steps, guidance=5.0)
 
     def ours() -> None:
         rl_round(pipe, anchor, nets, [REPORT] * images, list(range(images)), sampling, config, optimizer)
@@ -166,7 +166,7 @@ def measure(name: str, images: int, steps: int, compiled: bool, rate: float, dev
     share_both = 3 * share * min(images, config.rl_micro) / images / both
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    nets, optimizer = random_rewards(sizes, pipe.tokenizer, device), loop.adamw(groups, 1e-6, device)
+    nets, optimizer = random_rewards(sizes, pipe.tokenizer, device), loop.adamw(groups, 1e-6)
     drawing = seconds(lambda: generate(pipe, [REPORT] * images, list(range(images)), steps), device, 1)
     a_round = seconds(lambda: rl_round(pipe, anchor, nets, [REPORT] * images, list(range(images)), sampling,
                                        config, optimizer), device, 1)

@@ -161,7 +161,7 @@ def peaks(sizes: train.Preset, config: rl.RLConfig, sampling: sample.SampleConfi
     with patch.object(rl.Pipeline, "load", lambda folder, device: pipe):
         pipe, anchor, _, groups = rl.start_policy(Path(), CPU, config)
     nets = random_rewards(sizes, pipe.tokenizer, CPU)
-    optimizer = loop.adamw(groups, 1e-6, torch.device("cuda"))         # fused
+    optimizer = loop.adamw(groups, 1e-6)
     found, trained = {"weights": live.now}, rl.trained_steps(steps, config)
     with patch.object(rl, "seeded_noise", lambda s, n, shape: torch.empty(len(s), n + 1, *shape)):
         noise, anchor_noise = rl.round_noise(pipe, list(range(b)), steps, trained, config)

@@ -61,7 +61,7 @@ def taught(images: Tensor, labels: Tensor, steps: int, seed: int, device: torch.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = DiagnosisNet(RewardConfig.tiny()).to(device)
-    optimizer = loop.adamw(net.parameters(), RATE, device)
+    optimizer = loop.adamw(net.parameters(), RATE)
     targets = labels.nan_to_num(-1)   # what DiagnosisNet.loss leaves out
     for step in tqdm(range(steps), name, unit="step"):
         for group in optimizer.param_groups:

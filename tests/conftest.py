@@ -16,9 +16,9 @@ settings.register_profile("shared cores", deadline=None)
 settings.load_profile("shared cores")
 
 SMOKE = ["--train-images", "64", "--vae-steps", "6", "--vae-batch", "8", "--text-steps", "6",
-         "--diffusion-steps", "6", "--diffusion-batch", "8", "--reward-steps", "6", "--reward-batch", "8",
-         "--rounds", "3", "--reports", "2", "--group", "2", "--sample-steps", "5", "--skip-last", "2",
-         "--save-every", "0", "--eval-reports", "20"]
+         "--text-batch", "8", "--diffusion-steps", "6", "--diffusion-batch", "8", "--reward-steps", "6",
+         "--reward-batch", "8", "--rounds", "3", "--reports", "2", "--group", "2", "--sample-steps", "5",
+         "--skip-last", "2", "--save-every", "0", "--eval-reports", "20"]
 
 
 def command(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:

@@ -155,7 +155,7 @@ def test_damaged_state_and_changed_options_are_named(smoke_run, tmp_path):
     """A truncated checkpoint, or one begun with other options, is refused by name; nothing is overwritten."""
     run = train.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
     net = torch.nn.Linear(2, 2)
-    optimizer = loop.adamw(net.parameters(), 1e-3, run.device)
+    optimizer = loop.adamw(net.parameters(), 1e-3)
     loop.save_state(run, "vae", 3, 1.0, {"net": net}, optimizer, None)
     assert loop.load_state(run, "vae", {"net": net}, optimizer, None)[0] == 3
     run.options["vae_lr"] = 7.0
@@ -178,7 +178,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     """If writing a checkpoint fails half-way, the one before is still there and whole."""
     run = train.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
     net = torch.nn.Linear(2, 2)
-    optimizer = loop.adamw(net.parameters(), 1e-3, run.device)
+    optimizer = loop.adamw(net.parameters(), 1e-3)
     loop.save_state(run, "vae", 3, 1.0, {"net": net}, optimizer, None)
 
     def full(tensors, path, header):
@@ -212,7 +212,7 @@ def test_non_finite_loss_stops_with_stage_step_and_seed(tmp_path):
 
     with pytest.raises(FloatingPointError, match="vae: loss is nan at step 2, seed 0"):
         loop.fit(run, "vae", {"net": net}, loss, 6, 1e-3, 1)
-    optimizer = loop.adamw(net.parameters(), 1e-3, run.device)
+    optimizer = loop.adamw(net.parameters(), 1e-3)
     assert loop.load_state(run, "vae", {"net": net}, optimizer, None)[0] == 2
 
 
