@@ -426,6 +426,17 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
         consistency.save_pretrained(run.path("rewards", "consistency"))
 
 
+def begin_round(r: int, reports: list[str], seed: int, rl: RLConfig,
+                optimizer) -> tuple[list[str], list[int]]:
+    """Set the learning rate of round r -> a report and a seed for each of its images, groups adjacent;
+    all three are pure functions of (seed, r)."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(r, rl.rounds, group["peak"])
+    chosen = batch_index(len(reports), rl.reports, seed + 2, r).repeat_interleave(rl.group)
+    first = zlib.crc32(f"{seed} rollout {r}".encode())
+    return [reports[i] for i in chosen.tolist()], [first + i for i in range(len(chosen))]
+
+
 def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, rl: RLConfig) -> None:
     """Policy gradient from RUN/anchor -> RUN/cxrl."""
     pipe, anchor, modules, groups = start_policy(run.path("anchor"), run.device, rl)
@@ -444,13 +455,8 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
           f"{rl.rounds * queries} reward queries")
     bar = tqdm(range(begin, rl.rounds), "rl", rl.rounds, initial=begin, unit="round", disable=rank() > 0)
     for r in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(r, rl.rounds, group["peak"])
-        chosen = [reports[i] for i in batch_index(len(reports), rl.reports, run.seed + 2, r).tolist()]
-        first = zlib.crc32(f"{run.seed} rollout {r}".encode())   # images' seeds are consecutive numbers
-        numbers, pictures = rl_round(
-            pipe, anchor, nets, [c for c in chosen for _ in range(rl.group)],
-            [first + i for i in range(images)], sampling, rl, optimizer)
+        chosen, seeds = begin_round(r, reports, run.seed, rl, optimizer)
+        numbers, pictures = rl_round(pipe, anchor, nets, chosen, seeds, sampling, rl, optimizer)
         now = time.monotonic()
         run.log("rl", r + 1, time=round(before + now - start, 2),
                 images_per_second=round((r + 1 - begin) * images / (now - start), 1),
@@ -458,8 +464,8 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
         bar.set_postfix(**{k.removeprefix("reward_"): f"{v:.3f}" for k, v in numbers.items()
                            if k.startswith("reward_")})
         if rank() == 0 and (r % 5 == 0 or r + 1 == rl.rounds):
-            rows = [(chosen[i], pictures[i * rl.group:(i + 1) * rl.group][:8])
-                    for i in range(min(3, rl.reports))]
+            rows = [(chosen[i], pictures[i:i + rl.group][:8])
+                    for i in range(0, min(3 * rl.group, len(pictures)), rl.group)]
             save_png(picture_grid(rows, 96), run.path("samples", f"rl_{r + 1:04d}.png"), round=r + 1)
         if now - saved > run.save_every:
             saved = now

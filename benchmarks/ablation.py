@@ -17,7 +17,6 @@ import json
 import statistics
 import sys
 import time
-import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -144,7 +143,7 @@ def tune(bench: Bench, changes: dict) -> tuple[Pipeline, Tensor, float]:
     images = bench.rl.reports * bench.rl.group
     config = dataclasses.replace(bench.rl, **changes)
     config = dataclasses.replace(config, reports=images // config.group)
-    seed, reports = bench.config.seed, bench.sets["train"].reports
+    reports = bench.sets["train"].reports
     pipe, anchor, _, groups = start_policy(bench.folder / "anchor", torch.device("cpu"), config)
     nets = Rewards.load(bench.folder / "rewards", ceiling=config.ceiling)
     optimizer = loop.adamw(groups, config.rl_lr, weight_decay=1e-4)
@@ -152,13 +151,8 @@ def tune(bench: Bench, changes: dict) -> tuple[Pipeline, Tensor, float]:
     stops = {config.rounds * i // (POINTS + 1) for i in range(1, POINTS + 1)} - {0} | {config.rounds}
     for r in tqdm(range(config.rounds), "rounds"):
         start = time.monotonic()
-        for group in optimizer.param_groups:
-            group["lr"] = loop.learning_rate(r, config.rounds, group["peak"])
-        rows = loop.batch_index(len(reports), config.reports, seed + 2, r).tolist()
-        chosen = [reports[i] for i in rows for _ in range(config.group)]
-        first = zlib.crc32(f"{seed} rollout {r}".encode())
-        rl_round(pipe, anchor, nets, chosen, [first + i for i in range(images)], bench.sampling, config,
-                 optimizer)
+        chosen, seeds = train.begin_round(r, reports, bench.config.seed, config, optimizer)
+        rl_round(pipe, anchor, nets, chosen, seeds, bench.sampling, config, optimizer)
         seconds.append(time.monotonic() - start)
         if r + 1 in stops:
             tuned = dataclasses.replace(pipe, unet=copy.deepcopy(pipe.unet))

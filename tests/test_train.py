@@ -167,6 +167,22 @@ def test_damaged_state_and_changed_options_are_named(smoke_run, tmp_path):
         loop.load_state(run, "vae", {"net": net}, optimizer, None)
 
 
+def test_moments_come_back_in_the_layout_of_their_parameters(tmp_path):
+    """A file keeps no strides, and fused AdamW does not look at them: a network in channels_last would go its
+    own way after a resume if its moments were not laid out like its weights."""
+    run = train.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
+    net = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+    optimizer = loop.adamw(net.parameters(), 1e-3)
+    net(torch.randn(2, 4, 5, 5)).square().mean().backward()
+    optimizer.step()
+    loop.save_state(run, "vae", 1, 1.0, {"net": net}, optimizer, None)
+    moments, begun = optimizer.state[net.weight], loop.adamw(net.parameters(), 1e-3)
+    loop.load_state(run, "vae", {"net": net}, begun, None)
+    for name in ("exp_avg", "exp_avg_sq"):
+        back = begun.state[net.weight][name]
+        assert back.stride() == net.weight.stride() and torch.equal(back, moments[name])
+
+
 def test_unwritable_folder_is_named(tmp_path):
     """--out below a file cannot be made: one line that names it."""
     (tmp_path / "file").write_text("")
