@@ -64,7 +64,7 @@ class RLConfig:
                            "the range on the mean log-prob is clip / D"] = 1.64
     kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.02
     mix: Annotated[float, "how far the result goes from the anchor's weights to the tuned ones; "
-                          "1: all the way"] = 0.7
+                          "1: all the way"] = 0.6
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
