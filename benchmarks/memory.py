@@ -89,7 +89,8 @@ def as_on_cuda() -> Iterator[None]:
             return norm(x, size, weight, bias, eps)
         return wide
 
-    def to(module: nn.Module, target: torch.device | torch.dtype | str) -> nn.Module:
+    def to(module: nn.Module, target: torch.device | torch.dtype | str = CPU,
+           memory_format: torch.memory_format | None = None) -> nn.Module:   # which changes no size
         for part in module.modules():        # Module.to swaps tensors, which fake ones do not survive
             for name, p in part.named_parameters(recurse=False) if target != CPU else ():
                 part.register_parameter(name, nn.Parameter(p.detach().to(target), p.requires_grad))
