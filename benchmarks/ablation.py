@@ -262,6 +262,7 @@ def chart(found: dict[str, dict[int, dict[str, Tensor]]]) -> Image.Image:
     image = Image.new("RGB", (5 * wide + legend, high + 40), "white")
     draw = ImageDraw.Draw(image)
     colours = {name: f"hsl({360 * i // max(len(curves), 1)}, 75%, 45%)" for i, name in enumerate(curves)}
+    colours["cxrl"] = "black"
     most = max((curve[-1, 0].item() for curve in curves.values()), default=1.0)
     start = torch.stack([rows["curve"][0] for rows in found["anchor"].values()]).mean(0)
     for panel, metric in enumerate(METRICS[:5]):
@@ -274,11 +275,11 @@ def chart(found: dict[str, dict[int, dict[str, Tensor]]]) -> Image.Image:
         draw.text((left - 45, 20), f"{top:.3f}", "black")
         draw.text((left - 45, high - 12), f"{low:.3f}", "black")
         draw.text((left, high + 4), f"0 .. {most:.0f} reward queries", "black")
-        for name, curve in curves.items():
+        for name, curve in sorted(curves.items(), key=lambda item: item[0] == "cxrl"):   # that one on top
             points = [(0.0, begin), *map(tuple, curve[:, [0, column]].tolist())]
             places = [(left + (wide - 70) * q / most, high - (high - 20) * (v - low) / max(top - low, 1e-9))
                       for q, v in points]
-            draw.line(places, colours[name], 2)
+            draw.line(places, colours[name], 4 if name == "cxrl" else 2)
     for i, name in enumerate(curves):
         draw.text((5 * wide + 10, 10 + 14 * i), name, colours[name])
     return image
