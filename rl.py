@@ -48,12 +48,12 @@ from sample import (
 
 @dataclass(frozen=True)
 class RLConfig:
-    rounds: Annotated[int, "rollout + update rounds"] = 6
+    rounds: Annotated[int, "rollout + update rounds"] = 12
     reports: Annotated[int, "reports per round; images per round = reports * group"] = 32
     group: Annotated[int, "images per report; 1 is plain DDPO with batch statistics"] = 8
     inner_epochs: Annotated[int, "passes over each rollout"] = 1
     updates: Annotated[int, "optimizer steps per pass; from the second on the clip acts"] = 2
-    skip_last: Annotated[int, "last denoising steps left out of the updates (their gradient is noise)"] = 3
+    skip_last: Annotated[int, "last denoising steps left out of the updates; the very last always is"] = 1
     values: Annotated[int, "states of an image, at most, whose promises are scored to credit single "
                            "steps; 0: the end alone, as DDPO"] = 6
     balance: Annotated[bool, "steps count as their noise is to what the network moves, not all alike"] = True
@@ -62,9 +62,9 @@ class RLConfig:
     ace_lr: Annotated[float, "peak learning rate of the ACE vectors"] = 1e-3
     clip: Annotated[float, "ratio clip in nats of the whole latent; "
                            "the range on the mean log-prob is clip / D"] = 1.64
-    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.02
+    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.01
     mix: Annotated[float, "how far the result goes from the anchor's weights to the tuned ones; "
-                          "1: all the way"] = 0.6
+                          "1: all the way"] = 1.0
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
