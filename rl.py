@@ -14,9 +14,9 @@ end only. The policy denoises under [c_p ; c_s], the frozen anchor under c_p. De
 * a step's action is credited with what the state's promise gained by it, not with the end alone; the promise
   is x_0 as the network sees it from x_t, decoded and scored as the end is;
 * the gradient of a late step is larger, not better, by |d mean / d output| / std: steps are weighted to act
-  alike on the network, and the last ones, where the factor explodes, are not trained;
+  alike on the network. Late steps are trained too: left out, they drift with the weights they share;
 * the log-probability is the mean over the latent's D numbers, so the clip range on the ratio is `clip` / D;
-* an exact KL term per step keeps the policy near the anchor, and in the end it goes part of the way back.
+* an exact KL term per step keeps the policy near the anchor, and in the end it may go part of the way back.
 """
 import copy
 from contextlib import contextmanager

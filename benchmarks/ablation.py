@@ -3,8 +3,8 @@
     python benchmarks/ablation.py [--seeds 3] [--out runs/ablation] [--only NAME ...] [train.py's flags]
 
 For every seed one anchor and one set of reward networks are trained (or found in OUT/seed-S); every variant
-starts from that anchor and gets as many rounds of as many images (by default seven reward queries an image,
-one where the end alone is scored). `supervised` is the anchor trained supervised for as
+starts from that anchor and gets, unless its name says otherwise, as many rounds of as many images (by default
+seven reward queries an image, one where the end alone is scored). `supervised` is the anchor trained supervised for as
 many seconds as `cxrl`, the defaults, took; both are kept, as OUT/seed-S/control and OUT/seed-S/cxrl. Each
 result is kept in OUT/results as soon as it is there, so the same command continues, and the command given
 several times at once shares the work; OUT/ablation.md and OUT/ablation.png are written anew after each.
@@ -51,7 +51,9 @@ VARIANTS = {      # name -> what differs from train.py's defaults
     "the end alone": {"values": 0},       # no credit for single steps
     "steps alike": {"balance": False},
     "the end alone, steps alike": {"values": 0, "balance": False},
-    "all the way": {"mix": 1.0},
+    "part of the way": {"mix": 0.6},
+    "without the last 3 steps": {"skip_last": 3},
+    "half as many rounds": {"rounds": 6},
     "posture alone": {"w_align": 1.0, "w_diag": 0.0, "w_consist": 0.0},
     "diagnosis alone": {"w_align": 0.0, "w_consist": 0.0},
     "consistency alone": {"w_align": 0.0, "w_diag": 0.0},
@@ -65,7 +67,7 @@ VARIANTS = {      # name -> what differs from train.py's defaults
     "no KL": {"kl": 0.0},
     "with a ceiling": {"ceiling": True},
     "own unit each round": {"unit": "round", "kl": 0.1},
-    "3 of the 7 steps": {"fraction": 0.43},
+    "4 of the 9 steps": {"fraction": 0.44},
     "K = 2": {"ace_tokens": 2},
     "K = 8": {"ace_tokens": 8},
     "K = 16": {"ace_tokens": 16},
