@@ -3,11 +3,12 @@
     python benchmarks/ablation.py [--seeds 3] [--out runs/ablation] [--only NAME ...] [train.py's flags]
 
 For every seed one anchor and one set of reward networks are trained (or found in OUT/seed-S); every variant
-starts from that anchor and gets, unless its name says otherwise, as many rounds of as many images (by default
-seven reward queries an image, one where the end alone is scored). `supervised` is the anchor trained supervised for as
-many seconds as `cxrl`, the defaults, took; both are kept, as OUT/seed-S/control and OUT/seed-S/cxrl. Each
-result is kept in OUT/results as soon as it is there, so the same command continues, and the command given
-several times at once shares the work; OUT/ablation.md and OUT/ablation.png are written anew after each.
+starts from that anchor and gets, unless its name says otherwise, as many rounds of as many images (by
+default seven reward queries an image, one where the end alone is scored). `supervised` is the anchor trained
+supervised for as many seconds as `cxrl`, the defaults, took; both are kept, as OUT/seed-S/control and
+OUT/seed-S/cxrl. Each result is kept in OUT/results as soon as it is there, so the same command continues, and
+the command given several times at once shares the work; OUT/ablation.md and OUT/ablation.png are written anew
+after each.
 """
 import argparse
 import copy
