@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
                 raise ValueError(done.stderr.splitlines()[-1])
             cost = json.loads(done.stdout.splitlines()[-1])
             print(f"| {start}, reports: {args.reports} | {args.images:,} | {cost['rows']:,} | "
-                  f"{cost['seconds']:.1f} | {cost['tables']:.1f} | {cost['cpu']:.1f} | "
+                  f"{cost['seconds']:.2f} | {cost['tables']:.2f} | {cost['cpu']:.2f} | "
                   f"{cost['peak']:.0f} | {cost['opened']} |")
 
 
