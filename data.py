@@ -42,11 +42,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from archives import DataError, Row, Tally, read_rows
-from images import SMALLEST, Glance, ImageError, decode, decode_row, open_image, safe_path
-from labels import LABELS, label_values
-from loop import keep_tensors
-from phantom import describe, phantom
+from chests.archives import DataError, Row, Tally, read_rows
+from chests.images import SMALLEST, Glance, ImageError, decode, decode_row, open_image, safe_path
+from chests.labels import LABELS, label_values
+from chests.phantom import describe, phantom
+from training.loop import keep_tensors
 
 FITS = ("crop", "pad")
 PROMPTS = ("report", "impression", "findings", "both")
@@ -55,6 +55,7 @@ SPLITS = {"": "", "train": "train", "val": "val", "valid": "val", "validate": "v
 DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memory
 LOOKED_AT = 256         # images of a larger set whose headers are read when it is indexed
 CACHED_BYTES = 2**29    # phantoms are kept once rendered, up to this size
+CODE = ("chests/archives.py", "data.py", "chests/images.py", "chests/labels.py")   # what an index depends on
 JUDGE_SEED = 1_000_003  # added to the run's seed
 
 # ------------------------------------------------------------------------------------------------------------
@@ -266,8 +267,7 @@ def index_folder(folder: Path, prompt: str, cache: Path | None) -> Index:
     reads them. What is kept is not compared with the images and report files again."""
     tables = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.glob("*")
                     if path.suffix in (".csv", ".gz", ".txt", ".zip") and path.is_file())
-    code = [Path(__file__).with_name(f"{name}.py").read_text()
-            for name in ("archives", "data", "images", "labels")]
+    code = [Path(__file__).with_name(name).read_text() for name in CODE]
     digest = hashlib.sha256(json.dumps([prompt, tables, code]).encode()).hexdigest()[:16]
     file = cache and cache / f"index-{digest}.json"
     if file and file.is_file():

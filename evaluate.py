@@ -8,7 +8,7 @@
 
 Prompts are the reports of the test split (val where there is no test). Anchor, CXRL and control draw the same
 reports with the same seeds; `real`, the images that truly belong to those reports, is scored by the same code
-and is the floor or ceiling of each metric. judge.py says what the judge is and why it is independent.
+and is the floor or ceiling of each metric. evaluation/judge.py: what the judge is, and why it is independent.
 
     posture_deviation       mean of |psi - (1, 1, 0, 0, 0)|_1, theta in radians
     auroc                   macro over findings: the prompt's labels against the judge's probabilities
@@ -55,9 +55,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data as chest_data
-import metrics
 import sample
-from judge import (
+from chests.labels import LABELS
+from evaluation import metrics
+from evaluation.judge import (
     BATCH,
     IDENTITY,
     Judge,
@@ -69,7 +70,6 @@ from judge import (
     prompt_labels,
     reposition,
 )
-from labels import LABELS
 from rewards import DiagnosisNet
 
 COPIES = 4             # images of one report for MS-SSIM: 6 pairs, as RoentGen

@@ -30,7 +30,6 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from ace import ACE
-from loop import gather_from_ranks, rank, ranks, reduce_over_ranks
 from model import UNet2DConditionModel, WithoutLoRA, add_lora, load_lora, lora_layers, save_lora
 from rewards import NAMES, Rewards, compare
 from sample import (
@@ -44,6 +43,7 @@ from sample import (
     guided_noise,
     seeded_noise,
 )
+from training.loop import gather_from_ranks, rank, ranks, reduce_over_ranks
 
 
 @dataclass(frozen=True)

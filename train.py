@@ -30,7 +30,13 @@ import data
 import evaluate
 import rewards
 import sample
-from loop import (
+from model import UNet2DConditionModel, UNetConfig
+from model import read_config as read_unet_config
+from rewards import ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig, Rewards
+from rl import RLConfig, queries_per_round, rl_round, save_policy, start_policy, step_back
+from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, generate, picture_grid, save_png
+from text_encoder import CLIPTextModel, Contrast, TextConfig, Tokenizer
+from training.loop import (
     Run,
     adamw,
     batch_index,
@@ -45,12 +51,6 @@ from loop import (
     step_generator,
     wait_for_ranks,
 )
-from model import UNet2DConditionModel, UNetConfig
-from model import read_config as read_unet_config
-from rewards import ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig, Rewards
-from rl import RLConfig, queries_per_round, rl_round, save_policy, start_policy, step_back
-from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, generate, picture_grid, save_png
-from text_encoder import CLIPTextModel, Contrast, TextConfig, Tokenizer
 from vae import AutoencoderKL, VAEConfig
 from vae import read_config as read_vae_config
 

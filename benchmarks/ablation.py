@@ -33,13 +33,13 @@ from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import evaluate  # noqa: E402
-import loop  # noqa: E402
-import metrics  # noqa: E402
 import train  # noqa: E402
-from judge import load_judge  # noqa: E402
+from evaluation import metrics  # noqa: E402
+from evaluation.judge import load_judge  # noqa: E402
 from rewards import Rewards  # noqa: E402
 from rl import RLConfig, queries_per_round, rl_round, save_policy, start_policy, step_back  # noqa: E402
 from sample import Pipeline, SampleConfig  # noqa: E402
+from training import loop  # noqa: E402
 
 METRICS = ("posture_deviation", "auroc", "consistency", "fid", "ms_ssim", "recall", "all_labels_right")
 POINTS = 2        # of the chart, for each variant, between the anchor and the end

@@ -20,7 +20,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import data  # noqa: E402
-from archives import Row  # noqa: E402
+from chests.archives import Row  # noqa: E402
 
 BATCH = 8
 

@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-import loop  # noqa: E402
 import train  # noqa: E402
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, Rewards  # noqa: E402
 from rl import RLConfig, rl_round, start_policy  # noqa: E402
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate, grey  # noqa: E402
 from text_encoder import CLIPTextModel, Tokenizer  # noqa: E402
+from training import loop  # noqa: E402
 
 CASES = {  # name -> preset, what differs from RLConfig's defaults
     "tiny": ("tiny", {}),

@@ -19,10 +19,10 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import evaluate  # noqa: E402
-from loop import batch_index  # noqa: E402
 from rewards import Rewards  # noqa: E402
 from rl import RLConfig, rl_round, start_policy  # noqa: E402
 from sample import Pipeline, SampleConfig  # noqa: E402
+from training.loop import batch_index  # noqa: E402
 
 VARIANTS = {
     "the end alone, steps alike (DDPO)": {"values": 0, "balance": False},

@@ -27,10 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from PIL import Image  # noqa: E402
 
-import archives  # noqa: E402
 import data  # noqa: E402
-import images  # noqa: E402
-from labels import LABELS  # noqa: E402
+from chests import (
+    archives,  # noqa: E402
+    images,  # noqa: E402
+)
+from chests.labels import LABELS  # noqa: E402
 
 METADATA = ("dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,"
             "StudyDate,StudyTime,ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,"

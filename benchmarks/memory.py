@@ -26,10 +26,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E4
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
-import loop  # noqa: E402
 import rl  # noqa: E402
 import sample  # noqa: E402
 import train  # noqa: E402
+from training import loop  # noqa: E402
 
 CPU, GIB = torch.device("cpu"), 2**30
 README = {"rl_batch": 8, "rl_micro": 2}      # with 256 images a round, 50 steps, guidance 4, as in README

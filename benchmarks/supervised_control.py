@@ -16,9 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import evaluate  # noqa: E402
-import loop  # noqa: E402
 import train  # noqa: E402
 from sample import Pipeline, newest_run  # noqa: E402
+from training import loop  # noqa: E402
 
 
 def last_log(run: Path, stage: str) -> dict:

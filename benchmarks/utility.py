@@ -29,12 +29,12 @@ from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import evaluate  # noqa: E402
-import loop  # noqa: E402
-import metrics  # noqa: E402
 import sample  # noqa: E402
-from judge import prompt_labels  # noqa: E402
-from labels import LABELS  # noqa: E402
+from chests.labels import LABELS  # noqa: E402
+from evaluation import metrics  # noqa: E402
+from evaluation.judge import prompt_labels  # noqa: E402
 from rewards import DiagnosisNet, RewardConfig  # noqa: E402
+from training import loop  # noqa: E402
 
 IMAGES, FEWEST = 1024, 20
 SIDE = 224              # px; larger images are reduced

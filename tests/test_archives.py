@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from archives import DataError, Tally, compose_from_labels, read_rows
+from chests.archives import DataError, Tally, compose_from_labels, read_rows
+from chests.labels import LABELS, label
 from data import load
-from labels import LABELS, label
 
 EFFUSION = LABELS.index("Pleural Effusion")
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import evaluate
 import rl
 import train
-from patients import patients
+from chests.patients import patients
 from sample import SampleConfig
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import data
-import images
-from archives import TERMS, Row, choose_prompt, compose_report, known_terms, terms_to_labels
+from chests import images
+from chests.archives import TERMS, Row, choose_prompt, compose_report, known_terms, terms_to_labels
+from chests.labels import LABELS, label
 from data import DataError, load
-from labels import LABELS, label
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from index import write_mimic  # noqa: E402

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import judge
-import metrics
-from labels import LABELS, label_all
+from chests.labels import LABELS, label_all
+from evaluation import judge, metrics
 
 HEART, FLUID = LABELS.index("Cardiomegaly"), LABELS.index("Pleural Effusion")
 SENTENCES = {HEART: ("The heart is enlarged.", "The heart is not enlarged."),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labels import LABELS, label, label_all, sections
+from chests.labels import LABELS, label, label_all, sections
 
 SENTENCES = [
     "No pleural effusion or pneumothorax.", "Small left pleural effusion.", "The heart is enlarged.",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import metrics
+from evaluation import metrics
 
 
 def gaussian(n: int, d: int = 6, seed: int = 0, shift: float = 0.0) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labels import LABELS, label_all
-from patients import ANATOMY, BAD_REPORT, CATALOGUE, NORMAL_SHARE, Finding, uniform
-from phantom import BAD_POSTURE, JITTER, NOISE, RANGES, describe, draw, phantom, render
+from chests.labels import LABELS, label_all
+from chests.patients import ANATOMY, BAD_REPORT, CATALOGUE, NORMAL_SHARE, Finding, uniform
+from chests.phantom import BAD_POSTURE, JITTER, NOISE, RANGES, describe, draw, phantom, render
 
 MANY = describe(range(4000))
 UPRIGHT = [1.0, 1.0, 0.0, 0.0, 0.0]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import rewards
-from labels import LABELS
+from chests.labels import LABELS
 from rewards import (
     IDENTITY,
     ConsistencyNet,

@@ -17,12 +17,12 @@ from conftest import ROOT, SMOKE, command
 from PIL import Image
 from safetensors.torch import load_file
 
-import loop
 import train
-from loop import batch_index, learning_rate
 from rl import RLConfig
 from sample import SampleConfig
 from train import TrainConfig, parse
+from training import loop
+from training.loop import batch_index, learning_rate
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labels import LABELS
-from patients import ANATOMY, GRAIN, POSTURE, Finding, hashed, patients, read_out, truth_of, uniform
+from chests.labels import LABELS
+from chests.patients import ANATOMY, GRAIN, POSTURE, Finding, hashed, patients, read_out, truth_of, uniform
 
 JITTER = 0.02       # of each posture parameter of a well-positioned film, either way
 BAD_POSTURE = 0.35  # share of an archive's films that are badly positioned

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from labels import LABELS, sections
+from chests.labels import LABELS, sections
 
 
 class DataError(ValueError):

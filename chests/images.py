@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps
 
-from archives import Row
+from chests.archives import Row
 
 SMALLEST = 16           # pixels of an image's short side
 NARROWEST = 4           # long side over short side

@@ -1,0 +1,1 @@
+"""How a run is judged: judge.py, the networks that gave no reward; metrics.py, the numbers."""
