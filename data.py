@@ -46,7 +46,7 @@ from chests.archives import DataError, Row, Tally, read_rows
 from chests.images import SMALLEST, Glance, ImageError, decode, decode_row, open_image, safe_path
 from chests.labels import LABELS, label_values
 from chests.phantom import describe, phantom
-from training.loop import keep_tensors
+from storage.files import keep_tensors
 
 FITS = ("crop", "pad")
 PROMPTS = ("report", "impression", "findings", "both")
@@ -267,7 +267,7 @@ def index_folder(folder: Path, prompt: str, cache: Path | None) -> Index:
     reads them. What is kept is not compared with the images and report files again."""
     tables = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.glob("*")
                     if path.suffix in (".csv", ".gz", ".txt", ".zip") and path.is_file())
-    code = [Path(__file__).with_name(name).read_text() for name in CODE]
+    code = [(Path(__file__).parent / name).read_text() for name in CODE]
     digest = hashlib.sha256(json.dumps([prompt, tables, code]).encode()).hexdigest()[:16]
     file = cache and cache / f"index-{digest}.json"
     if file and file.is_file():

@@ -71,6 +71,8 @@ from evaluation.judge import (
     reposition,
 )
 from rewards import DiagnosisNet
+from storage.files import git_revision, read_json, write_json
+from storage.pictures import grey, picture_grid, save_png
 
 COPIES = 4             # images of one report for MS-SSIM: 6 pairs, as RoentGen
 SSIM_REPORTS = 64      # reports with that many images
@@ -231,7 +233,7 @@ def draw_all(pipe: sample.Pipeline, reports: list[str], seeds: list[int], settin
         for start in range(0, len(reports), BATCH):
             part = slice(start, start + BATCH)
             images = sample.generate(pipe, reports[part], seeds[part], **settings)
-            batches.append(sample.grey(images).float().cpu())
+            batches.append(grey(images).float().cpu())
             bar.update(len(images))
     images = torch.cat(batches)
     broken = (~images.isfinite()).flatten(1).any(1).sum().item()
@@ -242,7 +244,7 @@ def draw_all(pipe: sample.Pipeline, reports: list[str], seeds: list[int], settin
 
 def nearest_pairs(yard: Yardstick, images: Tensor, nearest: Tensor, train,
                   name: str) -> list[tuple[str, Tensor]]:
-    """(images: n 1 h w, one a prompt; nearest: 2 n, of measure) -> two rows of sample.picture_grid: the PAIRS
+    """(images: n 1 h w, one a prompt; nearest: 2 n, of measure) -> two rows of picture_grid: the PAIRS
     of them that are nearest to a training image, on features, and these training images."""
     distance, which = nearest[0], nearest[1].long()
     order = distance.argsort(stable=True)[:PAIRS]
@@ -265,7 +267,7 @@ def judge_pipelines(run: Path, pipes: dict[str, sample.Pipeline], yard: Yardstic
         rows[name] = measure(yard, images, groups)
         if name in ("anchor", "cxrl"):
             pairs += nearest_pairs(yard, images, rows[name]["nearest"], train, name)
-    sample.save_png(sample.picture_grid(pairs), run / "samples" / "nearest_pairs.png",
+    save_png(picture_grid(pairs), run / "samples" / "nearest_pairs.png",
                     synthetic="the first and third row; the other rows are training images")
     return rows
 
@@ -429,7 +431,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: 
         same_prompts = list(map(one_line, chests.reports)) == list(map(one_line, yard.reports))
         paired += [chests.name] * same_prompts
     result = {
-        "data": config["data"], "n": len(yard.reports), "seed": seed, "git": sample.git_revision(),
+        "data": config["data"], "n": len(yard.reports), "seed": seed, "git": git_revision(),
         "device": device_name(device), "seconds": round(time.monotonic() - start, 1),
         "run_git": config.get("git", "unknown"), "sampling": settings,
         "controls": [str(folder) for folder in controls],
@@ -438,7 +440,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: 
         **{f"{name}_vs_anchor": gains(rows[name], rows["anchor"], rows["real"]) for name in paired},
         "judge": judge_quality(yard, sets, rows["real"]), "protocol": protocol(yard, test),
     }
-    sample.write_json(run / "evaluation.json", result)
+    write_json(run / "evaluation.json", result)
     print(table(result))
     return result
 
@@ -450,7 +452,7 @@ def read_config(run: Path) -> dict:
     for needed in ("config.json", "anchor/model_index.json", "cxrl/model_index.json"):
         if not (run / needed).is_file():
             raise ValueError(f"{run}: not a finished run, {needed} is missing; train.py continues it")
-    config = sample.read_json(run / "config.json")
+    config = read_json(run / "config.json")
     if not isinstance(config.get("data"), str):
         raise ValueError(f"{run / 'config.json'}: expected an object with the key `data`")
     return config

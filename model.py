@@ -7,17 +7,26 @@ Rombach et al. 2022 (arXiv 2112.10752) describe the network, Vaswani et al. 2017
 """
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from storage.weights import (
+    is_count,
+    load_strict,
+    read_config,
+    read_safetensors,
+    read_weights,
+    require,
+    write_folder,
+)
 
 # -------------------------------------------------------------------------------- configuration
 
@@ -102,15 +111,6 @@ FIXED = {
     "conv_out_kernel": 3, "attention_type": "default", "cross_attention_norm": None,
     "transformer_layers_per_block": 1, "reverse_transformer_layers_per_block": None,
 }
-
-
-def is_count(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
-def require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} is {value!r}, expected {expected}")
 
 
 # -------------------------------------------------------------------------------- blocks
@@ -323,10 +323,10 @@ class UNet2DConditionModel(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "UNet2DConditionModel":
         """Read a diffusers unet/ folder, any float type, as float32; ValueError names file and key."""
-        config = read_config(Path(folder))
+        config = read_config(folder, UNetConfig, FIXED)
         with torch.device("meta"):
             unet = cls(config)
-        weights, path = read_weights(Path(folder), "diffusion_pytorch_model")
+        weights, path = read_weights(folder, "diffusion_pytorch_model")
         load_strict(unet, weights, path)
         return unet
 
@@ -335,7 +335,7 @@ class UNet2DConditionModel(nn.Module):
         unmerged = [name for name, layer in lora_layers(self).items() if layer.unmerged is None]
         require(not unmerged, "LoRA", unmerged[:1], "merged into the weights (or saved by save_lora)")
         weights = {key: value for key, value in self.state_dict().items() if ".lora_" not in key}
-        write_folder(Path(folder), weights, "diffusion_pytorch_model", {**FIXED, **asdict(self.config)})
+        write_folder(folder, weights, "diffusion_pytorch_model", {**FIXED, **asdict(self.config)})
 
 
 # -------------------------------------------------------------------------------- LoRA
@@ -417,7 +417,7 @@ def save_lora(unet: UNet2DConditionModel, folder: Path | str) -> None:
     rank, alpha = next((layer.rank, layer.alpha) for layer in layers.values())
     weights = {f"unet.{key}": value for key, value in unet.state_dict().items() if ".lora_" in key}
     metadata = {"unet.r": rank, "unet.lora_alpha": alpha, "unet.target_modules": sorted(layers)}
-    write_folder(Path(folder), weights, "pytorch_lora_weights", lora_adapter_metadata=json.dumps(metadata))
+    write_folder(folder, weights, "pytorch_lora_weights", lora_adapter_metadata=json.dumps(metadata))
 
 
 @torch.no_grad()
@@ -438,83 +438,3 @@ def load_lora(unet: UNet2DConditionModel, folder: Path | str) -> list[nn.Paramet
     except (LookupError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: does not fit this UNet: {error}") from error
     return parameters
-
-
-# -------------------------------------------------------------------------------- files
-
-
-def read_config(folder: Path) -> UNetConfig:
-    """config.json -> UNetConfig. Keys that change nothing are ignored, keys we cannot honour refused."""
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    require(isinstance(raw, dict), str(path), raw, "a JSON object")
-    for key, only in FIXED.items():
-        value = raw.get(key, only)
-        values = value if isinstance(value, list) else [value]       # some keys may have one entry a level
-        if any((v or None) != (only or None) for v in values):       # null, false and 0 all mean "not used"
-            raise ValueError(f"{path}: {key} is {value!r}, but only {only!r} is supported")
-    values = {f.name: raw[f.name] for f in fields(UNetConfig) if f.name in raw}
-    try:
-        return UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def read_weights(folder: Path, stem: str) -> tuple[dict[str, Tensor], Path]:
-    """All tensors of a folder, from one file or from the shards of an index; full precision first."""
-    for variant in ("", ".fp16", ".bf16"):
-        whole = folder / f"{stem}{variant}.safetensors"
-        index = folder / f"{stem}.safetensors.index{variant}.json"
-        if whole.is_file():
-            return read_safetensors(whole), whole
-        if index.is_file():
-            try:
-                names = {Path(name).name for name in json.loads(index.read_text())["weight_map"].values()}
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise ValueError(f"{index}: not an index of weight files: {error!r}") from error
-            return {k: v for name in sorted(names) for k, v in read_safetensors(folder / name).items()}, index
-    for pickle in sorted(folder.glob("*.bin")):
-        raise ValueError(f"{pickle}: a pickle, which may run any code when read; convert it to safetensors")
-    raise ValueError(f"{folder}: no {stem}.safetensors in it")
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: missing, truncated or not a safetensors file: {error}") from error
-
-
-def load_strict(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Give a model on the meta device its weights. Every tensor must be there, with its shape, and finite."""
-    expected = model.state_dict()
-    if missing := sorted(expected.keys() - weights.keys()):
-        raise ValueError(f"{path}: {missing[0]} is missing ({len(missing)} tensors in all)")
-    if extra := sorted(weights.keys() - expected.keys()):
-        raise ValueError(f"{path}: {extra[0]} has no place in this model ({len(extra)} tensors in all)")
-    for key, value in weights.items():
-        shape, wanted = list(value.shape), list(expected[key].shape)
-        if shape != wanted:
-            raise ValueError(f"{path}: {key} has shape {shape}, but config.json says {wanted}")
-        if not value.is_floating_point() or not value.isfinite().all():
-            raise ValueError(f"{path}: {key} is {value.dtype} or has values that are not finite numbers")
-        # A copy, not the mapped file: own memory is aligned the same in every run, and the file may go.
-        weights[key] = value.to(torch.float32, copy=True)
-    model.load_state_dict(weights, assign=True)
-
-
-def write_folder(folder: Path, weights: dict, stem: str, config: dict | None = None, **metadata: str) -> None:
-    """Weights, then config.json; each under a temporary name, then renamed: no reader sees half a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, config_path = folder / f"{stem}.safetensors", folder / "config.json"
-    try:
-        save_file({k: v.contiguous() for k, v in weights.items()}, f"{path}.tmp", {"format": "pt"} | metadata)
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written: {error}") from error
-    Path(f"{path}.tmp").replace(path)
-    if config is not None:
-        Path(f"{config_path}.tmp").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        Path(f"{config_path}.tmp").replace(config_path)

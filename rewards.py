@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from chests.labels import LABELS, label_all
+from storage.files import keep_tensors
 from text_encoder import EOS, Tokenizer
-from training.loop import keep_tensors
 
 NAMES = ("align", "diag", "consist")
 IDENTITY = (1.0, 1.0, 0.0, 0.0, 0.0)   # psi of an image that is already in the canonical pose

@@ -39,11 +39,11 @@ from sample import (
     autocast,
     ddim_step,
     denoise,
-    grey,
     guided_noise,
     seeded_noise,
 )
-from training.loop import gather_from_ranks, rank, ranks, reduce_over_ranks
+from storage.pictures import grey
+from training.ranks import gather_from_ranks, rank, ranks, reduce_over_ranks
 
 
 @dataclass(frozen=True)

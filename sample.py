@@ -8,11 +8,8 @@ rollouts and policy updates all call them, so what is scored is exactly what was
 float32.
 """
 import argparse
-import json
 import math
-import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -22,12 +19,12 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ace import ACE
 from model import UNet2DConditionModel
+from storage.files import read_json, write_json
+from storage.pictures import picture_grid, save_png
 from text_encoder import CLIPTextModel, Tokenizer
 from vae import AutoencoderKL
 
@@ -337,74 +334,6 @@ def generate(pipe: Pipeline, reports: list[str], seeds: list[int], steps: int = 
         for step in denoise(pipe.unet, pipe.schedule, cond, uncond, noise, guidance, eta):
             latents = step.x_p
         return pipe.decode(latents)
-
-
-def grey(images: Tensor) -> Tensor:
-    """b c h w -> b 1 h w; X-rays have one channel, Stable Diffusion's VAE has three."""
-    return images.mean(1, keepdim=True)
-
-
-# ----------------------------------------------------------------------------------------- pictures and files
-
-
-def read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, not {type(value).__name__}")
-    return value
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Write under a temporary name and rename, so that a reader sees the old file or the new one,
-    never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(json.dumps(value, indent=2) + "\n")
-    path.with_suffix(".tmp").replace(path)
-
-
-def git_revision() -> str:
-    """The commit of the code that runs, for pictures and records."""
-    command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
-    except OSError:
-        return "unknown"   # git is not installed
-
-
-def picture_grid(rows: list[tuple[str, Tensor]], cell: int = 160) -> Image.Image:
-    """Rows of (label, images: n c h w in [0, 1]) -> one labelled picture;
-    every image is drawn cell pixels wide."""
-    font = ImageFont.load_default(13)
-    width = max(len(images) for _, images in rows) * cell
-    blocks = []
-    for label, images in rows:
-        lines = textwrap.wrap(label, max(width // 7, 20)) or [""]
-        block = Image.new("L", (width, 18 * len(lines) + 6 + cell), 255)
-        ImageDraw.Draw(block).multiline_text((4, 2), "\n".join(lines), fill=0, font=font)
-        for i, image in enumerate((grey(images)[:, 0] * 255).round().byte().cpu()):
-            tile = Image.fromarray(image.numpy()).resize((cell, cell), Image.Resampling.BICUBIC)
-            block.paste(tile, (i * cell, block.height - cell))
-        blocks.append(block)
-    sheet = Image.new("L", (width, sum(b.height for b in blocks)), 255)
-    y = 0
-    for block in blocks:
-        sheet.paste(block, (0, y))
-        y += block.height
-    return sheet
-
-
-def save_png(image: Image.Image, path: Path, **text: object) -> None:
-    """Write a PNG whose text chunks say that it is synthetic and how to make it again."""
-    info = PngInfo()
-    for key, value in {"synthetic": "true", **text}.items():
-        info.add_itxt(key, str(value))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    image.save(temporary, format="PNG", pnginfo=info)
-    temporary.replace(path)
 
 
 # ----------------------------------------------------------------------------------------------- command line

@@ -8,18 +8,19 @@ Radford et al. 2021 (arXiv 2103.00020), section 2.4; Sennrich et al. 2016 (arXiv
 """
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tokenizers
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from torch import Tensor, nn
+
+from storage.files import read_json, read_text, write_text
+from storage.weights import is_count, load_strict, read_config, read_weights, require, write_folder
 
 # -------------------------------------------------------------------------------- tokenizer
 
@@ -111,7 +112,6 @@ class Tokenizer:
     def save_pretrained(self, folder: Path | str) -> None:
         """Write vocab.json, merges.txt and the two small files, as transformers' CLIPTokenizer reads them."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": self.pad}
         config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.max_length}
         merges = "\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in self.merges)])
@@ -181,15 +181,6 @@ class TextConfig:
 
 # Keys of config.json that change the computation, with the only value this file computes.
 FIXED = {"model_type": "clip_text_model", "attention_dropout": 0.0}
-
-
-def is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} is {value!r}, expected {expected}")
 
 
 class Embeddings(nn.Module):
@@ -277,10 +268,10 @@ class CLIPTextModel(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "CLIPTextModel":
         """Read a text_encoder/ folder, any float type, as float32; ValueError names file and key."""
-        config = read_config(Path(folder))
+        config = read_config(folder, TextConfig, FIXED)
         with torch.device("meta"):
             text = cls(config)
-        weights, path = read_weights(Path(folder), "model")
+        weights, path = read_weights(folder, "model")
         weights = {key.removeprefix("text_model."): value for key, value in weights.items()}
         weights.pop("embeddings.position_ids", None)   # 0, 1, 2, ...: a buffer of old versions
         load_strict(text, weights, path)
@@ -291,7 +282,7 @@ class CLIPTextModel(nn.Module):
         config = {"architectures": ["CLIPTextModel"], **FIXED, **asdict(self.config),
                   "bos_token_id": self.config.vocab_size - 2, "eos_token_id": self.config.vocab_size - 1}
         weights = {f"text_model.{key}": value for key, value in self.state_dict().items()}
-        write_folder(Path(folder), config, weights, "model")
+        write_folder(folder, weights, "model", config)
 
 
 # -------------------------------------------------------------------------------- contrastive pretraining
@@ -324,101 +315,3 @@ class Contrast(nn.Module):
         own = torch.arange(len(ids), device=ids.device)
         top1 = (logits.argmax(1) == own).float().mean()
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, {"top1": top1}
-
-
-# -------------------------------------------------------------------------------- files
-
-
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-
-
-def read_json(path: Path, missing: dict | None = None) -> dict:
-    """A JSON object; where the file is absent, `missing` if that is given."""
-    if missing is not None and not path.exists():
-        return missing
-    try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, not {type(value).__name__}")
-    return value
-
-
-def read_config(folder: Path) -> TextConfig:
-    """config.json -> TextConfig. Keys that change nothing are ignored, keys we cannot honour refused."""
-    path = folder / "config.json"
-    raw = read_json(path)
-    for key, only in FIXED.items():
-        if (raw.get(key, only) or None) != (only or None):   # null and 0 both mean "not used"
-            raise ValueError(f"{path}: {key} is {raw[key]!r}, but only {only!r} is supported")
-    try:
-        return TextConfig(**{f.name: raw[f.name] for f in fields(TextConfig) if f.name in raw})
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Under a temporary name and then renamed, so that no reader ever sees half of it."""
-    Path(f"{path}.tmp").write_text(text, encoding="utf-8")
-    Path(f"{path}.tmp").replace(path)
-
-
-def read_weights(folder: Path, stem: str) -> tuple[dict[str, Tensor], Path]:
-    """All tensors of a folder, from one file or from the shards of an index; full precision first."""
-    for variant in ("", ".fp16", ".bf16"):
-        whole = folder / f"{stem}{variant}.safetensors"
-        index = folder / f"{stem}.safetensors.index{variant}.json"
-        if whole.is_file():
-            return read_safetensors(whole), whole
-        if index.is_file():
-            try:
-                names = {Path(name).name for name in json.loads(index.read_text())["weight_map"].values()}
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise ValueError(f"{index}: not an index of weight files: {error!r}") from error
-            return {k: v for name in sorted(names) for k, v in read_safetensors(folder / name).items()}, index
-    for pickle in sorted(folder.glob("*.bin")):
-        raise ValueError(f"{pickle}: a pickle, which may run any code when read; convert it to safetensors")
-    raise ValueError(f"{folder}: no {stem}.safetensors in it")
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: missing, truncated or not a safetensors file: {error}") from error
-
-
-def load_strict(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Give a model on the meta device its weights. Every tensor must be there, with its shape, and finite."""
-    expected = model.state_dict()
-    if missing := sorted(expected.keys() - weights.keys()):
-        raise ValueError(f"{path}: {missing[0]} is missing ({len(missing)} tensors in all)")
-    if extra := sorted(weights.keys() - expected.keys()):
-        raise ValueError(f"{path}: {extra[0]} has no place in this model ({len(extra)} tensors in all)")
-    for key, value in weights.items():
-        shape, wanted = list(value.shape), list(expected[key].shape)
-        if shape != wanted:
-            raise ValueError(f"{path}: {key} has shape {shape}, but config.json says {wanted}")
-        if not value.is_floating_point() or not value.isfinite().all():
-            raise ValueError(f"{path}: {key} is {value.dtype} or has values that are not finite numbers")
-        # A copy, not the mapped file: own memory is aligned the same in every run, and the file may go.
-        weights[key] = value.to(torch.float32, copy=True)
-    model.load_state_dict(weights, assign=True)
-
-
-def write_folder(folder: Path, config: dict, weights: dict[str, Tensor], stem: str) -> None:
-    """Each file under a temporary name and then renamed, so that no reader ever sees half of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, config_path = folder / f"{stem}.safetensors", folder / "config.json"
-    try:
-        save_file({k: v.contiguous() for k, v in weights.items()}, f"{path}.tmp", metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written: {error}") from error
-    Path(f"{path}.tmp").replace(path)
-    Path(f"{config_path}.tmp").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    Path(f"{config_path}.tmp").replace(config_path)

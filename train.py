@@ -9,16 +9,13 @@ Stages, in order: vae -> diffusion (with the text encoder) -> rewards -> rl -> e
 the run folder already holds its result, and continues bit for bit where it was killed: every random number is
 a pure function of (seed, stage, step), and RUN/state holds weights, optimizer and step.
 """
-import argparse
 import dataclasses
 import math
 import sys
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -29,195 +26,30 @@ from tqdm import tqdm
 import data
 import evaluate
 import rewards
-import sample
-from model import UNet2DConditionModel, UNetConfig
-from model import read_config as read_unet_config
-from rewards import ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig, Rewards
+from model import UNet2DConditionModel
+from rewards import ConsistencyNet, DiagnosisNet, PostureNet, Rewards
 from rl import RLConfig, queries_per_round, rl_round, save_policy, start_policy, step_back
-from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig, generate, picture_grid, save_png
-from text_encoder import CLIPTextModel, Contrast, TextConfig, Tokenizer
+from sample import Pipeline, SampleConfig, Schedule, generate
+from storage.files import git_revision, keep_tensors
+from storage.pictures import picture_grid, save_png
+from text_encoder import CLIPTextModel, Contrast, Tokenizer
 from training.loop import (
     Run,
     adamw,
     batch_index,
     fit,
-    keep_tensors,
     learning_rate,
     load_state,
-    rank,
-    ranks,
     save_state,
-    start_ranks,
     step_generator,
-    wait_for_ranks,
 )
-from vae import AutoencoderKL, VAEConfig
-from vae import read_config as read_vae_config
+from training.options import Preset, TrainConfig, image_size, open_run, parse, preset
+from training.ranks import rank, ranks, start_ranks, wait_for_ranks
+from vae import AutoencoderKL
 
 EMA_DECAY = 0.995         # of the diffusion stage; about 200 steps
 KEPT_NUMBERS = 2**28      # of prompt embeddings, 1 GB
 STAGES = ("vae", "diffusion", "rewards", "rl", "evaluate")
-
-# ------------------------------------------------------------------------------------------------ options
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    out: Annotated[Path, "run folder; the same command again continues it"] = Path("runs/phantom")
-    preset: Annotated[Literal["tiny", "small", "sd15", "sd21"],
-                      "sizes of all networks; sd15 and sd21 need --init"] = "tiny"
-    data: Annotated[str, "phantom, or a folder with images and metadata.csv"] = "phantom"
-    stage: Annotated[Literal["all", "vae", "diffusion", "rewards", "rl", "evaluate"],
-                     "all in order, or one"] = "all"
-    init: Annotated[Path | None,
-                    "diffusers folder (RoentGen, Stable Diffusion) that replaces vae and diffusion"] = None
-    seed: Annotated[int, "of everything random"] = 0
-    fit: Annotated[Literal["crop", "pad"], "how a picture that is not square becomes one"] = "crop"
-    prompt: Annotated[Literal["report", "impression", "findings", "both"],
-                      "which part of a real report is the prompt"] = "report"
-    diagnosis: Annotated[Path | None, "your own DenseNet-121 as diagnosis reward: FILE.safetensors, and "
-                                      "its labels in FILE.json"] = None
-    train_images: Annotated[int, "phantoms in the training split"] = 8192
-    vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 1400
-    vae_batch: Annotated[int, "images per step; halve if out of memory"] = 4
-    vae_lr: Annotated[float, "peak learning rate"] = 2e-3
-    text_steps: Annotated[int, "optimizer steps of the text encoder's contrastive pretraining"] = 500
-    text_batch: Annotated[int, "pairs per step, each the others' wrong answers"] = 64
-    diffusion_steps: Annotated[int, "optimizer steps of the UNet"] = 1800
-    diffusion_batch: Annotated[int, "latents per step; halve if out of memory"] = 32
-    diffusion_lr: Annotated[float, "peak learning rate"] = 1e-3
-    prompt_dropout: Annotated[float, "share of reports replaced by the empty one, for guidance"] = 0.1
-    reward_steps: Annotated[int, "optimizer steps of each reward network"] = 250
-    reward_batch: Annotated[int, "images per step"] = 64
-    reward_lr: Annotated[float, "peak learning rate"] = 2e-3
-    eval_reports: Annotated[int, "reports in the final evaluation"] = 512
-    save_every: Annotated[float, "seconds between checkpoints"] = 30.0
-    tensorboard: Annotated[bool, "also log to RUN/tensorboard, if tensorboard is installed"] = False
-    compile: Annotated[bool, "torch.compile the UNet in place"] = False
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The component bundle behind --preset; component fields are not flags."""
-    size: int            # image side in pixels
-    unet: UNetConfig
-    vae: VAEConfig
-    text: TextConfig
-    schedule: ScheduleConfig
-    rewards: RewardConfig
-
-
-def preset(name: str) -> Preset:
-    if name == "tiny":
-        return Preset(64, UNetConfig.tiny(), VAEConfig.tiny(), TextConfig.tiny(), ScheduleConfig.tiny(),
-                      RewardConfig.tiny())
-    if name == "small":
-        return Preset(256, UNetConfig.small(), VAEConfig.small(), TextConfig.small(), ScheduleConfig.tiny(),
-                      RewardConfig(width=32))
-    family = "sd15" if name == "sd15" else "sd21"
-    return Preset(512, getattr(UNetConfig, family)(), VAEConfig.sd15(), getattr(TextConfig, family)(),
-                  ScheduleConfig(), RewardConfig(trunk="densenet121"))
-
-
-def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
-    """One flag for each field: its type, default and help exist once, in the dataclass."""
-    group = parser.add_argument_group(config.__name__)
-    for field in dataclasses.fields(config):
-        hint, text = get_args(get_type_hints(config, include_extras=True)[field.name])[:2]
-        name, note = "--" + field.name.replace("_", "-"), f"{text} [{field.default}]"
-        if hint is bool:
-            group.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default, help=note)
-        elif get_origin(hint) is Literal:
-            group.add_argument(name, choices=get_args(hint), default=field.default, help=note)
-        else:
-            kind = Path if hint == (Path | None) else hint
-            group.add_argument(name, type=kind, default=field.default, help=note)
-
-
-def parse(argv: list[str] | None) -> tuple[TrainConfig, SampleConfig, RLConfig]:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = (TrainConfig, SampleConfig, RLConfig)
-    for kind in kinds:
-        add_flags(parser, kind)
-    values = vars(parser.parse_args(argv))
-    configs = tuple(kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}) for kind in kinds)
-    check(*configs)
-    return configs
-
-
-def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
-    """Refuse what cannot work before anything slow begins."""
-    for part in (config, sampling, rl):
-        for field in dataclasses.fields(part):
-            value, flag = getattr(part, field.name), "--" + field.name.replace("_", "-")
-            zero_ok = field.name in ZERO_ALLOWED
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                if not (0 <= value < float("inf")) or (value == 0 and not zero_ok):
-                    raise ValueError(f"{flag} {value}: expected a "
-                                     f"{'number >= 0' if zero_ok else 'positive number'}")
-    for name, value in [("--fraction", rl.fraction), ("--prompt-dropout", config.prompt_dropout),
-                        ("--mix", rl.mix)]:
-        if value > 1:
-            raise ValueError(f"{name} {value}: expected at most 1")
-    queries_per_round(sampling.sample_steps, rl)   # raises for steps that cannot be
-    if rl.w_align == rl.w_diag == rl.w_consist == 0:
-        raise ValueError("--w-align 0 --w-diag 0 --w-consist 0: at least one reward needs a weight above 0")
-    if config.preset in ("sd15", "sd21") and config.init is None:
-        raise ValueError(f"--preset {config.preset}: needs --init DIR, a diffusers folder to start from")
-    if config.init is not None and not (config.init / "model_index.json").is_file():
-        raise ValueError(f"--init {config.init}: no model_index.json: expected a diffusers folder")
-    if config.diagnosis is not None:
-        try:
-            DiagnosisNet.from_densenet(config.diagnosis)
-        except ValueError as error:
-            raise ValueError(f"--diagnosis {error}") from error
-
-
-ZERO_ALLOWED = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr",
-                "save_every", "lora_rank", "values"}
-
-# ------------------------------------------------------------------------------------------------ run folder
-
-
-def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
-    """Make or continue the run folder; a folder made by another preset, data set or seed is refused."""
-    options = {k: str(v) if isinstance(v, Path) else v
-               for part in (config, sampling, rl) for k, v in dataclasses.asdict(part).items()}
-    path = config.out / "config.json"
-    if path.exists():
-        old = sample.read_json(path)
-        for name in ("preset", "data", "seed", "fit", "prompt", "init", "diagnosis", "train_images"):
-            if old.get(name) != options[name]:
-                raise ValueError(f"--{name.replace('_', '-')} {options[name]}: {config.out} was made with "
-                                 f"{old.get(name)!r}; choose another --out")
-    try:
-        if rank() == 0:
-            sample.write_json(path, {**options, "torch": torch.__version__, "git": sample.git_revision()})
-    except OSError as error:
-        raise ValueError(f"--out {config.out}: cannot be written: {error.strerror}") from error
-    torch.set_float32_matmul_precision("high")   # TF32 where there is one
-    return Run(config.out, options, start_ranks(), config.seed, config.save_every, tensorboard(config))
-
-
-def tensorboard(config: TrainConfig):
-    if not config.tensorboard:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError("--tensorboard: the package tensorboard is not installed") from error
-    return SummaryWriter(config.out / "tensorboard")
-
-
-def image_size(config: TrainConfig) -> int:
-    """Side of the images in pixels: the preset's, or what the folder of --init draws (768 for SD 2.1-v)."""
-    if config.init is None:
-        return preset(config.preset).size
-    side = read_unet_config(config.init / "unet").sample_size
-    if side is None:
-        raise ValueError(f"--init {config.init}: unet/config.json has no sample_size")
-    return side * read_vae_config(config.init / "vae").factor
 
 
 def load_sets(config: TrainConfig) -> dict:
@@ -322,7 +154,7 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
     reports = sets["val"].reports[:4]
     rows = [(r, generate(pipe, [r] * 6, list(range(6)), **sampling.arguments())) for r in reports]
     save_png(picture_grid(rows), run.path("samples", "anchor.png"), report="\n".join(reports), seed=0,
-             revision=sample.git_revision())
+             revision=git_revision())
 
 
 def diffusion_loss(run: Run, config: TrainConfig, unet, text, schedule: Schedule, latents: Tensor,
@@ -487,7 +319,7 @@ def before_and_after(run: Run, anchor: Pipeline, pipe: Pipeline, reports: list[s
         rows.append((label, torch.cat(pairs)))
     save_png(picture_grid(rows, 128), run.path("samples", "anchor_vs_cxrl.png"), report="\n".join(reports),
              seed="1000 * row + column", steps=sampling.sample_steps, guidance=sampling.guidance,
-             revision=sample.git_revision())
+             revision=git_revision())
 
 
 def finished(folder: Path, stage: str) -> bool:
@@ -500,7 +332,7 @@ def finished(folder: Path, stage: str) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
-    config, sampling, rl = parse(argv)
+    config, sampling, rl = parse(argv, __doc__)
     sizes = preset(config.preset)
     start_ranks()
     if rl.reports % ranks():

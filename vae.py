@@ -5,16 +5,15 @@ by `config.scaling_factor`, which brings their standard deviation near 1, and di
 
 Kingma & Welling 2014 (arXiv 1312.6114); Rombach et al. 2022 (arXiv 2112.10752), section 3.1.
 """
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from storage.weights import is_count, load_strict, read_config, read_weights, require, write_folder
 
 # -------------------------------------------------------------------------------- configuration
 
@@ -72,15 +71,6 @@ FIXED = {"_class_name": "AutoencoderKL", "act_fn": "silu", "mid_block_add_attent
          "shift_factor": None, "latents_mean": None, "latents_std": None}
 BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}   # at every level
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}   # until early 2023
-
-
-def is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} is {value!r}, expected {expected}")
 
 
 # -------------------------------------------------------------------------------- blocks
@@ -256,10 +246,10 @@ class AutoencoderKL(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "AutoencoderKL":
         """Read a diffusers vae/ folder, any float type, as float32; ValueError names file and key."""
-        config = read_config(Path(folder))
+        config = read_config(folder, VAEConfig, FIXED | BLOCKS)
         with torch.device("meta"):
             vae = cls(config)
-        weights, path = read_weights(Path(folder), "diffusion_pytorch_model")
+        weights, path = read_weights(folder, "diffusion_pytorch_model")
         for key in [k for k in weights if ".attentions.0." in k]:
             module, _, parameter = key.rpartition(".")
             parent, _, name = module.rpartition(".")
@@ -273,84 +263,5 @@ class AutoencoderKL(nn.Module):
     def save_pretrained(self, folder: Path | str) -> None:
         """Write config.json and diffusion_pytorch_model.safetensors, as diffusers does."""
         kinds = {key: [kind] * len(self.config.block_out_channels) for key, kind in BLOCKS.items()}
-        config = {**FIXED, **kinds, **asdict(self.config)}
-        write_folder(Path(folder), config, self.state_dict(), "diffusion_pytorch_model")
-
-
-# -------------------------------------------------------------------------------- files
-
-
-def read_config(folder: Path) -> VAEConfig:
-    """config.json -> VAEConfig. Keys that change nothing are ignored, keys we cannot honour refused."""
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    require(isinstance(raw, dict), str(path), raw, "a JSON object")
-    for key, only in {**FIXED, **BLOCKS}.items():
-        value = raw.get(key, only)
-        values = value if isinstance(value, list) else [value]       # the block types have one entry a level
-        if any((v or None) != (only or None) for v in values):       # null, false and 0 all mean "not used"
-            raise ValueError(f"{path}: {key} is {value!r}, but only {only!r} is supported")
-    values = {f.name: raw[f.name] for f in fields(VAEConfig) if f.name in raw}
-    try:
-        return VAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def read_weights(folder: Path, stem: str) -> tuple[dict[str, Tensor], Path]:
-    """All tensors of a folder, from one file or from the shards of an index; full precision first."""
-    for variant in ("", ".fp16", ".bf16"):
-        whole = folder / f"{stem}{variant}.safetensors"
-        index = folder / f"{stem}.safetensors.index{variant}.json"
-        if whole.is_file():
-            return read_safetensors(whole), whole
-        if index.is_file():
-            try:
-                names = {Path(name).name for name in json.loads(index.read_text())["weight_map"].values()}
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise ValueError(f"{index}: not an index of weight files: {error!r}") from error
-            return {k: v for name in sorted(names) for k, v in read_safetensors(folder / name).items()}, index
-    for pickle in sorted(folder.glob("*.bin")):
-        raise ValueError(f"{pickle}: a pickle, which may run any code when read; convert it to safetensors")
-    raise ValueError(f"{folder}: no {stem}.safetensors in it")
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: missing, truncated or not a safetensors file: {error}") from error
-
-
-def load_strict(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Give a model on the meta device its weights. Every tensor must be there, with its shape, and finite."""
-    expected = model.state_dict()
-    if missing := sorted(expected.keys() - weights.keys()):
-        raise ValueError(f"{path}: {missing[0]} is missing ({len(missing)} tensors in all)")
-    if extra := sorted(weights.keys() - expected.keys()):
-        raise ValueError(f"{path}: {extra[0]} has no place in this model ({len(extra)} tensors in all)")
-    for key, value in weights.items():
-        shape, wanted = list(value.shape), list(expected[key].shape)
-        if shape != wanted:
-            raise ValueError(f"{path}: {key} has shape {shape}, but config.json says {wanted}")
-        if not value.is_floating_point() or not value.isfinite().all():
-            raise ValueError(f"{path}: {key} is {value.dtype} or has values that are not finite numbers")
-        # A copy, not the mapped file: own memory is aligned the same in every run, and the file may go.
-        weights[key] = value.to(torch.float32, copy=True)
-    model.load_state_dict(weights, assign=True)
-
-
-def write_folder(folder: Path, config: dict, weights: dict[str, Tensor], stem: str) -> None:
-    """Each file under a temporary name and then renamed, so that no reader ever sees half of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, config_path = folder / f"{stem}.safetensors", folder / "config.json"
-    try:
-        save_file({k: v.contiguous() for k, v in weights.items()}, f"{path}.tmp", metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written: {error}") from error
-    Path(f"{path}.tmp").replace(path)
-    Path(f"{config_path}.tmp").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    Path(f"{config_path}.tmp").replace(config_path)
+        write_folder(folder, self.state_dict(), "diffusion_pytorch_model",
+                     {**FIXED, **kinds, **asdict(self.config)})

@@ -39,7 +39,7 @@ from evaluation.judge import load_judge  # noqa: E402
 from rewards import Rewards  # noqa: E402
 from rl import RLConfig, queries_per_round, rl_round, save_policy, start_policy, step_back  # noqa: E402
 from sample import Pipeline, SampleConfig  # noqa: E402
-from training import loop  # noqa: E402
+from training import loop, options  # noqa: E402
 
 METRICS = ("posture_deviation", "auroc", "consistency", "fid", "ms_ssim", "recall", "all_labels_right")
 POINTS = 2        # of the chart, for each variant, between the anchor and the end
@@ -94,7 +94,7 @@ def claim(path: Path, wait: bool = False):
 class Bench:
     """What the variants of one seed share."""
     folder: Path
-    config: train.TrainConfig
+    config: options.TrainConfig
     sampling: SampleConfig
     rl: RLConfig
     sets: dict
@@ -134,7 +134,7 @@ def open_bench(out: Path, seed: int, flags: tuple[str, ...]) -> Bench:
     with claim(folder / "training", wait=True):
         for stage in ("vae", "diffusion", "rewards"):
             train.main([*arguments, "--stage", stage])
-        config, sampling, rl = train.parse(arguments)
+        config, sampling, rl = options.parse(arguments)
         sets = train.load_sets(config)
         judge = load_judge(folder / "state" / "judge.safetensors", sets["judge"], torch.device("cpu"))
     yard = evaluate.make_yardstick(judge, sets, config.eval_reports, seed)
@@ -304,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=["supervised", *VARIANTS], metavar="NAME",
                         help="rows beside real, anchor and cxrl: supervised; " + "; ".join(VARIANTS))
     args, flags = parser.parse_known_args(argv)
-    train.parse(flags)
+    options.parse(flags)
     wanted = [name for name in ("real", "anchor", "cxrl", "supervised", *VARIANTS)
               if args.only is None or name in ("real", "anchor", "cxrl", *args.only)]
     for name in dict.fromkeys(wanted):

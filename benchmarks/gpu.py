@@ -25,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 import train  # noqa: E402
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, Rewards  # noqa: E402
 from rl import RLConfig, rl_round, start_policy  # noqa: E402
-from sample import Pipeline, SampleConfig, Schedule, autocast, generate, grey  # noqa: E402
+from sample import Pipeline, SampleConfig, Schedule, autocast, generate  # noqa: E402
+from storage.pictures import grey  # noqa: E402
 from text_encoder import CLIPTextModel, Tokenizer  # noqa: E402
-from training import loop  # noqa: E402
+from training import loop, options  # noqa: E402
 
 CASES = {  # name -> preset, what differs from RLConfig's defaults
     "tiny": ("tiny", {}),
@@ -58,7 +59,7 @@ def matmul_rate(device: torch.device) -> float:
     return 2 * side**3 / seconds(lambda: a @ b, device, 10)
 
 
-def random_pipeline(sizes: train.Preset, device: torch.device) -> Pipeline:
+def random_pipeline(sizes: options.Preset, device: torch.device) -> Pipeline:
     torch.manual_seed(0)
     tokenizer = Tokenizer.train([REPORT] * 4, sizes.text.vocab_size, sizes.text.max_position_embeddings)
     with device:
@@ -68,14 +69,14 @@ def random_pipeline(sizes: train.Preset, device: torch.device) -> Pipeline:
     return Pipeline(unet, vae, text, tokenizer, Schedule(sizes.schedule, device))
 
 
-def random_rewards(sizes: train.Preset, tokenizer: Tokenizer, device: torch.device) -> Rewards:
+def random_rewards(sizes: options.Preset, tokenizer: Tokenizer, device: torch.device) -> Rewards:
     posture, diagnosis, consistency = (kind(sizes.rewards).to(device).eval().requires_grad_(False)
                                        for kind in (PostureNet, DiagnosisNet, ConsistencyNet))
     consistency.tokenizer = Tokenizer.train([REPORT] * 4, sizes.rewards.vocab_size, sizes.rewards.positions)
     return Rewards(posture, diagnosis, consistency)
 
 
-def unet_work(unet, sizes: train.Preset, images: int, device: torch.device, backward: bool) -> Callable:
+def unet_work(unet, sizes: options.Preset, images: int, device: torch.device, backward: bool) -> Callable:
     """-> one pass of the UNet over a batch, as training runs it; diffusers' output is unwrapped."""
     config = sizes.unet
     x = torch.randn(images, config.in_channels, config.sample_size, config.sample_size, device=device)
@@ -142,7 +143,7 @@ def measure(name: str, images: int, steps: int, compiled: bool, rate: float, dev
             folder: Path) -> list[str]:
     """-> the cells of one row"""
     preset, changes = CASES[name]
-    sizes = train.preset(preset)
+    sizes = options.preset(preset)
     config = RLConfig(**{"reports": images // 4, "group": 4, **changes})
     sampling = SampleConfig(sample_steps=steps)
     random_pipeline(sizes, device).save(folder / name)

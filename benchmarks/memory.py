@@ -28,8 +28,7 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 
 import rl  # noqa: E402
 import sample  # noqa: E402
-import train  # noqa: E402
-from training import loop  # noqa: E402
+from training import loop, options  # noqa: E402
 
 CPU, GIB = torch.device("cpu"), 2**30
 README = {"rl_batch": 8, "rl_micro": 2}      # with 256 images a round, 50 steps, guidance 4, as in README
@@ -152,7 +151,7 @@ def last_picture(pictures: Callable, pipe: sample.Pipeline, latents: torch.Tenso
         return pictures(pipe, latents, batch)
 
 
-def peaks(sizes: train.Preset, config: rl.RLConfig, sampling: sample.SampleConfig,
+def peaks(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleConfig,
           live: LiveBytes) -> dict[str, int]:
     """Peak bytes of each phase of a round of `config.reports * config.group` images, in rl_round's order."""
     b, steps, group = config.reports * config.group, sampling.sample_steps, config.group
@@ -190,7 +189,7 @@ def peaks(sizes: train.Preset, config: rl.RLConfig, sampling: sample.SampleConfi
     return found
 
 
-def estimate(sizes: train.Preset, config: rl.RLConfig, sampling: sample.SampleConfig) -> dict[str, int]:
+def estimate(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleConfig) -> dict[str, int]:
     """Peak bytes of each phase, without allocating any."""
     with as_on_cuda(), FakeTensorMode(), LiveBytes() as live:
         return peaks(sizes, config, sampling, live)
@@ -205,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     print("Estimate, not measured: GiB of live tensors on the GPU in each phase of an RL round; sd15, "
           f"512 px, 256 images, 50 steps, guidance 4; torch {torch.__version__}\n")
     for number, case in enumerate(args.case):
-        found = estimate(train.preset("sd15"), rl.RLConfig(**CASES[case]), sampling)
+        found = estimate(options.preset("sd15"), rl.RLConfig(**CASES[case]), sampling)
         found["peak"] = max(found.values())
         if number == 0:
             print(f"| case | {' | '.join(found)} |\n" + "|---" * (len(found) + 1) + "|")

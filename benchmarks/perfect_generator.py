@@ -22,7 +22,8 @@ import evaluate  # noqa: E402
 from chests import phantom  # noqa: E402
 from chests.patients import ANATOMY, patients, uniform  # noqa: E402
 from evaluation.judge import IDENTITY, load_judge, look  # noqa: E402
-from sample import Pipeline, grey, newest_run  # noqa: E402
+from sample import Pipeline, newest_run  # noqa: E402
+from storage.pictures import grey  # noqa: E402
 
 SHARES = (0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05, 0.0)
 STRANGERS = 10**7     # indices that no split uses

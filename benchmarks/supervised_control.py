@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import evaluate  # noqa: E402
 import train  # noqa: E402
 from sample import Pipeline, newest_run  # noqa: E402
-from training import loop  # noqa: E402
+from training import loop, options  # noqa: E402
 
 
 def last_log(run: Path, stage: str) -> dict:
@@ -31,12 +31,12 @@ def last_log(run: Path, stage: str) -> dict:
 
 def saved_flags(run: Path) -> list[str]:
     """The flags of a run, from its config.json."""
-    options = json.loads((run / "config.json").read_text())
-    kinds = (train.TrainConfig, train.SampleConfig, train.RLConfig)
+    kept = json.loads((run / "config.json").read_text())
+    kinds = (options.TrainConfig, options.SampleConfig, options.RLConfig)
     names = [f.name for kind in kinds for f in dataclasses.fields(kind)]
     flags = []
     for name in names:
-        flag, value = name.replace("_", "-"), options[name]
+        flag, value = name.replace("_", "-"), kept[name]
         if isinstance(value, bool):
             flags += [f"--{flag}" if value else f"--no-{flag}"]
         elif value is not None:
@@ -49,8 +49,8 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path)
     folder = parser.parse_args().run or newest_run()
-    config, sampling, rl = train.parse([*saved_flags(folder), "--out", str(folder)])
-    run = train.open_run(config, sampling, rl)
+    config, sampling, rl = options.parse([*saved_flags(folder), "--out", str(folder)])
+    run = options.open_run(config, sampling, rl)
     sets = train.load_sets(config)
     diffusion, rl_log = last_log(folder, "diffusion"), last_log(folder, "rl")
     steps = round(rl_log["time"] * diffusion["step"] / diffusion["time"])

@@ -34,6 +34,7 @@ from chests.labels import LABELS  # noqa: E402
 from evaluation import metrics  # noqa: E402
 from evaluation.judge import prompt_labels  # noqa: E402
 from rewards import DiagnosisNet, RewardConfig  # noqa: E402
+from storage.files import git_revision, write_json  # noqa: E402
 from training import loop  # noqa: E402
 
 IMAGES, FEWEST = 1024, 20
@@ -116,7 +117,7 @@ def measure(run: Path, images: int | None, steps: int, seed: int, device: torch.
         net = taught(x, labels.repeat(len(x) // n, 1), steps, seed, device, name)
         rows[name] = tested(net, held_out, truth, seed, device)
     return {"data": config["data"], "images": n, "steps": steps, "batch": BATCH, "seed": seed,
-            "test": test.name, "test_images": len(test), "git": sample.git_revision(),
+            "test": test.name, "test_images": len(test), "git": git_revision(),
             "run_git": config.get("git", "unknown"), "device": evaluate.device_name(device),
             "systems": {name: entry(x, rows["real"], len(lessons[name])) for name, x in rows.items()}}
 
@@ -154,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     run = args.run or sample.newest_run()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result = measure(run, args.images, args.steps, args.seed, device)
-    sample.write_json(run / "utility.json", result)
+    write_json(run / "utility.json", result)
     print(table(result))
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from chests.labels import LABELS
-from training.loop import keep_tensors
+from storage.files import keep_tensors
 
 IDENTITY = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0])   # psi = (s_x, s_y, t_x, t_y, theta) of a canonical chest
 PSI_UNIT = 0.1                                       # what the posture head and its loss count in

@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 import evaluate
 import rl
-import train
 from chests.patients import patients
 from sample import SampleConfig
+from training import options  # noqa: E402
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -71,7 +71,7 @@ def test_live_bytes_are_those_of_the_allocator(tmp_path):
 
 def test_memory_estimate_of_a_round():
     """At tiny size the estimate of every phase of a round is what the same code takes on real tensors."""
-    sizes, sampling = train.preset("tiny"), SampleConfig(sample_steps=5, guidance=2.0)
+    sizes, sampling = options.preset("tiny"), SampleConfig(sample_steps=5, guidance=2.0)
     config = rl.RLConfig(reports=2, group=2, rl_batch=2, rl_micro=2)
     found = memory.estimate(sizes, config, sampling)
     with memory.as_on_cuda(), memory.LiveBytes() as live:

@@ -258,7 +258,7 @@ def test_bad_values_are_refused(run, tmp_path):
         evaluate.evaluate_run(run, toy_sets(), seed=-1)
     folder = tmp_path / "copy"
     shutil.copytree(run, folder)
-    for text, message in [("{", "cannot be read as JSON"), ("[]", "expected a JSON object"),
+    for text, message in [("{", "not JSON"), ("[]", "expected a JSON object"),
                           ("{}", "expected an object with the key `data`"),
                           ('{"data": "nowhere"}', "nowhere: no such folder")]:
         (folder / "config.json").write_text(text)

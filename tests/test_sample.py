@@ -21,6 +21,7 @@ from sample import (
     guided_noise,
     seeded_noise,
 )
+from storage import pictures
 from text_encoder import CLIPTextModel, TextConfig, Tokenizer
 from vae import AutoencoderKL, VAEConfig
 
@@ -157,9 +158,9 @@ def test_schedule_folder_round_trip_and_refusals(tmp_path):
 def test_png_says_that_it_is_synthetic(tmp_path):
     """A saved picture carries synthetic=true and what is needed to make it again, non-ASCII text included."""
     rows = [("Größe normal", torch.rand(3, 1, 8, 8)), ("two", torch.rand(2, 1, 8, 8))]
-    sheet = sample.picture_grid(rows, 32)
+    sheet = pictures.picture_grid(rows, 32)
     assert sheet.width == 96
-    sample.save_png(sheet, tmp_path / "a" / "grid.png", report="Größe normal", seed=3)
+    pictures.save_png(sheet, tmp_path / "a" / "grid.png", report="Größe normal", seed=3)
     text = Image.open(tmp_path / "a" / "grid.png").text
     assert text["synthetic"] == "true" and text["seed"] == "3" and text["report"] == "Größe normal"
     assert [f.name for f in (tmp_path / "a").iterdir()] == ["grid.png"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DOOR = {"model", "vae", "text_encoder", "ace", "rewards", "rl", "data", "train", "sample", "evaluate"}
-ROOMS = ("chests", "evaluation", "training")
+ROOMS = ("chests", "evaluation", "storage", "training")
 
 
 def product() -> dict[str, Path]:

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 import train
 from rl import RLConfig
 from sample import SampleConfig
-from train import TrainConfig, parse
-from training import loop
+from training import loop, options
 from training.loop import batch_index, learning_rate
+from training.options import TrainConfig, parse
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -153,7 +153,7 @@ def test_stages_need_those_before_them(tmp_path):
 
 def test_damaged_state_and_changed_options_are_named(smoke_run, tmp_path):
     """A truncated checkpoint, or one begun with other options, is refused by name; nothing is overwritten."""
-    run = train.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
+    run = options.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
     net = torch.nn.Linear(2, 2)
     optimizer = loop.adamw(net.parameters(), 1e-3)
     loop.save_state(run, "vae", 3, 1.0, {"net": net}, optimizer, None)
@@ -170,7 +170,7 @@ def test_damaged_state_and_changed_options_are_named(smoke_run, tmp_path):
 def test_moments_come_back_in_the_layout_of_their_parameters(tmp_path):
     """A file keeps no strides, and fused AdamW does not look at them: a network in channels_last would go its
     own way after a resume if its moments were not laid out like its weights."""
-    run = train.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
+    run = options.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
     net = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
     optimizer = loop.adamw(net.parameters(), 1e-3)
     net(torch.randn(2, 4, 5, 5)).square().mean().backward()
@@ -187,12 +187,12 @@ def test_unwritable_folder_is_named(tmp_path):
     """--out below a file cannot be made: one line that names it."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="--out .*file.*cannot be written"):
-        train.open_run(*parse(["--out", str(tmp_path / "file" / "run"), *SMOKE]))
+        options.open_run(*parse(["--out", str(tmp_path / "file" / "run"), *SMOKE]))
 
 
 def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     """If writing a checkpoint fails half-way, the one before is still there and whole."""
-    run = train.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
+    run = options.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
     net = torch.nn.Linear(2, 2)
     optimizer = loop.adamw(net.parameters(), 1e-3)
     loop.save_state(run, "vae", 3, 1.0, {"net": net}, optimizer, None)
@@ -220,7 +220,7 @@ def test_a_disk_that_fills_up_is_one_clear_line(tmp_path):
 
 def test_non_finite_loss_stops_with_stage_step_and_seed(tmp_path):
     """A loss that becomes nan ends the run loudly, and its checkpoint is not written."""
-    run = train.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
+    run = options.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
     net = torch.nn.Linear(2, 1)
 
     def loss(step: int):
@@ -260,7 +260,7 @@ def test_every_departure_from_ddpo_can_be_switched_off():
     flags = ("--values 0 --no-balance --group 1 --no-rlcf --no-same-noise --unit round --no-ace --kl 0 "
              "--mix 1 --skip-last 1")
     configs = parse(flags.split())
-    train.check(*configs)
+    options.check(*configs)
     assert configs[2] == RLConfig(values=0, balance=False, group=1, rlcf=False, same_noise=False,
                                   unit="round", ace=False, kl=0.0, mix=1.0, skip_last=1)
 

@@ -1,1 +1,1 @@
-"""What every stage of train.py shares: loop.py, the resumable loop, the run folder and torchrun's ranks."""
+"""What the stages of train.py share: options.py, flags; loop.py, how stages resume; ranks.py, torchrun."""

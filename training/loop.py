@@ -5,22 +5,21 @@ optimizer moments, moving average and step, and is replaced in one rename. The s
 bit for bit (CPU, fp32).
 """
 import functools
-import itertools
 import json
-import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from storage.files import keep_tensors, write_text
+from training.ranks import rank
 
 # ------------------------------------------------------------------------------------------------ run folder
 
@@ -54,20 +53,7 @@ class Run:
         if path.exists() and rank() == 0:
             lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
             kept = [line for line in lines if (d := json.loads(line))["stage"] != stage or d["step"] <= after]
-            path.with_suffix(".tmp").write_text("".join(line + "\n" for line in kept))
-            path.with_suffix(".tmp").replace(path)
-
-
-def keep_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> None:
-    """Write a safetensors file under a temporary name and rename it: the old one stays until all is written.
-    OSError names the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    try:
-        save_file(tensors, path.with_suffix(".tmp"), header)
-    except SafetensorError as error:   # a full disk
-        raise OSError(f"{path}: cannot be written: {error}") from error
-    path.with_suffix(".tmp").replace(path)
+            write_text(path, "".join(line + "\n" for line in kept))
 
 
 # Options that may change when a stage resumes: they do not touch its result.
@@ -137,62 +123,6 @@ def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer,
     for key in ema or {}:
         ema[key].copy_(tensors[f"ema.{key}"])
     return int(header["step"]), float(header["seconds"])
-
-
-# ------------------------------------------------------------------------------------------------ ranks
-# Under torchrun; alone, a process is rank 0 of 1 and nothing is sent.
-
-
-MESSAGE = 2**26   # numbers in one message, 256 MB
-
-
-def start_ranks() -> torch.device:
-    """Join the other processes of torchrun, if it started this one -> this rank's device."""
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    cuda = torch.cuda.is_available()
-    if "RANK" in os.environ and not dist.is_initialized():
-        if cuda:
-            torch.cuda.set_device(local)
-        # Long, for the others wait while rank 0 works alone on the supervised stages.
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=2))
-    return torch.device("cuda", local) if cuda else torch.device("cpu")
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def wait_for_ranks() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def reduce_over_ranks(tensors: list[Tensor], op=dist.ReduceOp.SUM) -> None:
-    """Sum (or min, max) over all ranks, in place: tensors of one type, many in one message of MESSAGE numbers
-    or little more."""
-    if ranks() == 1:
-        return
-    while tensors:
-        sizes = itertools.accumulate(t.numel() for t in tensors)
-        many = sum(size <= MESSAGE for size in sizes) + 1
-        part, tensors = tensors[:many], tensors[many:]
-        flat = torch.cat([t.flatten() for t in part])
-        dist.all_reduce(flat, op)
-        for t, values in zip(part, flat.split([t.numel() for t in part]), strict=True):
-            t.copy_(values.view_as(t))
-
-
-def gather_from_ranks(x: Tensor) -> Tensor:
-    """b ... -> ranks*b ..., in the order of the ranks"""
-    if ranks() == 1:
-        return x
-    parts = [torch.empty_like(x) for _ in range(ranks())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
 
 
 # ------------------------------------------------------------------------------------------------ one loop

@@ -1,0 +1,1 @@
+"""How things lie on disk: files.py, JSON and tensors; weights.py, pretrained folders; pictures.py, PNGs."""

@@ -1,0 +1,45 @@
+"""Pictures for people: labelled grids, and PNG files that say how they were made."""
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from storage.files import replacing
+
+
+def grey(images: Tensor) -> Tensor:
+    """b c h w -> b 1 h w; X-rays have one channel, Stable Diffusion's VAE has three."""
+    return images.mean(1, keepdim=True)
+
+
+def picture_grid(rows: list[tuple[str, Tensor]], cell: int = 160) -> Image.Image:
+    """Rows of (label, images: n c h w in [0, 1]) -> one labelled picture;
+    every image is drawn cell pixels wide."""
+    font = ImageFont.load_default(13)
+    width = max(len(images) for _, images in rows) * cell
+    blocks = []
+    for label, images in rows:
+        lines = textwrap.wrap(label, max(width // 7, 20)) or [""]
+        block = Image.new("L", (width, 18 * len(lines) + 6 + cell), 255)
+        ImageDraw.Draw(block).multiline_text((4, 2), "\n".join(lines), fill=0, font=font)
+        for i, image in enumerate((grey(images)[:, 0] * 255).round().byte().cpu()):
+            tile = Image.fromarray(image.numpy()).resize((cell, cell), Image.Resampling.BICUBIC)
+            block.paste(tile, (i * cell, block.height - cell))
+        blocks.append(block)
+    sheet = Image.new("L", (width, sum(b.height for b in blocks)), 255)
+    y = 0
+    for block in blocks:
+        sheet.paste(block, (0, y))
+        y += block.height
+    return sheet
+
+
+def save_png(image: Image.Image, path: Path, **text: object) -> None:
+    """Write a PNG whose text chunks say that it is synthetic and how to make it again."""
+    info = PngInfo()
+    for key, value in {"synthetic": "true", **text}.items():
+        info.add_itxt(key, str(value))
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=info)

@@ -1,0 +1,94 @@
+"""Pretrained folders, as diffusers and transformers write them: config.json beside safetensors.
+
+Read strictly: every tensor must be there, with its shape, and finite; a key of config.json that would change
+the computation and is not supported is refused; pickles are never opened.
+"""
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from storage.files import keep_tensors, read_json, write_json
+
+
+def is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value!r}, expected {expected}")
+
+
+def read_config(folder: Path | str, kind: type, fixed: dict):
+    """FOLDER/config.json -> a dataclass of `kind`; `fixed`: keys that change the computation, with the only
+    value that is supported. Keys that change nothing are ignored."""
+    path = Path(folder) / "config.json"
+    raw = read_json(path)
+    for key, only in fixed.items():
+        value = raw.get(key, only)
+        values = value if isinstance(value, list) else [value]       # some keys may have one entry a level
+        if any((v or None) != (only or None) for v in values):       # null, false and 0 all mean "not used"
+            raise ValueError(f"{path}: {key} is {value!r}, but only {only!r} is supported")
+    values = {f.name: raw[f.name] for f in fields(kind) if f.name in raw}
+    try:
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_weights(folder: Path | str, stem: str) -> tuple[dict[str, Tensor], Path]:
+    """All tensors of a folder, from one file or from the shards of an index; full precision first."""
+    folder = Path(folder)
+    for variant in ("", ".fp16", ".bf16"):
+        whole = folder / f"{stem}{variant}.safetensors"
+        indices = [folder / f"{stem}.safetensors.index{variant}.json",
+                   folder / f"{stem}{variant}.safetensors.index.json"]   # until diffusers 0.32
+        if whole.is_file():
+            return read_safetensors(whole), whole
+        for index in filter(Path.is_file, indices):
+            try:
+                names = {Path(name).name for name in read_json(index)["weight_map"].values()}
+            except (KeyError, AttributeError, TypeError) as error:
+                raise ValueError(f"{index}: not an index of weight files: {error!r}") from error
+            return {k: v for name in sorted(names) for k, v in read_safetensors(folder / name).items()}, index
+    for pickle in sorted(folder.glob("*.bin")):
+        raise ValueError(f"{pickle}: a pickle, which may run any code when read; convert it to safetensors")
+    raise ValueError(f"{folder}: no {stem}.safetensors in it")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: missing, truncated or not a safetensors file: {error}") from error
+
+
+def load_strict(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Give a model on the meta device its weights, as float32. Every tensor must be there, with its shape,
+    and finite."""
+    expected = model.state_dict()
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise ValueError(f"{path}: {missing[0]} is missing ({len(missing)} tensors in all)")
+    if extra := sorted(weights.keys() - expected.keys()):
+        raise ValueError(f"{path}: {extra[0]} has no place in this model ({len(extra)} tensors in all)")
+    for key, value in weights.items():
+        shape, wanted = list(value.shape), list(expected[key].shape)
+        if shape != wanted:
+            raise ValueError(f"{path}: {key} has shape {shape}, but config.json says {wanted}")
+        # A copy, not the mapped file: own memory is aligned the same in every run, and the file may go.
+        weights[key] = value.to(torch.float32, copy=True)
+        if not value.is_floating_point() or not weights[key].isfinite().all():
+            raise ValueError(f"{path}: {key} is {value.dtype} or has values that are not finite numbers")
+    model.load_state_dict(weights, assign=True)
+
+
+def write_folder(folder: Path | str, weights: dict[str, Tensor], stem: str, config: dict | None = None,
+                 **metadata: str) -> None:
+    """Weights, then config.json."""
+    keep_tensors(Path(folder) / f"{stem}.safetensors", weights, {"format": "pt"} | metadata)
+    if config is not None:
+        write_json(Path(folder) / "config.json", config)
