@@ -50,9 +50,10 @@ class UNetConfig:
     @classmethod
     def tiny(cls):
         """64 px on two CPU cores."""
-        return cls(sample_size=8, in_channels=8, out_channels=8, block_out_channels=(64, 96),
-                   down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-                   up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=16,
+        return cls(sample_size=16, block_out_channels=(32, 64, 96),
+                   down_block_types=("DownBlock2D",) * 2 + ("CrossAttnDownBlock2D",),
+                   up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * 2, layers_per_block=1,
+                   norm_num_groups=16,
                    cross_attention_dim=128, attention_head_dim=4, use_linear_projection=True)
 
     @classmethod

@@ -67,7 +67,7 @@ def unit(images: Tensor, device: torch.device) -> Tensor:
 
 
 def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
-    """Autoencoder: squared error plus a light KL;
+    """Autoencoder: squared error of grey values and of their slopes (ribs, vessels, leads), and a light KL;
     its latent scale is measured once and kept in its config.json."""
     torch.manual_seed(run.seed)
     vae, train = AutoencoderKL(sizes.vae).to(run.device, memory_format=torch.channels_last), sets["train"]
@@ -79,9 +79,11 @@ def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
         x = x.expand(-1, vae.config.in_channels, -1, -1)
         mean, logvar = vae.encode(x)
         noise = torch.randn(mean.shape, generator=step_generator(run.seed, "vae", step)).to(run.device)
-        mse = F.mse_loss(vae.decode(mean + (0.5 * logvar).exp() * noise), x)
+        error = vae.decode(mean + (0.5 * logvar).exp() * noise) - x
+        mse = error.square().mean()
+        slopes = error.diff(dim=2).square().mean() + error.diff(dim=3).square().mean()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum((1, 2, 3)).mean()
-        return mse + 1e-6 * kl, {"psnr": 10 * torch.log10(4 / mse), "kl": kl}
+        return mse + slopes + 1e-6 * kl, {"psnr": 10 * torch.log10(4 / mse), "kl": kl}
 
     fit(run, "vae", {"vae": vae}, loss, config.vae_steps, config.vae_lr, config.vae_batch)
     vae.eval()

@@ -33,9 +33,9 @@ class VAEConfig:
 
     @classmethod
     def tiny(cls):
-        """Grey 64 px images on two CPU cores: very few channels where there are many pixels."""
-        return cls(sample_size=64, in_channels=1, out_channels=1, block_out_channels=(16, 16, 32, 64),
-                   latent_channels=8, norm_num_groups=8, scaling_factor=1.0)
+        """Grey 64 px images on two CPU cores: 16 x 16 places keep the ribs, which 8 x 8 lose."""
+        return cls(sample_size=64, in_channels=1, out_channels=1, block_out_channels=(16, 32, 64),
+                   latent_channels=4, norm_num_groups=8, scaling_factor=1.0)
 
     @classmethod
     def small(cls):
