@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from chests.labels import LABELS, label_all
 from storage.files import keep_tensors
 from text_encoder import EOS, Tokenizer
+from training.ranks import gather_from_ranks
 
 NAMES = ("align", "diag", "consist")
 IDENTITY = (1.0, 1.0, 0.0, 0.0, 0.0)   # psi of an image that is already in the canonical pose
@@ -383,9 +384,9 @@ class ConsistencyNet(Frozen):
         return F.normalize(self.text_head((h * keep).sum(1) / keep.sum(1)), dim=-1)
 
     def loss(self, images: Tensor, reports: list[str]) -> tuple[Tensor, dict]:
-        a, b = self.embed_images(images), self.embed_reports(reports)
+        a, b = gather_from_ranks(self.embed_images(images)), gather_from_ranks(self.embed_reports(reports))
         logits = self.log_scale.exp().clamp(max=100) * a @ b.T
-        own = torch.arange(len(images), device=images.device)
+        own = torch.arange(len(a), device=images.device)
         top1 = (logits.argmax(1) == own).float().mean()
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, {"top1": top1}
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from storage.files import read_json, read_text, write_text
 from storage.weights import is_count, load_strict, read_config, read_weights, require, write_folder
+from training.ranks import gather_from_ranks
 
 # -------------------------------------------------------------------------------- tokenizer
 
@@ -64,7 +65,8 @@ class Tokenizer:
 
     def cut_count(self, reports: Sequence[str]) -> int:
         """How many of the reports are longer than `max_length` allows."""
-        return sum(len(ids) > self.max_length - 2 for ids in self.encode(reports))
+        parts = (reports[i:i + 4096] for i in range(0, len(reports), 4096))   # encodings are large
+        return sum(len(ids) > self.max_length - 2 for part in parts for ids in self.encode(part))
 
     @classmethod
     def train(cls, reports: Iterable[str], vocab_size: int = 1024, max_length: int = 77) -> "Tokenizer":
@@ -311,7 +313,8 @@ class Contrast(nn.Module):
         end = (ids == ids[:, -1:]).float()[..., None]   # b n 1: the closing token and its padding
         summary = (self.text(ids) * end).sum(1) / end.sum(1)
         a, b = F.normalize(self.image(latents), dim=-1), F.normalize(self.report(summary), dim=-1)
+        a, b = gather_from_ranks(a), gather_from_ranks(b)
         logits = self.log_scale.exp().clamp(max=100) * a @ b.T
-        own = torch.arange(len(ids), device=ids.device)
+        own = torch.arange(len(a), device=ids.device)
         top1 = (logits.argmax(1) == own).float().mean()
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, {"top1": top1}

@@ -10,30 +10,30 @@ the run folder already holds its result, and continues bit for bit where it was 
 a pure function of (seed, stage, step), and RUN/state holds weights, optimizer and step.
 """
 import dataclasses
-import math
+import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import data
 import evaluate
 import rewards
-from model import UNet2DConditionModel
+from model import UNet2DConditionModel, add_lora, lora_layers
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, Rewards
 from rl import RLConfig, queries_per_round, rl_round, save_policy, start_policy, step_back
-from sample import Pipeline, SampleConfig, Schedule, generate
-from storage.files import git_revision, keep_tensors
+from sample import Pipeline, SampleConfig, Schedule, autocast, generate
+from storage.files import git_revision
 from storage.pictures import picture_grid, save_png
 from text_encoder import CLIPTextModel, Contrast, Tokenizer
+from training.latents import Latents, latent_cache
 from training.loop import (
+    Loss,
     Run,
     adamw,
     batch_index,
@@ -44,11 +44,10 @@ from training.loop import (
     step_generator,
 )
 from training.options import Preset, TrainConfig, image_size, open_run, parse, preset
-from training.ranks import rank, ranks, start_ranks, wait_for_ranks
+from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks
 from vae import AutoencoderKL
 
-EMA_DECAY = 0.995         # of the diffusion stage; about 200 steps
-KEPT_NUMBERS = 2**28      # of prompt embeddings, 1 GB
+KEPT_NUMBERS = 2**27      # of prompt embeddings, 0.5 GB; of larger sets they are computed for each batch
 STAGES = ("vae", "diffusion", "rewards", "rl", "evaluate")
 
 
@@ -72,20 +71,23 @@ def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
     torch.manual_seed(run.seed)
     vae, train = AutoencoderKL(sizes.vae).to(run.device, memory_format=torch.channels_last), sets["train"]
 
-    draw = train.stream(lambda step: batch_index(len(train), config.vae_batch, run.seed, step))
+    batch, mine = config.vae_batch, share(config.vae_batch)
+    draw = train.stream(lambda step: batch_index(len(train), batch, run.seed, step)[mine])
 
-    def loss(step: int) -> tuple[Tensor, dict]:
+    def loss(step: int, part: slice) -> tuple[Tensor, dict]:
         x = unit(draw(step), run.device) * 2 - 1
         x = x.expand(-1, vae.config.in_channels, -1, -1)
         mean, logvar = vae.encode(x)
-        noise = torch.randn(mean.shape, generator=step_generator(run.seed, "vae", step)).to(run.device)
-        error = vae.decode(mean + (0.5 * logvar).exp() * noise) - x
+        noise = torch.randn(batch, *mean.shape[1:], generator=step_generator(run.seed, "vae", step))
+        error = vae.decode(mean + (0.5 * logvar).exp() * noise[part].to(run.device)) - x
         mse = error.square().mean()
         slopes = error.diff(dim=2).square().mean() + error.diff(dim=3).square().mean()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum((1, 2, 3)).mean()
         return mse + slopes + 1e-6 * kl, {"psnr": 10 * torch.log10(4 / mse), "kl": kl}
 
-    fit(run, "vae", {"vae": vae}, loss, config.vae_steps, config.vae_lr, config.vae_batch)
+    fit(run, "vae", {"vae": vae}, loss, config.vae_steps, config.vae_lr, batch)
+    if rank() > 0:
+        return
     vae.eval()
     with torch.no_grad():
         some = unit(train.images(torch.arange(min(512, len(train)))), run.device) * 2 - 1
@@ -101,57 +103,63 @@ def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
     pairs = torch.cat([held_out[:6], back[:6]]) / 2 + 0.5
     rows = [("originals", pairs[:6]), ("reconstructions", pairs[6:])]
     save_png(picture_grid(rows), run.path("samples", "vae.png"))
+    shutil.rmtree(run.path("state", "latents"), ignore_errors=True)   # of another autoencoder
     vae.save_pretrained(run.path("anchor", "vae"))
 
 
-@torch.no_grad()
-def latent_cache(run: Run, vae: AutoencoderKL, train) -> Tensor:
-    """-> n c h w, scaled; every training image is encoded once and kept in RUN/state/latents.safetensors."""
-    path = run.path("state", "latents.safetensors")
-    if path.exists():
-        try:
-            latents = load_file(path)["latents"]
-        except Exception as error:
-            raise ValueError(f"{path}: damaged ({error}); delete it to encode the images anew") from error
-        if len(latents) == len(train):
-            return latents
-    parts, n = [], len(train)
-    draw = train.stream(lambda k: torch.arange(min(64 * k, n), min(64 * (k + 1), n)))
-    for k in tqdm(range(math.ceil(n / 64)), "latents", unit="batch"):
-        x = unit(draw(k), run.device) * 2 - 1
-        mean, _ = vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))
-        parts.append(mean.cpu() * vae.config.scaling_factor)
-    latents = torch.cat(parts)
-    keep_tensors(path, {"latents": latents})
-    return latents
-
-
-def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sampling: SampleConfig) -> None:
-    """Text encoder by contrast, then frozen, as in Stable Diffusion; UNet on cached latents
-    -> RUN/anchor, the supervised pipeline."""
-    train, schedule = sets["train"], Schedule(sizes.schedule, run.device)
-    vae = AutoencoderKL.from_pretrained(run.path("anchor", "vae")).to(run.device).eval()
-    latents = latent_cache(run, vae, train).to(run.device)
-    tokenizer = Tokenizer.train(train.reports, sizes.text.vocab_size, sizes.text.max_position_embeddings)
-    if cut := tokenizer.cut_count(train.reports):
-        print(f"diffusion: {cut} of {len(train)} reports exceed {tokenizer.max_length} tokens "
-              "and are cut there")
-    torch.manual_seed(run.seed + 1)
+def start_pipeline(run: Run, config: TrainConfig, sizes: Preset, vae: AutoencoderKL, latents: Latents,
+                   reports: list[str]) -> Pipeline:
+    """From scratch: text encoder by contrast, then frozen, as in Stable Diffusion; a new UNet."""
+    tokenizer = Tokenizer.train(reports, sizes.text.vocab_size, sizes.text.max_position_embeddings)
     unet = UNet2DConditionModel(sizes.unet).to(run.device, memory_format=torch.channels_last)
     text = CLIPTextModel(sizes.text).to(run.device)
     contrast = Contrast(text, sizes.unet.in_channels, sizes.unet.cross_attention_dim).to(run.device)
-    ids = tokenizer(train.reports).to(run.device)
 
-    def contrastive_loss(step: int) -> tuple[Tensor, dict]:
-        index = batch_index(len(ids), config.text_batch, run.seed + 3, step).to(run.device)
-        return contrast(latents[index], ids[index])
+    def loss(step: int, part: slice) -> tuple[Tensor, dict]:
+        index = batch_index(len(reports), config.text_batch, run.seed + 3, step)[part]
+        ids = tokenizer([reports[i] for i in index.tolist()])
+        return contrast(latents[index].to(run.device), ids.to(run.device))
 
-    fit(run, "text", {"contrast": contrast}, contrastive_loss, config.text_steps, config.diffusion_lr,
-        config.text_batch)
-    fit(run, "diffusion", {"unet": unet},
-        diffusion_loss(run, config, unet, text, schedule, latents, tokenizer, train.reports),
-        config.diffusion_steps, config.diffusion_lr, config.diffusion_batch, ema_decay=EMA_DECAY)
-    pipe = Pipeline(unet.eval(), vae, text.eval(), tokenizer, schedule)
+    fit(run, "text", {"contrast": contrast}, loss, config.text_steps, config.diffusion_lr, config.text_batch)
+    return Pipeline(unet, vae, text, tokenizer, Schedule(sizes.schedule, run.device))
+
+
+def tuned_modules(pipe: Pipeline, config: TrainConfig) -> dict[str, nn.Module]:
+    """What the diffusion stage trains, by name; all else is frozen."""
+    for part in (pipe.unet, pipe.vae, pipe.text):
+        part.requires_grad_(False)
+    if config.finetune == "lora":
+        add_lora(pipe.unet, config.finetune_rank, config.finetune_rank)
+        layers = lora_layers(pipe.unet).values()
+        return {"lora": nn.ModuleList([half for layer in layers for half in (layer.lora_A, layer.lora_B)])}
+    modules = {"unet": pipe.unet} | ({"text": pipe.text} if config.finetune == "all" else {})
+    return {name: module.requires_grad_(True) for name, module in modules.items()}
+
+
+def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sampling: SampleConfig,
+                    checkpointing: bool) -> None:
+    """UNet on cached latents -> RUN/anchor, the supervised pipeline: from scratch, or from --init with its
+    own schedule, at a small constant rate (as RoentGen, Chambon et al. 2022)."""
+    train, scratch = sets["train"], config.init is None
+    vae = AutoencoderKL.from_pretrained(run.path("anchor", "vae")).to(run.device).eval()
+    latents = latent_cache(run, vae, train)
+    torch.manual_seed(run.seed + 1)
+    pipe = (start_pipeline(run, config, sizes, vae, latents, train.reports) if scratch
+            else Pipeline.load(config.init, run.device))
+    if rank() == 0 and (cut := pipe.tokenizer.cut_count(train.reports)):
+        print(f"diffusion: {cut} of {len(train)} reports exceed {pipe.tokenizer.max_length} tokens "
+              "and are cut there")
+    modules = tuned_modules(pipe, config)
+    pipe.unet.gradient_checkpointing = checkpointing
+    fit(run, "diffusion", modules, diffusion_loss(run, config, pipe, latents, train.reports),
+        config.diffusion_steps, config.diffusion_lr, config.diffusion_batch, config.diffusion_micro,
+        config.ema_decay, decay=scratch)
+    for layer in lora_layers(pipe.unet).values():
+        layer.merge()
+    if rank() > 0:
+        return
+    for part in (pipe.unet, pipe.text):
+        part.eval()
     pipe.save(run.path("anchor"))
     reports = sets["val"].reports[:4]
     rows = [(r, generate(pipe, [r] * 6, list(range(6)), **sampling.arguments())) for r in reports]
@@ -159,44 +167,51 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
              revision=git_revision())
 
 
-def diffusion_loss(run: Run, config: TrainConfig, unet, text, schedule: Schedule, latents: Tensor,
-                   tokenizer: Tokenizer, reports: list[str],
-                   first: int = 0) -> Callable[[int], tuple[Tensor, dict]]:
+def diffusion_loss(run: Run, config: TrainConfig, pipe: Pipeline, latents: Latents, reports: list[str],
+                   first: int = 0) -> Loss:
     """The supervised objective as a function of the step (from `first` on):
     mean squared error of the noise (or v)."""
-    ids, empty = tokenizer(reports).to(run.device), tokenizer([""]).to(run.device)
-    timesteps = schedule.config.num_train_timesteps
-    with torch.no_grad():   # the text encoder is frozen: its answers are kept where they fit into memory
-        kept = None
-        if ids.numel() * text.config.hidden_size <= KEPT_NUMBERS:
-            kept = torch.cat([text(part) for part in ids.split(256)])
-        c_empty = text(empty)
+    n, batch, schedule, kept = len(reports), config.diffusion_batch, pipe.schedule, None
+    timesteps, tuned = schedule.config.num_train_timesteps, config.finetune == "all"
+    if not tuned and n * pipe.tokenizer.max_length * pipe.text.config.hidden_size <= KEPT_NUMBERS:
+        with torch.no_grad():
+            kept = torch.cat([pipe.embed(reports[i:i + 256]) for i in range(0, n, 256)])
+            c_empty = pipe.embed([""])
 
-    def loss(step: int) -> tuple[Tensor, dict]:
+    def loss(step: int, part: slice) -> tuple[Tensor, dict]:
         step += first
         g = step_generator(run.seed, "diffusion", step)
-        index = batch_index(len(ids), config.diffusion_batch, run.seed, step).to(run.device)
-        noise = torch.randn(config.diffusion_batch, *latents.shape[1:], generator=g).to(run.device)
-        t = torch.randint(timesteps, (config.diffusion_batch,), generator=g).to(run.device)
-        drop = (torch.rand(config.diffusion_batch, 1, generator=g) < config.prompt_dropout).to(run.device)
-        with torch.no_grad():
-            context = torch.where(drop[..., None], c_empty, text(ids[index]) if kept is None else kept[index])
-        x0 = latents[index]
-        error = (unet(schedule.add_noise(x0, noise, t), t, context) - schedule.target(x0, noise, t)) ** 2
-        by_image, quarter = error.mean((1, 2, 3)), t * 4 // timesteps
-        within = [quarter == q for q in range(4)]
-        return by_image.mean(), {f"loss_t{q}": (by_image.detach() * w).sum() / w.sum().clamp(min=1)
-                                 for q, w in enumerate(within)}
+        index = batch_index(n, batch, run.seed, step)[part]
+        x0 = latents[index].to(run.device)
+        noise = torch.randn(batch, *x0.shape[1:], generator=g)[part].to(run.device)
+        all_t = torch.randint(timesteps, (batch,), generator=g)
+        drop = (torch.rand(batch, 1, generator=g) < config.prompt_dropout)[part]
+        t = all_t[part].to(run.device)
+        with autocast(run.device):
+            with torch.set_grad_enabled(tuned):
+                if kept is None:
+                    chosen = zip(index.tolist(), drop, strict=True)
+                    context = pipe.embed(["" if dropped else reports[i] for i, dropped in chosen])
+                else:
+                    drop, index = drop.to(run.device), index.to(run.device)
+                    context = torch.where(drop[..., None], c_empty, kept[index])
+            out = pipe.unet(schedule.add_noise(x0, noise, t), t, context).float()
+        by_image = ((out - schedule.target(x0, noise, t)) ** 2).mean((1, 2, 3))
+        numbers = {}
+        for q in range(4):   # means over the whole batch's images of a quarter of the process
+            count = (all_t * 4 // timesteps == q).sum().clamp(min=1) * (len(index) / batch)
+            numbers[f"loss_t{q}"] = (by_image * (t * 4 // timesteps == q)).sum() / count
+        return by_image.mean(), numbers
 
     return loss
 
 
-def blurred(images: Tensor, g: torch.Generator) -> Tensor:
-    """Random blur and noise: rewards must not depend on grain,
+def blurred(images: Tensor, g: torch.Generator, batch: int, part: slice) -> Tensor:
+    """Random blur and noise for the images, a part of a batch: rewards must not depend on grain,
     which the decoder of a latent model does not give back."""
-    amount = torch.rand(len(images), 1, 1, 1, generator=g).to(images.device)
+    amount = torch.rand(batch, 1, 1, 1, generator=g)[part].to(images.device)
     soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    noise = torch.randn(images.shape, generator=g).to(images.device)
+    noise = torch.randn(batch, *images.shape[1:], generator=g)[part].to(images.device)
     return images + amount * (soft - images) + 0.03 * torch.rand(1, generator=g).item() * noise
 
 
@@ -204,33 +219,41 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
     """The three reward networks, each on the training pairs as they are, archive faults included.
     The last pairs are kept back: their scores set each network's scale."""
     train, steps, lr, batch = sets["train"], config.reward_steps, config.reward_lr, config.reward_batch
+    mine = share(batch)
     scale = min(1000, max(len(train) // 8, 1))
     taught = max(len(train) - scale, 1)
-    kept = unit(train.images(torch.arange(len(train))[-scale:]), run.device), train.reports[-scale:]
+    kept = rank() == 0 and unit(train.images(torch.arange(len(train))[-scale:]), run.device)
+
+    def finish(name: str, net: rewards.Frozen) -> None:
+        if rank() == 0:
+            net.eval().calibrate(kept, train.reports[-scale:])
+            net.save_pretrained(run.path("rewards", name))
 
     def chosen(step: int) -> Tensor:
         return batch_index(taught, batch, run.seed + 1, step)
 
     def draw(name: str, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
         g = step_generator(run.seed, name, step)
-        return blurred(unit(images(step), run.device), g), chosen(step), g
+        return blurred(unit(images(step), run.device), g, batch, mine), chosen(step), g
 
-    images = train.stream(chosen)
+    images = train.stream(lambda step: chosen(step)[mine])
 
-    def posture_loss(step: int):
+    def posture_loss(step: int, part: slice):
         images, _, g = draw("posture", step)
         spread = torch.tensor([0.15, 0.15, 0.1, 0.1, 0.12])
-        jitter = torch.randn(len(images), 5, generator=g).clamp(-2, 2) * spread
+        jitter = torch.randn(batch, 5, generator=g)[part].clamp(-2, 2) * spread
         jitter = (jitter + torch.tensor([1.0, 1, 0, 0, 0])).to(run.device)
         return posture.loss(F.interpolate(images, posture.canonical.shape[2:], mode="area"), jitter)
 
-    def diagnosis_loss(step: int):
+    def diagnosis_loss(step: int, part: slice):
         images, index, _ = draw("diagnosis", step)
-        return diagnosis.loss(images, train.labels[index].to(run.device))
+        labels, known = train.labels[index], (train.labels[index] != -1).float()
+        loss, numbers = diagnosis.loss(images, labels[part].to(run.device))   # a mean over known labels
+        return loss * (known[part].mean() / known.mean().clamp(min=1e-9)).to(run.device), numbers
 
-    def consistency_loss(step: int):
+    def consistency_loss(step: int, part: slice):
         images, index, _ = draw("consistency", step)
-        return consistency.loss(images, [train.reports[i] for i in index.tolist()])
+        return consistency.loss(images, [train.reports[i] for i in index[part].tolist()])
 
     if not run.path("rewards", "posture", "config.json").exists():
         torch.manual_seed(run.seed + 2)
@@ -239,8 +262,7 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
         posture.canonical.copy_(rewards.canonical_chest(some))
         fit(run, "posture", {"net": posture}, posture_loss, steps, lr, batch)
         posture.eval().set_zero(some)
-        posture.calibrate(*kept)
-        posture.save_pretrained(run.path("rewards", "posture"))
+        finish("posture", posture)
     if not run.path("rewards", "diagnosis", "config.json").exists():
         torch.manual_seed(run.seed + 3)
         if config.diagnosis is not None:
@@ -248,16 +270,14 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
         else:
             diagnosis = DiagnosisNet(sizes.rewards).to(run.device)
             fit(run, "diagnosis", {"net": diagnosis}, diagnosis_loss, steps, lr, batch)
-        diagnosis.eval().calibrate(*kept)
-        diagnosis.save_pretrained(run.path("rewards", "diagnosis"))
+        finish("diagnosis", diagnosis)
     if not run.path("rewards", "consistency", "config.json").exists():
         torch.manual_seed(run.seed + 4)
         consistency = ConsistencyNet(sizes.rewards).to(run.device)
         consistency.tokenizer = Tokenizer.train(train.reports, sizes.rewards.vocab_size,
                                                 sizes.rewards.positions)
         fit(run, "consistency", {"net": consistency}, consistency_loss, steps, lr, batch)
-        consistency.eval().calibrate(*kept)
-        consistency.save_pretrained(run.path("rewards", "consistency"))
+        finish("consistency", consistency)
 
 
 def begin_round(r: int, reports: list[str], seed: int, rl: RLConfig,
@@ -337,13 +357,21 @@ def main(argv: list[str] | None = None) -> None:
     config, sampling, rl = parse(argv, __doc__)
     sizes = preset(config.preset)
     start_ranks()
-    if rl.reports % ranks():
-        raise ValueError(f"--reports {rl.reports}: expected a multiple of the {ranks()} processes")
+    for flag, value in [("reports", rl.reports), ("vae-batch", config.vae_batch),
+                        ("text-batch", config.text_batch), ("diffusion-batch", config.diffusion_batch),
+                        ("reward-batch", config.reward_batch)]:
+        if value % ranks():
+            raise ValueError(f"--{flag} {value}: expected a multiple of the {ranks()} processes")
     if rank() == 0:
         sets = load_sets(config)
         run = open_run(config, sampling, rl)
-        if config.init is not None and not finished(run.folder, "diffusion"):
-            Pipeline.load(config.init).save(run.path("anchor"))
+        whole = config.finetune == "none"
+        if config.init is not None and not finished(run.folder, "diffusion" if whole else "vae"):
+            pipe = Pipeline.load(config.init)
+            if whole:
+                pipe.save(run.path("anchor"))
+            else:
+                pipe.vae.save_pretrained(run.path("anchor", "vae"))
     wait_for_ranks()
     if rank() > 0:   # finds the decoded images and the run folder ready
         sets = load_sets(config)
@@ -361,15 +389,13 @@ def main(argv: list[str] | None = None) -> None:
         start = time.monotonic()
         if stage == "rl":
             stage_rl(run, config, sets, sampling, rl)
-        elif rank() > 0:
-            pass           # reinforcement learning alone is shared out
         elif stage == "vae":
             stage_vae(run, config, sets, sizes)
         elif stage == "diffusion":
-            stage_diffusion(run, config, sets, sizes, sampling)
+            stage_diffusion(run, config, sets, sizes, sampling, rl.checkpointing)
         elif stage == "rewards":
             stage_rewards(run, config, sets, sizes)
-        else:
+        elif rank() == 0:
             evaluate.evaluate_run(run.folder, sets, reports=config.eval_reports, seed=config.seed,
                                   device=run.device)
         wait_for_ranks()

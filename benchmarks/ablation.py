@@ -40,6 +40,7 @@ from rewards import Rewards  # noqa: E402
 from rl import RLConfig, queries_per_round, rl_round, save_policy, start_policy, step_back  # noqa: E402
 from sample import Pipeline, SampleConfig  # noqa: E402
 from training import loop, options  # noqa: E402
+from training.latents import latent_cache  # noqa: E402
 
 METRICS = ("posture_deviation", "auroc", "consistency", "fid", "ms_ssim", "recall", "all_labels_right")
 POINTS = 2        # of the chart, for each variant, between the anchor and the end
@@ -170,18 +171,17 @@ def supervised(bench: Bench, seconds: float) -> Pipeline:
     """The anchor, trained on for so many seconds, at the pace of its first steps here."""
     run = loop.Run(bench.folder, {}, torch.device("cpu"), bench.config.seed, 60.0)
     pipe = Pipeline.load(bench.folder / "anchor")
-    latents = train.latent_cache(run, pipe.vae, bench.sets["train"])
-    loss = train.diffusion_loss(run, bench.config, pipe.unet, pipe.text, pipe.schedule, latents,
-                                pipe.tokenizer, bench.sets["train"].reports,
+    latents = latent_cache(run, pipe.vae, bench.sets["train"])
+    loss = train.diffusion_loss(run, bench.config, pipe, latents, bench.sets["train"].reports,
                                 first=last_log(bench.folder, "diffusion")["step"])
     paces = []
     for step in range(10):
         start = time.monotonic()
-        loss(step)[0].backward()
+        loss(step, slice(bench.config.diffusion_batch))[0].backward()
         paces.append(time.monotonic() - start)
     steps = max(round(seconds / statistics.median(paces)), 1)
     loop.fit(run, "control", {"unet": pipe.unet}, loss, steps, bench.config.diffusion_lr,
-             bench.config.diffusion_batch, ema_decay=train.EMA_DECAY)
+             bench.config.diffusion_batch, ema_decay=bench.config.ema_decay)
     return pipe
 
 

@@ -19,6 +19,7 @@ import evaluate  # noqa: E402
 import train  # noqa: E402
 from sample import Pipeline, newest_run  # noqa: E402
 from training import loop, options  # noqa: E402
+from training.latents import latent_cache  # noqa: E402
 
 
 def last_log(run: Path, stage: str) -> dict:
@@ -56,11 +57,10 @@ def main() -> None:
     steps = round(rl_log["time"] * diffusion["step"] / diffusion["time"])
     print(f"control: RL took {rl_log['time']:.0f} s, which is {steps} more supervised steps")
     pipe = Pipeline.load(folder / "anchor", run.device)
-    latents = train.latent_cache(run, pipe.vae, sets["train"]).to(run.device)
-    loss = train.diffusion_loss(run, config, pipe.unet, pipe.text, pipe.schedule, latents, pipe.tokenizer,
-                                sets["train"].reports, first=diffusion["step"])
+    latents = latent_cache(run, pipe.vae, sets["train"])
+    loss = train.diffusion_loss(run, config, pipe, latents, sets["train"].reports, first=diffusion["step"])
     loop.fit(run, "control", {"unet": pipe.unet}, loss, steps, config.diffusion_lr,
-              config.diffusion_batch, ema_decay=train.EMA_DECAY)
+             config.diffusion_batch, ema_decay=config.ema_decay)
     pipe.save(folder / "control")
     evaluate.evaluate_run(folder, sets, config.eval_reports, config.seed, run.device,
                           controls=(folder / "control",))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from storage.files import keep_tensors, write_text
-from training.ranks import rank
+from training.ranks import average_over_ranks, rank, share, share_batch_norms
 
 # ------------------------------------------------------------------------------------------------ run folder
 
@@ -57,8 +57,8 @@ class Run:
 
 
 # Options that may change when a stage resumes: they do not touch its result.
-NOT_RESULT = {"out", "stage", "save_every", "tensorboard", "compile", "eval_reports", "rl_batch", "rl_micro",
-              "checkpointing", "offload"}
+NOT_RESULT = {"out", "stage", "dry_run", "save_every", "tensorboard", "compile", "eval_reports",
+              "diffusion_micro", "rl_batch", "rl_micro", "checkpointing", "offload"}
 
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
@@ -128,10 +128,10 @@ def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer,
 # ------------------------------------------------------------------------------------------------ one loop
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over the first 5 % (at most 200 steps), then a cosine to 0."""
+def learning_rate(step: int, steps: int, peak: float, decay: bool = True) -> float:
+    """Linear warm-up over the first 5 % (at most 200 steps), then a cosine to 0, or the peak to the end."""
     warm = max(min(200, steps // 20), 1)
-    progress = max(step - warm, 0) / max(steps - warm, 1)
+    progress = max(step - warm, 0) / max(steps - warm, 1) if decay else 0.0
     cosine = torch.cos(torch.tensor(torch.pi * progress)).item()
     return peak * min(1.0, (step + 1) / warm) * 0.5 * (1 + cosine)
 
@@ -140,13 +140,19 @@ def adamw(groups: list[dict] | Iterator, lr: float, weight_decay: float = 1e-2):
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
 
 
-def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Callable[[int], tuple[Tensor, dict]],
-        steps: int, lr: float, batch: int, ema_decay: float = 0.0) -> None:
-    """Minimise loss(step) -> (scalar, numbers to report) over the modules' parameters;
-    resumes, logs, checkpoints.
+Loss = Callable[[int, slice], tuple[Tensor, dict[str, Tensor]]]   # of a step, on a part of its batch
 
-    With ema_decay the modules end with the moving average of their weights.
+
+def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: int, lr: float, batch: int,
+        micro: int | None = None, ema_decay: float = 0.0, decay: bool = True) -> None:
+    """Minimise loss(step, part) -> (mean over that part of the batch, numbers to report) over the modules'
+    parameters; resumes, logs, checkpoints.
+
+    Each rank takes its share of a batch, at most `micro` in one pass. With ema_decay the modules end with the
+    moving average of their weights.
     """
+    for module in modules.values():
+        share_batch_norms(module)
     parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
     optimizer = adamw(parameters, lr)
     ema = None
@@ -155,30 +161,31 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Callable[[int
     begin, before = load_state(run, stage, modules, optimizer, ema)
     run.forget(stage, begin)
     start = saved = time.monotonic()
-    bar = tqdm(range(begin, steps), stage, steps, initial=begin, unit="step", mininterval=1.0)
+    bar = tqdm(range(begin, steps), stage, steps, initial=begin, unit="step", mininterval=1.0,
+               disable=rank() > 0)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, lr)
-        value, numbers = loss(step)
+            group["lr"] = learning_rate(step, steps, lr, decay)
         optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        numbers = gradients(loss, step, share(batch), micro or batch)
+        average_over_ranks([*(p.grad for p in parameters), *numbers.values()])
         grad_norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if ema is not None:
-            decay = min(ema_decay, (step + 1) / (step + 10))
+            keep = min(ema_decay, (step + 1) / (step + 10))
             live = [p.detach() for m in modules.values() for p in m.parameters()]
-            torch._foreach_lerp_(list(ema.values()), live, 1 - decay)
+            torch._foreach_lerp_(list(ema.values()), live, 1 - keep)
         report, save = (step + 1) % 50 == 0 or step + 1 == steps, time.monotonic() - saved > run.save_every
         if report or save:   # the only host syncs of the loop
-            if not torch.isfinite(value):
-                raise FloatingPointError(f"{stage}: loss is {value.item()} at step {step}, seed {run.seed}")
+            if not torch.isfinite(numbers["loss"]):
+                raise FloatingPointError(f"{stage}: loss is {numbers['loss'].item()} at step {step}, "
+                                         f"seed {run.seed}")
         if report:
             seconds = before + time.monotonic() - start
-            run.log(stage, step + 1, time=round(seconds, 2), loss=value.item(), grad_norm=grad_norm.item(),
+            run.log(stage, step + 1, time=round(seconds, 2), grad_norm=grad_norm.item(),
                     images_per_second=round((step + 1 - begin) * batch / (time.monotonic() - start), 1),
-                    **{k: float(v.detach()) for k, v in numbers.items()})
-            bar.set_postfix(loss=f"{value.item():.4f}",
-                            **{k: f"{v.item():.3f}" for k, v in list(numbers.items())[:2]})
+                    **{k: v.item() for k, v in numbers.items()})
+            bar.set_postfix(**{k: f"{v.item():.4f}" for k, v in list(numbers.items())[:3]})
         if save:
             saved = time.monotonic()
             save_state(run, stage, step + 1, before + saved - start, modules, optimizer, ema)
@@ -187,3 +194,16 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Callable[[int
             for name, module in modules.items():
                 for key, parameter in module.named_parameters():
                     parameter.copy_(ema[f"{name}.{key}"])
+
+
+def gradients(loss: Loss, step: int, mine: slice, micro: int) -> dict[str, Tensor]:
+    """This rank's share of a batch: its gradient stays in the parameters -> loss and other numbers, means."""
+    sums: dict[str, Tensor] = {}
+    for first in range(mine.start, mine.stop, micro):
+        part = slice(first, min(first + micro, mine.stop))
+        value, numbers = loss(step, part)
+        weight = (part.stop - part.start) / (mine.stop - mine.start)
+        (weight * value).backward()
+        for name, number in {"loss": value, **numbers}.items():
+            sums[name] = sums.get(name, 0) + weight * number.detach()
+    return sums

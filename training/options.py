@@ -32,6 +32,10 @@ class TrainConfig:
                      "all in order, or one"] = "all"
     init: Annotated[Path | None,
                     "diffusers folder (RoentGen, Stable Diffusion) that replaces vae and diffusion"] = None
+    finetune: Annotated[Literal["none", "lora", "unet", "all"],
+                        "what of --init learns from your data first, in the diffusion stage: nothing, "
+                        "a LoRA on the UNet's attention, the UNet, or the text encoder too"] = "none"
+    finetune_rank: Annotated[int, "of --finetune lora, which takes ten times the rate of the whole UNet"] = 32
     seed: Annotated[int, "of everything random"] = 0
     fit: Annotated[Literal["crop", "pad"], "how a picture that is not square becomes one"] = "crop"
     prompt: Annotated[Literal["report", "impression", "findings", "both"],
@@ -45,8 +49,10 @@ class TrainConfig:
     text_steps: Annotated[int, "optimizer steps of the text encoder's contrastive pretraining"] = 500
     text_batch: Annotated[int, "pairs per step, each the others' wrong answers"] = 64
     diffusion_steps: Annotated[int, "optimizer steps of the UNet"] = 1800
-    diffusion_batch: Annotated[int, "latents per step; halve if out of memory"] = 32
+    diffusion_batch: Annotated[int, "latents per step"] = 32
+    diffusion_micro: Annotated[int, "latents in one pass of a process; halve if out of memory"] = 32
     diffusion_lr: Annotated[float, "peak learning rate"] = 1e-3
+    ema_decay: Annotated[float, "of the moving average of weights that the diffusion stage ends with"] = 0.995
     prompt_dropout: Annotated[float, "share of reports replaced by the empty one, for guidance"] = 0.1
     reward_steps: Annotated[int, "optimizer steps of each reward network"] = 250
     reward_batch: Annotated[int, "images per step"] = 64
@@ -118,7 +124,7 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
                     raise ValueError(f"{flag} {value}: expected a "
                                      f"{'number >= 0' if zero_ok else 'positive number'}")
     for name, value in [("--fraction", rl.fraction), ("--prompt-dropout", config.prompt_dropout),
-                        ("--mix", rl.mix)]:
+                        ("--mix", rl.mix), ("--ema-decay", config.ema_decay)]:
         if value > 1:
             raise ValueError(f"{name} {value}: expected at most 1")
     queries_per_round(sampling.sample_steps, rl)   # raises for steps that cannot be
@@ -126,6 +132,8 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
         raise ValueError("--w-align 0 --w-diag 0 --w-consist 0: at least one reward needs a weight above 0")
     if config.preset in ("sd15", "sd21") and config.init is None:
         raise ValueError(f"--preset {config.preset}: needs --init DIR, a diffusers folder to start from")
+    if config.finetune != "none" and config.init is None:
+        raise ValueError(f"--finetune {config.finetune}: needs --init DIR, a diffusers folder to start from")
     if config.init is not None and not (config.init / "model_index.json").is_file():
         raise ValueError(f"--init {config.init}: no model_index.json: expected a diffusers folder")
     if config.diagnosis is not None:
@@ -158,10 +166,12 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
     path = config.out / "config.json"
     if path.exists():
         old = read_json(path)
-        for name in ("preset", "data", "seed", "fit", "prompt", "init", "diagnosis", "train_images"):
-            if old.get(name) != options[name]:
+        for name in ("preset", "data", "seed", "fit", "prompt", "init", "finetune", "diagnosis",
+                     "train_images"):
+            before = old.get(name, getattr(TrainConfig, name))
+            if before != options[name]:
                 raise ValueError(f"--{name.replace('_', '-')} {options[name]}: {config.out} was made with "
-                                 f"{old.get(name)!r}; choose another --out")
+                                 f"{before!r}; choose another --out")
     try:
         if rank() == 0:
             write_json(path, {**options, "torch": torch.__version__, "git": git_revision()})

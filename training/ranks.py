@@ -1,11 +1,18 @@
-"""Processes that share the work, under torchrun; alone, a process is rank 0 of 1 and nothing is sent."""
+"""Processes that share the work, under torchrun; alone, a process is rank 0 of 1 and nothing is sent.
+
+Every rank takes its share of a batch, and gradients are averaged (training/loop.py): where a loss is a mean
+over images, that is the gradient of the whole batch. What mixes the images of a batch, batch norms and
+contrastive losses, reaches over all ranks by share_batch_norms and gather_from_ranks.
+"""
+import functools
 import itertools
 import os
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 MESSAGE = 2**26   # numbers in one message, 256 MB
 
@@ -17,7 +24,7 @@ def start_ranks() -> torch.device:
     if "RANK" in os.environ and not dist.is_initialized():
         if cuda:
             torch.cuda.set_device(local)
-        # Long, for the others wait while rank 0 works alone on the supervised stages.
+        # Long, for the others wait while rank 0 works alone: data, calibration, evaluation.
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=2))
     return torch.device("cuda", local) if cuda else torch.device("cpu")
 
@@ -35,6 +42,11 @@ def wait_for_ranks() -> None:
         dist.barrier()
 
 
+def share(batch: int) -> slice:
+    """This rank's part of a batch, which is a multiple of the ranks: train.py checks that."""
+    return slice(rank() * batch // ranks(), (rank() + 1) * batch // ranks())
+
+
 def reduce_over_ranks(tensors: list[Tensor], op=dist.ReduceOp.SUM) -> None:
     """Sum (or min, max) over all ranks, in place: tensors of one type, many in one message of MESSAGE numbers
     or little more."""
@@ -50,10 +62,44 @@ def reduce_over_ranks(tensors: list[Tensor], op=dist.ReduceOp.SUM) -> None:
             t.copy_(values.view_as(t))
 
 
+def average_over_ranks(tensors: list[Tensor]) -> None:
+    if ranks() > 1:
+        reduce_over_ranks(tensors)
+        torch._foreach_div_(tensors, ranks())
+
+
 def gather_from_ranks(x: Tensor) -> Tensor:
-    """b ... -> ranks*b ..., in the order of the ranks"""
+    """b ... -> ranks*b ..., in the order of the ranks
+
+    With gradient, if what follows is the same on all ranks: times their number, for gradients are averaged.
+    """
     if ranks() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(ranks())]
-    dist.all_gather(parts, x.contiguous())
+    dist.all_gather(parts, x.detach().contiguous())
+    if x.requires_grad:
+        parts[rank()] = x.view_as(x)
+        parts[rank()].register_hook(lambda gradient: ranks() * gradient)
     return torch.cat(parts)
+
+
+def share_batch_norms(net: nn.Module) -> None:
+    """In training, the network's batch norms see the images of all ranks."""
+    for norm in net.modules() if ranks() > 1 else ():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.forward = functools.partial(batch_norm, norm)
+
+
+def batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """b c h w -> b c h w, normalised by mean and variance over all ranks"""
+    if not norm.training:
+        return nn.BatchNorm2d.forward(norm, x)
+    mean = all_reduce(x.mean((0, 2, 3), keepdim=True)) / ranks()
+    variance = all_reduce(((x - mean) ** 2).mean((0, 2, 3), keepdim=True)) / ranks()
+    with torch.no_grad():
+        n = ranks() * x.numel() // x.shape[1]
+        norm.running_mean.lerp_(mean.flatten(), norm.momentum)
+        norm.running_var.lerp_(variance.flatten() * n / (n - 1), norm.momentum)
+        norm.num_batches_tracked += 1
+    x = (x - mean) * (variance + norm.eps).rsqrt()
+    return x * norm.weight[:, None, None] + norm.bias[:, None, None]

@@ -1,0 +1,64 @@
+"""The training images' latents, encoded once: float16 in RUN/state/latents/*.npy, SHARD images a file.
+
+A shard appears when it is whole; those that are there are not made again. Ranks share the shards out. Files
+are memory-mapped: a batch touches its own images and no others.
+"""
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from storage.files import replacing
+from training.loop import Run
+from training.ranks import rank, ranks, wait_for_ranks
+from vae import AutoencoderKL
+
+SHARD = 1024
+PIXELS = 2**19   # encoded at a time: 128 images of 64 px, 2 of 512 px
+
+
+class Latents:
+    """latents[index: b] -> b c h w, float32"""
+
+    def __init__(self, paths: list[Path], n: int, shape: tuple[int, ...]):
+        self.n, self.shards = n, []
+        for i, path in enumerate(paths):
+            try:
+                self.shards.append(np.load(path, mmap_mode="r"))
+            except (ValueError, OSError, EOFError) as error:
+                raise ValueError(f"{path}: damaged ({error}); delete it to encode its images anew") from error
+            found, wanted = self.shards[-1], (min(SHARD, n - i * SHARD), *shape)
+            if found.shape != wanted or found.dtype != np.float16:
+                raise ValueError(f"{path}: {found.dtype} {found.shape}, expected float16 {wanted}; "
+                                 f"delete {path.parent} to encode the images anew")
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        rows = [self.shards[i // SHARD][i % SHARD] for i in index.tolist()]
+        return torch.from_numpy(np.stack(rows)).float()
+
+
+@torch.no_grad()
+def latent_cache(run: Run, vae: AutoencoderKL, train) -> Latents:
+    """-> the training images' latents, scaled; what is missing of them is encoded, by all ranks."""
+    n, side, few = len(train), train.size // vae.config.factor, max(PIXELS // train.size**2, 1)
+    shape = (vae.config.latent_channels, side, side)
+    paths = [run.path("state", "latents", f"{first:07d}.npy") for first in range(0, n, SHARD)]
+    missing = [i for i in range(rank(), len(paths), ranks()) if not paths[i].exists()]
+    parts = [part for i in missing for part in torch.arange(n).split(SHARD)[i].split(few)]
+    draw = train.stream(lambda step: parts[min(step, len(parts) - 1)])   # worker processes look ahead
+    steps = iter(tqdm(range(len(parts)), "latents", unit="batch", disable=rank() > 0 or not parts))
+    for i in missing:
+        rows = np.empty((min(SHARD, n - i * SHARD), *shape), np.float16)
+        for first in range(0, len(rows), few):
+            x = draw(next(steps)).to(run.device, non_blocking=True).float() / 255 * 2 - 1
+            mean, _ = vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))
+            rows[first:first + few] = (mean * vae.config.scaling_factor).cpu().numpy()
+        with replacing(paths[i]) as temporary, open(temporary, "wb") as file:
+            np.save(file, rows)
+    wait_for_ranks()   # all shards are there
+    return Latents(paths, n, shape)
