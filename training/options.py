@@ -26,8 +26,10 @@ from vae import VAEConfig
 class TrainConfig:
     out: Annotated[Path, "run folder; the same command again continues it"] = Path("runs/phantom")
     preset: Annotated[Literal["tiny", "small", "sd15", "sd21"],
-                      "sizes of all networks; sd15 and sd21 need --init"] = "tiny"
+                      "sizes of all networks, and every default (--preset sd15 --help); sd15 and sd21 need "
+                      "--init"] = "tiny"
     data: Annotated[str, "phantom, or a folder with images and metadata.csv"] = "phantom"
+    dry_run: Annotated[bool, "print what would be done and what it takes, and stop"] = False
     stage: Annotated[Literal["all", "vae", "diffusion", "rewards", "rl", "evaluate"],
                      "all in order, or one"] = "all"
     init: Annotated[Path | None,
@@ -35,7 +37,7 @@ class TrainConfig:
     finetune: Annotated[Literal["none", "lora", "unet", "all"],
                         "what of --init learns from your data first, in the diffusion stage: nothing, "
                         "a LoRA on the UNet's attention, the UNet, or the text encoder too"] = "none"
-    finetune_rank: Annotated[int, "of --finetune lora, which takes ten times the rate of the whole UNet"] = 32
+    finetune_rank: Annotated[int, "of --finetune lora; give it ten times the UNet's --diffusion-lr"] = 32
     seed: Annotated[int, "of everything random"] = 0
     fit: Annotated[Literal["crop", "pad"], "how a picture that is not square becomes one"] = "crop"
     prompt: Annotated[Literal["report", "impression", "findings", "both"],
@@ -65,13 +67,27 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """The component bundle behind --preset; component fields are not flags."""
+    """What is behind --preset: sizes of the components, which are not flags, and defaults of the flags."""
     size: int            # image side in pixels
     unet: UNetConfig
     vae: VAEConfig
     text: TextConfig
     schedule: ScheduleConfig
     rewards: RewardConfig
+    defaults: dict[str, object] = dataclasses.field(default_factory=dict)   # where they differ from the dataclasses'
+
+
+# One GPU of 24 GB. Reasoned from what others use at these sizes, not measured here.
+SMALL = {"out": Path("runs/small"), "vae_steps": 20_000, "vae_batch": 16, "vae_lr": 5e-4, "text_steps": 5000,
+         "text_batch": 256, "diffusion_steps": 100_000, "diffusion_batch": 128, "diffusion_micro": 64,
+         "diffusion_lr": 3e-4, "ema_decay": 0.999, "reward_steps": 3000, "reward_lr": 1e-3,
+         "save_every": 600.0, "sample_steps": 20, "guidance": 2.0, "rounds": 50, "rl_lr": 1e-4,
+         "rl_batch": 32, "rl_micro": 16, "checkpointing": True}
+# RoentGen's recipe: 12,500 steps at a small rate; guidance 4. A LoRA in RL, as in ddpo-pytorch.
+SD = {"diffusion_steps": 12_500, "diffusion_batch": 128, "diffusion_micro": 8, "diffusion_lr": 1e-5,
+      "ema_decay": 0.999, "reward_steps": 3000, "reward_batch": 32, "reward_lr": 5e-4, "save_every": 1200.0,
+      "sample_steps": 50, "guidance": 4.0, "rounds": 50, "lora_rank": 4, "checkpointing": True,
+      "offload": True, "rl_batch": 8, "rl_micro": 2}
 
 
 def preset(name: str) -> Preset:
@@ -80,33 +96,38 @@ def preset(name: str) -> Preset:
                       RewardConfig.tiny())
     if name == "small":
         return Preset(256, UNetConfig.small(), VAEConfig.small(), TextConfig.small(), ScheduleConfig.tiny(),
-                      RewardConfig(width=32))
+                      RewardConfig(width=32), SMALL)
     family = "sd15" if name == "sd15" else "sd21"
     return Preset(512, getattr(UNetConfig, family)(), VAEConfig.sd15(), getattr(TextConfig, family)(),
-                  ScheduleConfig(), RewardConfig(trunk="densenet121"))
+                  ScheduleConfig(), RewardConfig(trunk="densenet121"), {"out": Path("runs", family), **SD})
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
-    """One flag for each field: its type, default and help exist once, in the dataclass."""
+def add_flags(parser: argparse.ArgumentParser, config: type, defaults: dict[str, object]) -> None:
+    """One flag for each field: its type and help exist once, in the dataclass, and its default too, but for
+    those of the preset."""
     group = parser.add_argument_group(config.__name__)
     for field in dataclasses.fields(config):
         hint, text = get_args(get_type_hints(config, include_extras=True)[field.name])[:2]
-        name, note = "--" + field.name.replace("_", "-"), f"{text} [{field.default}]"
+        default = defaults.get(field.name, field.default)
+        how = {"default": default, "help": f"{text} [{default}]"}
         if hint is bool:
-            group.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default, help=note)
+            how["action"] = argparse.BooleanOptionalAction
         elif get_origin(hint) is Literal:
-            group.add_argument(name, choices=get_args(hint), default=field.default, help=note)
+            how["choices"] = get_args(hint)
         else:
-            kind = Path if hint == (Path | None) else hint
-            group.add_argument(name, type=kind, default=field.default, help=note)
+            how["type"] = Path if hint == (Path | None) else hint
+        group.add_argument("--" + field.name.replace("_", "-"), **how)
 
 
 def parse(argv: list[str] | None, text: str = "") -> tuple[TrainConfig, SampleConfig, RLConfig]:
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset", default="tiny")
+    name = first.parse_known_args(argv)[0].preset   # a wrong one is refused below
     parser = argparse.ArgumentParser(description=text,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = (TrainConfig, SampleConfig, RLConfig)
     for kind in kinds:
-        add_flags(parser, kind)
+        add_flags(parser, kind, preset(name).defaults)
     values = vars(parser.parse_args(argv))
     configs = tuple(kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}) for kind in kinds)
     check(*configs)
