@@ -10,10 +10,12 @@ the run folder already holds its result, and continues bit for bit where it was 
 a pure function of (seed, stage, step), and RUN/state holds weights, optimizer and step.
 """
 import dataclasses
+import functools
 import shutil
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ import evaluate
 import rewards
 from model import UNet2DConditionModel, add_lora, lora_layers
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, Rewards
-from rl import RLConfig, queries_per_round, rl_round, save_policy, start_policy, step_back
+from rl import RLConfig, freeze, queries_per_round, rl_round, save_policy, start_policy, worthy
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate
 from storage.files import git_revision
 from storage.pictures import picture_grid, save_png
@@ -168,9 +170,10 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
 
 
 def diffusion_loss(run: Run, config: TrainConfig, pipe: Pipeline, latents: Latents, reports: list[str],
-                   first: int = 0) -> Loss:
-    """The supervised objective as a function of the step (from `first` on):
-    mean squared error of the noise (or v)."""
+                   first: int = 0, rows: Callable[[], Tensor] | None = None) -> Loss:
+    """The supervised objective as a function of the step (from `first` on): mean squared error of the noise
+    (or v). rows() -> the pairs to learn from, asked for once, at the first step; None: all."""
+    rows = functools.cache(rows or (lambda: torch.arange(len(reports))))
     n, batch, schedule, kept = len(reports), config.diffusion_batch, pipe.schedule, None
     timesteps, tuned = schedule.config.num_train_timesteps, config.finetune == "all"
     if not tuned and n * pipe.tokenizer.max_length * pipe.text.config.hidden_size <= KEPT_NUMBERS:
@@ -181,7 +184,7 @@ def diffusion_loss(run: Run, config: TrainConfig, pipe: Pipeline, latents: Laten
     def loss(step: int, part: slice) -> tuple[Tensor, dict]:
         step += first
         g = step_generator(run.seed, "diffusion", step)
-        index = batch_index(n, batch, run.seed, step)[part]
+        index = rows()[batch_index(len(rows()), batch, run.seed, step)][part]
         x0 = latents[index].to(run.device)
         noise = torch.randn(batch, *x0.shape[1:], generator=g)[part].to(run.device)
         all_t = torch.randint(timesteps, (batch,), generator=g)
@@ -195,6 +198,8 @@ def diffusion_loss(run: Run, config: TrainConfig, pipe: Pipeline, latents: Laten
                 else:
                     drop, index = drop.to(run.device), index.to(run.device)
                     context = torch.where(drop[..., None], c_empty, kept[index])
+            if pipe.ace is not None:
+                context = pipe.ace(context)
             out = pipe.unet(schedule.add_noise(x0, noise, t), t, context).float()
         by_image = ((out - schedule.target(x0, noise, t)) ** 2).mean((1, 2, 3))
         numbers = {}
@@ -291,26 +296,47 @@ def begin_round(r: int, reports: list[str], seed: int, rl: RLConfig,
     return [reports[i] for i in chosen.tolist()], [first + i for i in range(len(chosen))]
 
 
+def learn_from_archive(run: Run, config: TrainConfig, rl: RLConfig, train, pipe: Pipeline, nets: Rewards,
+                       modules: dict[str, nn.Module]) -> None:
+    """Reward-weighted regression: the supervised objective on the pairs that the rewards find right."""
+    def rows() -> Tensor:
+        kept = worthy(nets, train.images, train.reports, rl.weights, run.device)
+        if rank() == 0:
+            print(f"rl: {len(kept):,} of {len(train):,} training pairs are examples to learn from")
+        if len(kept) == 0:
+            raise ValueError("no training pair is one that all rewards find right; see --rwr-steps")
+        return kept
+
+    loss = diffusion_loss(run, config, pipe, latent_cache(run, pipe.vae, train), train.reports,
+                          first=config.diffusion_steps, rows=rows)
+    rates = {name: rl.ace_lr if name == "ace" else rl.rwr_lr for name in modules}
+    fit(run, "rwr", modules, loss, rl.rwr_steps, rates, config.diffusion_batch, config.diffusion_micro,
+        config.ema_decay)
+
+
 def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, rl: RLConfig) -> None:
-    """Policy gradient from RUN/anchor -> RUN/cxrl."""
+    """From RUN/anchor, by what the rewards find right in the archive, then by their gradient -> RUN/cxrl."""
     pipe, anchor, modules, groups = start_policy(run.path("anchor"), run.device, rl)
-    nets = Rewards.load(run.path("rewards"), run.device, rl.ceiling)
-    reports = sets["train"].reports
+    nets = Rewards.load(run.path("rewards"), run.device)
+    reports, begun = sets["train"].reports, anchor
     if config.compile:
         for unet in (pipe.unet, anchor.unet):
             if isinstance(unet, UNet2DConditionModel):   # else the anchor is the policy without its LoRA
                 unet.compile()
+    if rl.rwr_steps:
+        learn_from_archive(run, config, rl, sets["train"], pipe, nets, modules)
+        begun = freeze(pipe)
     optimizer = adamw(groups, rl.rl_lr, weight_decay=1e-4)
     begin, before = load_state(run, "rl", modules, optimizer, None)
     run.forget("rl", begin)
     start = saved = time.monotonic()
     images, queries = rl.reports * rl.group, queries_per_round(sampling.sample_steps, rl)
-    print(f"rl: {images} images a round, {rl.inner_epochs * rl.updates} updates a round, "
+    print(f"rl: {images} images a round, {rl.updates} updates a round, "
           f"{rl.rounds * queries} reward queries")
     bar = tqdm(range(begin, rl.rounds), "rl", rl.rounds, initial=begin, unit="round", disable=rank() > 0)
     for r in bar:
         chosen, seeds = begin_round(r, reports, run.seed, rl, optimizer)
-        numbers, pictures = rl_round(pipe, anchor, nets, chosen, seeds, sampling, rl, optimizer)
+        numbers, pictures = rl_round(pipe, anchor, begun, nets, chosen, seeds, sampling, rl, optimizer)
         now = time.monotonic()
         run.log("rl", r + 1, time=round(before + now - start, 2),
                 images_per_second=round((r + 1 - begin) * images / (now - start), 1),
@@ -325,7 +351,6 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
             saved = now
             save_state(run, "rl", r + 1, before + now - start, modules, optimizer, None)
     if rank() == 0:
-        step_back(pipe, anchor, rl.mix)
         before_and_after(run, anchor, pipe, sets["test"].reports[:5], sampling)
         save_policy(pipe, run.path("anchor"), run.path("cxrl"))
 

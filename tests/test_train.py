@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
-from rl import RLConfig
+from rl import SCORE, RLConfig
 from sample import SampleConfig
 from training import loop, options
 from training.loop import batch_index, learning_rate
@@ -109,9 +109,8 @@ def test_sampling_from_a_run(smoke_run, tmp_path):
 
 @pytest.mark.parametrize("argv, words", [
     (["--preset", "sd15"], "--preset sd15: needs --init"), (["--init", "absent"], "--init absent"),
-    (["--rounds", "0"], "--rounds 0"), (["--fraction", "2"], "--fraction 2"),
-    (["--mix", "1.5"], "--mix 1.5"), (["--kl", "-1"], "--kl -1"), (["--values", "-1"], "--values -1"),
-    (["--skip-last", "10"], "--skip-last 10"), (["--rl-lr", "nan"], "--rl-lr nan"),
+    (["--rounds", "0"], "--rounds 0"), (["--kl", "-1"], "--kl -1"),
+    (["--sample-steps", "1"], "--sample-steps 1"), (["--rl-lr", "nan"], "--rl-lr nan"),
     (["--w-align", "0", "--w-diag", "0", "--w-consist", "0"], "at least one reward"),
     (["--seed", "-1"], "--seed -1")])
 def test_bad_options_stop_before_anything_slow(argv, words):
@@ -121,7 +120,7 @@ def test_bad_options_stop_before_anything_slow(argv, words):
 
 
 @pytest.mark.parametrize("argv, words", [
-    (["--preset", "huge"], "--preset"), (["--feedback", "loud"], "--feedback"),
+    (["--preset", "huge"], "--preset"), (["--gradient", "steep"], "--gradient"),
     (["--rounds", "many"], "--rounds"), (["--nonsense"], "--nonsense")])
 def test_unknown_values_exit_with_one_clear_line(argv, words, capsys):
     """An unknown flag or value ends with a non-zero status and its name on stderr."""
@@ -257,12 +256,11 @@ def test_every_option_has_one_flag_with_its_default():
 
 def test_every_departure_from_ddpo_can_be_switched_off():
     """Plain DDPO is a set of flags, and the run accepts them."""
-    flags = ("--values 0 --no-balance --group 1 --no-rlcf --no-same-noise --unit round --no-ace --kl 0 "
-             "--mix 1 --skip-last 1")
+    flags = "--gradient score --rwr-steps 0 --credit end --group 1 --no-rlcf --no-ace --kl 0"
     configs = parse(flags.split())
     options.check(*configs)
-    assert configs[2] == RLConfig(values=0, balance=False, group=1, rlcf=False, same_noise=False,
-                                  unit="round", ace=False, kl=0.0, mix=1.0, skip_last=1)
+    assert configs[2] == RLConfig("score", rwr_steps=0, credit="end", group=1, rlcf=False, ace=False,
+                                  **{**SCORE, "kl": 0.0})
 
 
 # ---------------------------------------------------------------------------------------- RL and its variants
@@ -273,7 +271,7 @@ UNET_FILE = "anchor/unet/diffusion_pytorch_model.safetensors"
 @pytest.fixture
 def before_rl(smoke_run, tmp_path) -> Path:
     """A run that has everything but the result of reinforcement learning."""
-    left_out = shutil.ignore_patterns("cxrl", "rl.safetensors")
+    left_out = shutil.ignore_patterns("cxrl", "rl.safetensors", "rwr.safetensors")
     return Path(shutil.copytree(smoke_run, tmp_path / "run", ignore=left_out))
 
 
@@ -356,7 +354,7 @@ def test_a_handful_of_images_is_enough_to_begin(tmp_path):
         train.main(["--data", str(tmp_path), "--out", str(tmp_path / "run"), *SMOKE, "--stage", stage])
     for name in ("posture", "diagnosis", "consistency"):
         net = load_file(tmp_path / "run" / "rewards" / name / "model.safetensors")
-        assert net["spread"] > 0 and math.isfinite(net["spread"]) and math.isfinite(net["enough"])
+        assert net["spread"] > 0 and math.isfinite(net["spread"]) and math.isfinite(net["median"])
 
 
 def test_images_are_as_large_as_the_folder_of_init_draws_them(smoke_run, tmp_path):

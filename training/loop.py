@@ -143,8 +143,9 @@ def adamw(groups: list[dict] | Iterator, lr: float, weight_decay: float = 1e-2):
 Loss = Callable[[int, slice], tuple[Tensor, dict[str, Tensor]]]   # of a step, on a part of its batch
 
 
-def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: int, lr: float, batch: int,
-        micro: int | None = None, ema_decay: float = 0.0, decay: bool = True) -> None:
+def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: int,
+        lr: float | dict[str, float], batch: int, micro: int | None = None, ema_decay: float = 0.0,
+        decay: bool = True) -> None:
     """Minimise loss(step, part) -> (mean over that part of the batch, numbers to report) over the modules'
     parameters; resumes, logs, checkpoints.
 
@@ -153,8 +154,10 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: 
     """
     for module in modules.values():
         share_batch_norms(module)
-    parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
-    optimizer = adamw(parameters, lr)
+    rates = lr if isinstance(lr, dict) else dict.fromkeys(modules, lr)
+    groups = [{"params": [p for p in m.parameters() if p.requires_grad], "peak": rates[name]}
+              for name, m in modules.items()]
+    parameters, optimizer = [p for group in groups for p in group["params"]], adamw(groups, 0.0)
     ema = None
     if ema_decay:
         ema = {f"{n}.{k}": p.detach().clone() for n, m in modules.items() for k, p in m.named_parameters()}
@@ -165,7 +168,7 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: 
                disable=rank() > 0)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, lr, decay)
+            group["lr"] = learning_rate(step, steps, group["peak"], decay)
         optimizer.zero_grad(set_to_none=True)
         numbers = gradients(loss, step, share(batch), micro or batch)
         average_over_ranks([*(p.grad for p in parameters), *numbers.values()])
@@ -186,7 +189,7 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: 
                     images_per_second=round((step + 1 - begin) * batch / (time.monotonic() - start), 1),
                     **{k: v.item() for k, v in numbers.items()})
             bar.set_postfix(**{k: f"{v.item():.4f}" for k, v in list(numbers.items())[:3]})
-        if save:
+        if save or step + 1 == steps:
             saved = time.monotonic()
             save_state(run, stage, step + 1, before + saved - start, modules, optimizer, ema)
     if ema is not None:

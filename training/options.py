@@ -11,7 +11,7 @@ import torch
 from model import FIXED as UNET_FIXED
 from model import UNetConfig
 from rewards import DiagnosisNet, RewardConfig
-from rl import RLConfig, queries_per_round
+from rl import SCORE, RLConfig
 from sample import SampleConfig, ScheduleConfig
 from storage.files import git_revision, read_json, write_json
 from storage.weights import read_config
@@ -122,12 +122,14 @@ def add_flags(parser: argparse.ArgumentParser, config: type, defaults: dict[str,
 def parse(argv: list[str] | None, text: str = "") -> tuple[TrainConfig, SampleConfig, RLConfig]:
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--preset", default="tiny")
-    name = first.parse_known_args(argv)[0].preset   # a wrong one is refused below
+    first.add_argument("--gradient", default="pathwise")
+    early = first.parse_known_args(argv)[0]   # wrong ones are refused below
+    defaults = preset(early.preset).defaults | (SCORE if early.gradient == "score" else {})
     parser = argparse.ArgumentParser(description=text,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = (TrainConfig, SampleConfig, RLConfig)
     for kind in kinds:
-        add_flags(parser, kind, preset(name).defaults)
+        add_flags(parser, kind, defaults)
     values = vars(parser.parse_args(argv))
     configs = tuple(kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}) for kind in kinds)
     check(*configs)
@@ -144,11 +146,12 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
                 if not (0 <= value < float("inf")) or (value == 0 and not zero_ok):
                     raise ValueError(f"{flag} {value}: expected a "
                                      f"{'number >= 0' if zero_ok else 'positive number'}")
-    for name, value in [("--fraction", rl.fraction), ("--prompt-dropout", config.prompt_dropout),
-                        ("--mix", rl.mix), ("--ema-decay", config.ema_decay)]:
+    for name, value in [("--prompt-dropout", config.prompt_dropout), ("--ema-decay", config.ema_decay)]:
         if value > 1:
             raise ValueError(f"{name} {value}: expected at most 1")
-    queries_per_round(sampling.sample_steps, rl)   # raises for steps that cannot be
+    if sampling.sample_steps < 2:
+        raise ValueError(f"--sample-steps {sampling.sample_steps}: expected 2 or more; the last step has no "
+                         "randomness, hence no log-probability")
     if rl.w_align == rl.w_diag == rl.w_consist == 0:
         raise ValueError("--w-align 0 --w-diag 0 --w-consist 0: at least one reward needs a weight above 0")
     if config.preset in ("sd15", "sd21") and config.init is None:
@@ -165,7 +168,7 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
 
 
 ZERO_ALLOWED = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr",
-                "save_every", "lora_rank", "values"}
+                "save_every", "lora_rank", "rwr_steps", "rounds"}
 
 def image_size(config: TrainConfig) -> int:
     """Side of the images in pixels: the preset's, or what the folder of --init draws (768 for SD 2.1-v)."""
