@@ -43,7 +43,8 @@ from training.loop import (
     save_state,
     step_generator,
 )
-from training.options import Preset, TrainConfig, image_size, open_run, parse, preset
+from training.options import Preset, TrainConfig, open_run, parse, sizes_of
+from training.plan import dry_run
 from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks
 from vae import AutoencoderKL
 
@@ -53,7 +54,7 @@ STAGES = ("vae", "diffusion", "rewards", "rl", "evaluate")
 
 def load_sets(config: TrainConfig) -> dict:
     """The run's data; real images are decoded once and kept in RUN/state."""
-    return data.load(config.data, size=image_size(config), seed=config.seed, fit=config.fit,
+    return data.load(config.data, size=sizes_of(config).size, seed=config.seed, fit=config.fit,
                      train_images=config.train_images, prompt=config.prompt, cache=config.out / "state")
 
 
@@ -355,15 +356,22 @@ def finished(folder: Path, stage: str) -> bool:
 
 def main(argv: list[str] | None = None) -> None:
     config, sampling, rl = parse(argv, __doc__)
-    sizes = preset(config.preset)
-    start_ranks()
+    sizes, device = sizes_of(config), start_ranks()
     for flag, value in [("reports", rl.reports), ("vae-batch", config.vae_batch),
                         ("text-batch", config.text_batch), ("diffusion-batch", config.diffusion_batch),
                         ("reward-batch", config.reward_batch)]:
         if value % ranks():
             raise ValueError(f"--{flag} {value}: expected a multiple of the {ranks()} processes")
+    wanted = STAGES if config.stage == "all" else (config.stage,)
     if rank() == 0:
         sets = load_sets(config)
+        if config.dry_run:
+            skipped = {"vae", "diffusion"} if config.init is not None and config.finetune == "none" else set()
+            drawn = min(config.eval_reports, len(sets["test"]))
+            drawn = 2 * (drawn + (evaluate.COPIES - 1) * min(drawn, evaluate.SSIM_REPORTS))
+            dry_run(config, sampling, rl, sizes, len(sets["train"]), drawn,
+                    [s for s in wanted if s not in skipped and not finished(config.out, s)], device)
+            return
         run = open_run(config, sampling, rl)
         whole = config.finetune == "none"
         if config.init is not None and not finished(run.folder, "diffusion" if whole else "vae"):
@@ -376,7 +384,6 @@ def main(argv: list[str] | None = None) -> None:
     if rank() > 0:   # finds the decoded images and the run folder ready
         sets = load_sets(config)
         run = open_run(config, sampling, rl)
-    wanted = STAGES if config.stage == "all" else (config.stage,)
     for stage in wanted:
         for needed in STAGES[:STAGES.index(stage)]:
             if not finished(run.folder, needed):
