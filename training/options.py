@@ -166,7 +166,7 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
 
 
 ZERO_ALLOWED = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr",
-                "save_every", "lora_rank", "values"}
+                "save_every", "lora_rank", "values", "ema_decay"}
 
 
 def sizes_of(config: TrainConfig) -> Preset:
