@@ -45,7 +45,8 @@ from training.loop import (
     save_state,
     step_generator,
 )
-from training.options import Preset, TrainConfig, image_size, open_run, parse, preset
+from training.options import Preset, TrainConfig, open_run, parse, sizes_of
+from training.plan import dry_run
 from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks
 from vae import AutoencoderKL
 
@@ -55,7 +56,7 @@ STAGES = ("vae", "diffusion", "rewards", "rl", "evaluate")
 
 def load_sets(config: TrainConfig) -> dict:
     """The run's data; real images are decoded once and kept in RUN/state."""
-    return data.load(config.data, size=image_size(config), seed=config.seed, fit=config.fit,
+    return data.load(config.data, size=sizes_of(config).size, seed=config.seed, fit=config.fit,
                      train_images=config.train_images, prompt=config.prompt, cache=config.out / "state")
 
 
@@ -378,22 +379,39 @@ def finished(folder: Path, stage: str) -> bool:
     return all((folder / mark).exists() for mark in marks)
 
 
+def given_by_init(config: TrainConfig) -> tuple[str, ...]:
+    """The stages whose result is taken from the folder of --init"""
+    if config.init is None:
+        return ()
+    return ("vae", "diffusion") if config.finetune == "none" else ("vae",)
+
+
 def main(argv: list[str] | None = None) -> None:
     config, sampling, rl = parse(argv, __doc__)
-    sizes = preset(config.preset)
-    start_ranks()
-    for flag, value in [("reports", rl.reports), ("vae-batch", config.vae_batch),
-                        ("text-batch", config.text_batch), ("diffusion-batch", config.diffusion_batch),
-                        ("reward-batch", config.reward_batch)]:
-        if value % ranks():
+    sizes, device = sizes_of(config), start_ranks()
+    given = given_by_init(config)
+    for flag, value, stage in [("reports", rl.reports, "rl"), ("vae-batch", config.vae_batch, "vae"),
+                               ("text-batch", config.text_batch, "vae"),   # given with it
+                               ("diffusion-batch", config.diffusion_batch, "diffusion"),
+                               ("reward-batch", config.reward_batch, "rewards")]:
+        if stage not in given and value % ranks():
             raise ValueError(f"--{flag} {value}: expected a multiple of the {ranks()} processes")
+    wanted = STAGES if config.stage == "all" else (config.stage,)
+    if config.dry_run:
+        if rank() > 0:
+            return
+        sets = load_sets(config)
+        todo = [stage for stage in wanted if stage not in given and not finished(config.out, stage)]
+        drawn = min(config.eval_reports, len(sets["test"]))
+        drawn = 2 * (drawn + (evaluate.COPIES - 1) * min(drawn, evaluate.SSIM_REPORTS))
+        dry_run(config, sampling, rl, sizes, len(sets["train"]), drawn, todo, device)
+        return
     if rank() == 0:
         sets = load_sets(config)
         run = open_run(config, sampling, rl)
-        whole = config.finetune == "none"
-        if config.init is not None and not finished(run.folder, "diffusion" if whole else "vae"):
+        if given and not finished(run.folder, given[-1]):
             pipe = Pipeline.load(config.init)
-            if whole:
+            if "diffusion" in given:
                 pipe.save(run.path("anchor"))
             else:
                 pipe.vae.save_pretrained(run.path("anchor", "vae"))
@@ -401,7 +419,6 @@ def main(argv: list[str] | None = None) -> None:
     if rank() > 0:   # finds the decoded images and the run folder ready
         sets = load_sets(config)
         run = open_run(config, sampling, rl)
-    wanted = STAGES if config.stage == "all" else (config.stage,)
     for stage in wanted:
         for needed in STAGES[:STAGES.index(stage)]:
             if not finished(run.folder, needed):

@@ -222,7 +222,7 @@ def test_non_finite_loss_stops_with_stage_step_and_seed(tmp_path):
     run = options.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
     net = torch.nn.Linear(2, 1)
 
-    def loss(step: int):
+    def loss(step: int, part: slice):
         return net.weight.sum() * (math.nan if step == 2 else 1), {}
 
     with pytest.raises(FloatingPointError, match="vae: loss is nan at step 2, seed 0"):
@@ -359,13 +359,13 @@ def test_a_handful_of_images_is_enough_to_begin(tmp_path):
 
 def test_images_are_as_large_as_the_folder_of_init_draws_them(smoke_run, tmp_path):
     """A pipeline of another size (768 px: SD 2.1-v) gets its data in that size, whatever the preset says."""
-    for part in ("unet", "vae"):
+    for part in ("unet", "vae", "text_encoder"):
         (tmp_path / part).mkdir()
         config = json.loads((smoke_run / "anchor" / part / "config.json").read_text())
-        config["sample_size"] = 12 if part == "unet" else config["sample_size"]
+        config |= {"sample_size": 12} if part == "unet" else {}
         (tmp_path / part / "config.json").write_text(json.dumps(config))
-    assert train.image_size(TrainConfig()) == 64
-    assert train.image_size(TrainConfig(init=tmp_path)) == 96
+    assert options.sizes_of(TrainConfig()).size == 64
+    assert options.sizes_of(TrainConfig(init=tmp_path)).size == 12 * options.preset("tiny").vae.factor
 
 
 def test_init_takes_a_diffusers_folder_in_place_of_two_stages(smoke_run, tmp_path):

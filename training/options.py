@@ -15,6 +15,7 @@ from rl import SCORE, RLConfig
 from sample import SampleConfig, ScheduleConfig
 from storage.files import git_revision, read_json, write_json
 from storage.weights import read_config
+from text_encoder import FIXED as TEXT_FIXED
 from text_encoder import TextConfig
 from training.loop import Run
 from training.ranks import rank, start_ranks
@@ -168,16 +169,20 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
 
 
 ZERO_ALLOWED = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr",
-                "save_every", "lora_rank", "rwr_steps", "rounds"}
+                "save_every", "lora_rank", "rwr_steps", "rounds", "ema_decay"}
 
-def image_size(config: TrainConfig) -> int:
-    """Side of the images in pixels: the preset's, or what the folder of --init draws (768 for SD 2.1-v)."""
+
+def sizes_of(config: TrainConfig) -> Preset:
+    """The preset's sizes; networks and images as the folder of --init has them (768 px for SD 2.1-v)."""
+    sizes = preset(config.preset)
     if config.init is None:
-        return preset(config.preset).size
-    side = read_config(config.init / "unet", UNetConfig, UNET_FIXED).sample_size
-    if side is None:
+        return sizes
+    unet = read_config(config.init / "unet", UNetConfig, UNET_FIXED)
+    vae = read_config(config.init / "vae", VAEConfig, VAE_FIXED)
+    if unet.sample_size is None:
         raise ValueError(f"--init {config.init}: unet/config.json has no sample_size")
-    return side * read_config(config.init / "vae", VAEConfig, VAE_FIXED).factor
+    return dataclasses.replace(sizes, size=unet.sample_size * vae.factor, unet=unet, vae=vae,
+                               text=read_config(config.init / "text_encoder", TextConfig, TEXT_FIXED))
 
 
 # ------------------------------------------------------------------------------------------------ run folder
