@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from evaluation.vit import CLIPPair, Dinov2, Preprocessing
+from rewards import CLIPConsistency, DiagnosisNet, PostureNet, RewardConfig, Rewards
 from text_encoder import EOS, Tokenizer
 
 transformers = pytest.importorskip("transformers",
@@ -178,6 +179,28 @@ def test_saved_pair_is_the_same_here_and_in_transformers(clip_folder, tmp_path):
     _, info = transformers.CLIPModel.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_your_own_clip_is_the_consistency_reward(clip_folder, tmp_path):
+    """Its score is the cosine, the same in any batch; calibrated and saved it is what RUN/rewards holds, with
+    its scale and, if so asked, its ceiling. A scale that is none is named."""
+    small, reports, x = RewardConfig(width=8, blocks=1), REPORTS[:3], images(40, 40)
+    for net, name in ((PostureNet(small), "posture"), (DiagnosisNet(small), "diagnosis")):
+        net.save_pretrained(tmp_path / name)
+    net = CLIPConsistency.from_pretrained(clip_folder)
+    cosine = F.cosine_similarity(net.pair.embed_images(x), net.pair.embed_reports(reports))
+    assert torch.allclose(net.score(x, reports), cosine, atol=1e-6)
+    assert torch.allclose(net.score(x[1:2], reports[1:2]), cosine[1:2], atol=1e-6)
+    net.calibrate(x, reports)
+    net.save_pretrained(tmp_path / "consistency")
+    free, bounded = Rewards.load(tmp_path), Rewards.load(tmp_path, ceiling=True)
+    assert torch.equal(free.units()["consist"], net.spread) and net.spread != 1
+    assert torch.allclose(free.scores(x, reports)["consist"], cosine, atol=1e-6)
+    assert torch.equal(bounded.scores(x, reports)["consist"], net.score(x, reports))
+    assert net.score(x, reports).max() == cosine.median()
+    (tmp_path / "consistency" / "reward.json").write_text('{"enough": "1", "spread": 1.0}')
+    with pytest.raises(ValueError, match="reward.json: enough is '1'"):
+        Rewards.load(tmp_path)
 
 
 # ------------------------------------------------------------------------------------ preprocessing
