@@ -418,6 +418,12 @@ class CLIPConsistency(Frozen):
         """Cosine of the image's and the report's embedding, in [-1, 1]."""
         return (self.pair.embed_images(images) * self.pair.embed_reports(reports)).sum(-1)
 
+    def calibrate(self, images: Tensor, reports: list[str]) -> None:
+        if cut := self.pair.tokenizer.cut_count(reports):
+            print(f"consistency: {cut} of {len(reports)} reports exceed the CLIP's "
+                  f"{self.pair.tokenizer.max_length} tokens and are cut there")
+        super().calibrate(images, reports)
+
     @classmethod
     def from_pretrained(cls, folder: Path):
         net, path = cls(CLIPPair.from_pretrained(folder)), Path(folder) / "reward.json"

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from evaluate import load_eyes
+from evaluation.judge import look
 from evaluation.vit import CLIPPair, Dinov2, Preprocessing
 from rewards import CLIPConsistency, DiagnosisNet, PostureNet, RewardConfig, Rewards
 from text_encoder import EOS, Tokenizer
@@ -153,6 +155,14 @@ def test_dinov2_equals_transformers(size, tmp_path):
     assert not any(p.requires_grad for p in net.parameters())
 
 
+def test_a_dinov2_folder_is_what_sets_are_compared_on(dino_folder):
+    """evaluate.py --features DIR: its features of a set, here of bytes, are those of its single images."""
+    net, files = Dinov2.from_pretrained(dino_folder), (255 * images(40, 40)).byte()
+    features = look(load_eyes(dino_folder), files)["features"]
+    assert features.shape == (3, 32)
+    assert torch.allclose(features, torch.cat([net(file[None] / 255) for file in files]), atol=1e-5)
+
+
 def test_any_float_type_and_old_buffers_are_read(clip_folder, dino_folder, tmp_path):
     """Half precision becomes float32; the position_ids of old files and a missing mask token are nothing."""
     for kind, folder in ((CLIPPair, clip_folder), (Dinov2, dino_folder)):
@@ -181,7 +191,7 @@ def test_saved_pair_is_the_same_here_and_in_transformers(clip_folder, tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_your_own_clip_is_the_consistency_reward(clip_folder, tmp_path):
+def test_your_own_clip_is_the_consistency_reward(clip_folder, tmp_path, capsys):
     """Its score is the cosine, the same in any batch; calibrated and saved it is what RUN/rewards holds, with
     its scale and, if so asked, its ceiling. A scale that is none is named."""
     small, reports, x = RewardConfig(width=8, blocks=1), REPORTS[:3], images(40, 40)
@@ -192,12 +202,13 @@ def test_your_own_clip_is_the_consistency_reward(clip_folder, tmp_path):
     assert torch.allclose(net.score(x, reports), cosine, atol=1e-6)
     assert torch.allclose(net.score(x[1:2], reports[1:2]), cosine[1:2], atol=1e-6)
     net.calibrate(x, reports)
+    assert "1 of 3 reports exceed the CLIP's 20 tokens" in capsys.readouterr().out
     net.save_pretrained(tmp_path / "consistency")
     free, bounded = Rewards.load(tmp_path), Rewards.load(tmp_path, ceiling=True)
     assert torch.equal(free.units()["consist"], net.spread) and net.spread != 1
     assert torch.allclose(free.scores(x, reports)["consist"], cosine, atol=1e-6)
     assert torch.equal(bounded.scores(x, reports)["consist"], net.score(x, reports))
-    assert net.score(x, reports).max() == cosine.median()
+    assert net.score(x, reports).max().item() == pytest.approx(cosine.median().item(), abs=1e-6)
     (tmp_path / "consistency" / "reward.json").write_text('{"enough": "1", "spread": 1.0}')
     with pytest.raises(ValueError, match="reward.json: enough is '1'"):
         Rewards.load(tmp_path)
