@@ -23,7 +23,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from chests.labels import LABELS, label_all
-from storage.files import keep_tensors
+from evaluation.vit import CLIPPair
+from storage.files import keep_tensors, read_json, write_json
+from storage.weights import require
 from text_encoder import EOS, Tokenizer
 from training.ranks import gather_from_ranks
 
@@ -402,6 +404,37 @@ class ConsistencyNet(Frozen):
         super().save_pretrained(folder)
 
 
+class CLIPConsistency(Frozen):
+    """Your own CLIP in its place. The folder is transformers', and beside its files lies the scale."""
+
+    def __init__(self, pair: CLIPPair):
+        super().__init__(pair.config)
+        self.pair = pair
+
+    def raw_score(self, images: Tensor, reports: list[str]) -> Tensor:
+        """Cosine of the image's and the report's embedding, in [-1, 1]."""
+        return (self.pair.embed_images(images) * self.pair.embed_reports(reports)).sum(-1)
+
+    def calibrate(self, images: Tensor, reports: list[str]) -> None:
+        if cut := self.pair.tokenizer.cut_count(reports):
+            print(f"consistency: {cut} of {len(reports)} reports exceed the CLIP's "
+                  f"{self.pair.tokenizer.max_length} tokens and are cut there")
+        super().calibrate(images, reports)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path):
+        net, path = cls(CLIPPair.from_pretrained(folder)), Path(folder) / "reward.json"
+        scale = read_json(path, missing={"median": math.inf, "spread": 1.0})   # a folder of its authors'
+        for name in ("median", "spread"):
+            require(isinstance(scale.get(name), float), f"{path}: {name}", scale.get(name), "a number")
+            getattr(net, name).fill_(scale[name])
+        return net.eval()
+
+    def save_pretrained(self, folder: Path) -> None:
+        write_json(Path(folder) / "reward.json", {"median": self.median.item(), "spread": self.spread.item()})
+        self.pair.save_pretrained(folder)
+
+
 # ------------------------------------------------------------------------------------------------ all three
 
 
@@ -411,11 +444,13 @@ class Rewards:
 
     posture: PostureNet
     diagnosis: DiagnosisNet
-    consistency: ConsistencyNet
+    consistency: ConsistencyNet | CLIPConsistency
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Rewards":
-        kinds = [(PostureNet, "posture"), (DiagnosisNet, "diagnosis"), (ConsistencyNet, "consistency")]
+        own = (Path(folder) / "consistency" / "reward.json").exists()
+        kinds = [(PostureNet, "posture"), (DiagnosisNet, "diagnosis"),
+                 (CLIPConsistency if own else ConsistencyNet, "consistency")]
         return cls(*(net.from_pretrained(Path(folder) / name).to(device) for net, name in kinds))
 
     def named(self) -> dict[str, Frozen]:

@@ -27,7 +27,7 @@ import data
 import evaluate
 import rewards
 from model import UNet2DConditionModel, add_lora, lora_layers
-from rewards import ConsistencyNet, DiagnosisNet, PostureNet, Rewards
+from rewards import CLIPConsistency, ConsistencyNet, DiagnosisNet, PostureNet, Rewards
 from rl import RLConfig, freeze, queries_per_round, rl_round, save_policy, start_policy, worthy
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate
 from storage.files import git_revision
@@ -279,10 +279,13 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
         finish("diagnosis", diagnosis)
     if not run.path("rewards", "consistency", "config.json").exists():
         torch.manual_seed(run.seed + 4)
-        consistency = ConsistencyNet(sizes.rewards).to(run.device)
-        consistency.tokenizer = Tokenizer.train(train.reports, sizes.rewards.vocab_size,
-                                                sizes.rewards.positions)
-        fit(run, "consistency", {"net": consistency}, consistency_loss, steps, lr, batch)
+        if config.consistency is not None:
+            consistency = CLIPConsistency.from_pretrained(config.consistency).to(run.device)
+        else:
+            consistency = ConsistencyNet(sizes.rewards).to(run.device)
+            consistency.tokenizer = Tokenizer.train(train.reports, sizes.rewards.vocab_size,
+                                                    sizes.rewards.positions)
+            fit(run, "consistency", {"net": consistency}, consistency_loss, steps, lr, batch)
         finish("consistency", consistency)
 
 

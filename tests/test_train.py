@@ -18,8 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
+from evaluation.vit import CLIPPair, Preprocessing, VisionConfig
 from rl import SCORE, RLConfig
 from sample import SampleConfig
+from text_encoder import EOS, TextConfig, Tokenizer
 from training import loop, options
 from training.loop import batch_index, learning_rate
 from training.options import TrainConfig, parse
@@ -254,6 +256,13 @@ def test_every_option_has_one_flag_with_its_default():
     assert len(names) == len(set(names))
 
 
+def test_networks_of_ones_own_are_read_before_anything_slow(tmp_path):
+    """A folder that is no CLIP and a file that is no DenseNet are refused with the flag's name."""
+    for flag in ("--consistency", "--diagnosis"):
+        with pytest.raises(ValueError, match=f"^{flag} {tmp_path}"):
+            parse([flag, str(tmp_path / "absent")])
+
+
 def test_every_departure_from_ddpo_can_be_switched_off():
     """Plain DDPO is a set of flags, and the run accepts them."""
     flags = "--gradient score --rwr-steps 0 --credit end --group 1 --no-rlcf --no-ace --kl 0"
@@ -368,12 +377,34 @@ def test_images_are_as_large_as_the_folder_of_init_draws_them(smoke_run, tmp_pat
     assert options.sizes_of(TrainConfig(init=tmp_path)).size == 12 * options.preset("tiny").vae.factor
 
 
+def small_clip(folder: Path) -> Path:
+    """A CLIP of random weights for 32 px, in transformers' layout."""
+    tokenizer = Tokenizer.train(["No pleural effusion."] * 3, vocab_size=520, max_length=16)
+    text = {"vocab_size": 520, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "max_position_embeddings": 16, "eos_token_id": tokenizer.vocab[EOS]}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 32, "patch_size": 8}
+    kept = {k: v for k, v in text.items() if k != "eos_token_id"}
+    pair = CLIPPair(TextConfig(**kept), VisionConfig(**vision), 8)
+    pair.config = {"model_type": "clip", "text_config": text, "vision_config": vision, "projection_dim": 8}
+    pair.tokenizer, pair.prepare = tokenizer, Preprocessing(size=32, crop_size=32)
+    pair.save_pretrained(folder)
+    return folder
+
+
 def test_init_takes_a_diffusers_folder_in_place_of_two_stages(smoke_run, tmp_path):
-    """--init DIR becomes RUN/anchor, tensor for tensor; rewards and RL go on from there."""
+    """--init DIR becomes RUN/anchor, tensor for tensor; rewards and RL go on from there. --consistency DIR is
+    the consistency reward, in its own layout with its scale, and RL is paid by it."""
+    clip = small_clip(tmp_path / "clip")
     for stage in ("rewards", "rl"):
         done = command("train.py", "--init", smoke_run / "anchor", "--out", tmp_path, *SMOKE,
-                       "--stage", stage, "--lora-rank", 2)
+                       "--consistency", clip, "--stage", stage, "--lora-rank", 2)
         assert done.returncode == 0, done.stderr
+    kept = tmp_path / "rewards" / "consistency"
+    assert json.loads((kept / "reward.json").read_text())["spread"] > 0
+    before, after = load_file(clip / "model.safetensors"), load_file(kept / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert not (tmp_path / "state" / "consistency.safetensors").exists()
     ours, theirs = load_file(tmp_path / UNET_FILE), load_file(smoke_run / UNET_FILE)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert (tmp_path / "cxrl" / "pytorch_lora_weights.safetensors").exists()

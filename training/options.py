@@ -10,7 +10,7 @@ import torch
 
 from model import FIXED as UNET_FIXED
 from model import UNetConfig
-from rewards import DiagnosisNet, RewardConfig
+from rewards import CLIPConsistency, DiagnosisNet, RewardConfig
 from rl import SCORE, RLConfig
 from sample import SampleConfig, ScheduleConfig
 from storage.files import git_revision, read_json, write_json
@@ -45,6 +45,8 @@ class TrainConfig:
                       "which part of a real report is the prompt"] = "report"
     diagnosis: Annotated[Path | None, "your own DenseNet-121 as diagnosis reward: FILE.safetensors, and "
                                       "its labels in FILE.json"] = None
+    consistency: Annotated[Path | None, "your own CLIP as consistency reward: a CLIPModel folder of "
+                                        "transformers, tokenizer included"] = None
     train_images: Annotated[int, "phantoms in the training split"] = 8192
     vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 1400
     vae_batch: Annotated[int, "images per step; halve if out of memory"] = 4
@@ -161,11 +163,13 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
         raise ValueError(f"--finetune {config.finetune}: needs --init DIR, a diffusers folder to start from")
     if config.init is not None and not (config.init / "model_index.json").is_file():
         raise ValueError(f"--init {config.init}: no model_index.json: expected a diffusers folder")
-    if config.diagnosis is not None:
+    for flag, read in (("diagnosis", DiagnosisNet.from_densenet),
+                       ("consistency", CLIPConsistency.from_pretrained)):
         try:
-            DiagnosisNet.from_densenet(config.diagnosis)
+            if getattr(config, flag) is not None:
+                read(getattr(config, flag))
         except ValueError as error:
-            raise ValueError(f"--diagnosis {error}") from error
+            raise ValueError(f"--{flag} {error}") from error
 
 
 ZERO_ALLOWED = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr",
@@ -196,7 +200,7 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
     if path.exists():
         old = read_json(path)
         for name in ("preset", "data", "seed", "fit", "prompt", "init", "finetune", "diagnosis",
-                     "train_images"):
+                     "consistency", "train_images"):
             before = old.get(name, getattr(TrainConfig, name))
             if before != options[name]:
                 raise ValueError(f"--{name.replace('_', '-')} {options[name]}: {config.out} was made with "
