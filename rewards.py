@@ -424,7 +424,7 @@ class CLIPConsistency(Frozen):
     @classmethod
     def from_pretrained(cls, folder: Path):
         net, path = cls(CLIPPair.from_pretrained(folder)), Path(folder) / "reward.json"
-        scale = read_json(path, missing={"median": math.inf, "spread": 1.0})   # a folder of its authors'
+        scale = read_json(path, missing={"median": 0.0, "spread": 1.0})   # a folder of its authors'
         for name in ("median", "spread"):
             require(isinstance(scale.get(name), float), f"{path}: {name}", scale.get(name), "a number")
             getattr(net, name).fill_(scale[name])

@@ -209,8 +209,8 @@ def test_your_own_clip_is_the_consistency_reward(clip_folder, tmp_path, capsys):
     assert torch.allclose(free.scores(x, reports)["consist"], cosine, atol=1e-6)
     assert torch.equal(bounded.scores(x, reports)["consist"], net.score(x, reports))
     assert net.score(x, reports).max().item() == pytest.approx(cosine.median().item(), abs=1e-6)
-    (tmp_path / "consistency" / "reward.json").write_text('{"enough": "1", "spread": 1.0}')
-    with pytest.raises(ValueError, match="reward.json: enough is '1'"):
+    (tmp_path / "consistency" / "reward.json").write_text('{"median": "1", "spread": 1.0}')
+    with pytest.raises(ValueError, match="reward.json: median is '1'"):
         Rewards.load(tmp_path)
 
 
