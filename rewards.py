@@ -9,8 +9,8 @@ of the anchor's image. Normalisation is not done here: rl.py turns these rewards
     r_diag(x, x^)       = S(x, labels) - S(x^, labels)        in [-1, 1]    S: probability of the right answer
     r_consist(x, x^, y) = cos(F(x), G(y)) - cos(F(x^), G(y))  in [-2, 2]
 
-Each network is calibrated on real pairs: their spread is the unit of its reward, and what lies more than one
-spread below the median pair is no example to learn from.
+Each network is calibrated on real pairs: their spread is the unit of its reward, and what lies more than
+FLOOR spreads below the median pair is no example to learn from.
 """
 import json
 from dataclasses import asdict, dataclass
@@ -33,6 +33,7 @@ NAMES = ("align", "diag", "consist")
 IDENTITY = (1.0, 1.0, 0.0, 0.0, 0.0)   # psi of an image that is already in the canonical pose
 REACH = 0.5                            # psi is sought within identity +- REACH
 XRV_NAMES = {"Effusion": "Pleural Effusion", "Pleural_Thickening": "Pleural Other"}   # torchxrayvision's
+FLOOR = 1.25                           # spreads below the median pair that an example may score
 TEMPERATURE = 0.25                     # T of a comparison, in the spread of real pairs
 BATCH = 64                             # images scored at a time
 POSE_SIZE = 32                         # posture is judged at 32 px whatever the image size: poses are coarse
@@ -469,8 +470,8 @@ class Rewards:
         return {name: net.spread for name, net in self.named().items()}
 
     def floors(self) -> dict[str, Tensor]:
-        """The score below which a real pair is no example: one spread below the median."""
-        return {name: net.median - net.spread for name, net in self.named().items()}
+        """The score below which a real pair is no example to learn from."""
+        return {name: net.median - FLOOR * net.spread for name, net in self.named().items()}
 
 
 def compare(scores: dict[str, Tensor], reference: dict[str, Tensor] | None) -> dict[str, Tensor]:

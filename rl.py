@@ -162,8 +162,8 @@ def save_policy(pipe: Pipeline, anchor_folder: Path, folder: Path) -> None:
 @torch.no_grad()
 def worthy(nets: Rewards, images: Callable[[Tensor], Tensor], reports: list[str], weights: dict[str, float],
            device: torch.device) -> Tensor:
-    """(images: index of b -> b 1 h w uint8) -> the rows whose pairs no reward in use scores more than one
-    spread below the median real pair: well positioned, and showing what the report says."""
+    """(images: index of b -> b 1 h w uint8) -> the rows whose pairs no reward in use scores below its floor:
+    well positioned, and showing what the report says."""
     found, floors = torch.zeros(len(reports), device=device), nets.floors()
     for rows in torch.arange(len(reports)).split(SCORED)[rank()::ranks()]:   # ranks share the work
         scores = nets.scores(images(rows).to(device).float() / 255, [reports[i] for i in rows.tolist()])
