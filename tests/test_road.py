@@ -179,16 +179,15 @@ def test_batches_must_split_evenly_over_processes(monkeypatch):
 
 def test_passes_of_any_size_make_the_same_update(tmp_path):
     """--diffusion-micro: gradient and reported loss are means over the batch, however it is cut."""
-    run, net = loop.Run(tmp_path, {}, torch.device("cpu"), 0, 1e9), torch.nn.Linear(3, 1)
-    x, ends = torch.randn(5, 3), []
+    run = loop.Run(tmp_path, {}, torch.device("cpu"), 0, 1e9)
+    x, net = torch.randn(5, 3), torch.nn.Linear(3, 1, bias=False)
     for micro in (5, 2, 1):
         torch.nn.init.ones_(net.weight)
         loop.fit(run, f"m{micro}", {"net": net}, lambda step, part: (net(x[part]).square().mean(), {}), 1,
                  0.1, 5, micro)
-        ends.append(net.weight.detach().clone())
-    assert torch.allclose(ends[0], ends[1], atol=1e-6) and torch.allclose(ends[0], ends[2], atol=1e-6)
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    for key in ("loss", "grad_norm"):
+        assert [line[key] for line in lines] == pytest.approx([lines[0][key]] * 3, rel=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------- latents
@@ -196,7 +195,7 @@ def test_passes_of_any_size_make_the_same_update(tmp_path):
 
 class Films:
     """Ten grey images, and a note of which were asked for."""
-    size = 16
+    size, digest = 16, "films"
 
     def __init__(self):
         self.pixels = torch.randint(256, (10, 1, 16, 16), dtype=torch.uint8)
@@ -223,10 +222,10 @@ def test_latents_are_mapped_and_made_shard_by_shard(tmp_path, monkeypatch):
     with torch.no_grad():
         want = vae.encode((films.pixels[index] / 255 * 2 - 1).expand(-1, 3, -1, -1))[0] * VAE.scaling_factor
     assert first[index].dtype == torch.float32 and torch.allclose(first[index], want, rtol=2e-3, atol=1e-3)
-    (tmp_path / "state" / "latents" / "0000004.npy").unlink()
+    next(tmp_path.glob("state/latents*/0000004.npy")).unlink()
     again = latents.latent_cache(run, vae, films)
     assert films.seen[10:] == [4, 5, 6, 7] and torch.equal(again[index], first[index])
-    path = tmp_path / "state" / "latents" / "0000008.npy"
+    path = next(tmp_path.glob("state/latents*/0000008.npy"))
     np.save(path, np.zeros((3, 4, 2, 2), np.float16))
     with pytest.raises(ValueError, match=r"08.npy: float16 \(3, 4, 2, 2\), expected float16 \(2, 4, 2, 2\)"):
         latents.latent_cache(run, vae, films)
