@@ -34,7 +34,7 @@ TEXT = TextConfig(vocab_size=600, hidden_size=32, intermediate_size=64, num_hidd
                   num_attention_heads=4)
 FEW = ["--diffusion-steps", "3", "--diffusion-batch", "4", "--diffusion-micro", "3", "--diffusion-lr", "1e-3",
        "--reward-steps", "1", "--reward-batch", "2", "--rounds", "1", "--reports", "2", "--group", "2",
-       "--values", "1", "--sample-steps", "3", "--eval-reports", "20", "--save-every", "0"]
+       "--rwr-steps", "1", "--sample-steps", "3", "--eval-reports", "20", "--save-every", "0"]
 
 
 @pytest.fixture(scope="module")

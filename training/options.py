@@ -84,13 +84,13 @@ class Preset:
 SMALL = {"out": Path("runs/small"), "vae_steps": 20_000, "vae_batch": 16, "vae_lr": 5e-4, "text_steps": 5000,
          "text_batch": 256, "diffusion_steps": 100_000, "diffusion_batch": 128, "diffusion_micro": 64,
          "diffusion_lr": 3e-4, "ema_decay": 0.999, "reward_steps": 3000, "reward_lr": 1e-3,
-         "save_every": 600.0, "sample_steps": 20, "guidance": 2.0, "rounds": 50, "rl_lr": 1e-4,
-         "rl_batch": 32, "rl_micro": 16, "checkpointing": True}
-# RoentGen's recipe: 12,500 steps at a small rate; guidance 4. A LoRA in RL, as in ddpo-pytorch.
+         "save_every": 600.0, "sample_steps": 20, "guidance": 2.0, "rwr_lr": 3e-4, "rounds": 50,
+         "rl_lr": 1e-4, "rl_batch": 32, "rl_micro": 16, "checkpointing": True}
+# RoentGen's recipe: 12,500 steps at a small rate; guidance 4. A LoRA in RL, as in ddpo-pytorch and DRaFT.
 SD = {"diffusion_steps": 12_500, "diffusion_batch": 128, "diffusion_micro": 8, "diffusion_lr": 1e-5,
       "ema_decay": 0.999, "reward_steps": 3000, "reward_batch": 32, "reward_lr": 5e-4, "save_every": 1200.0,
-      "sample_steps": 50, "guidance": 4.0, "rounds": 50, "lora_rank": 4, "checkpointing": True,
-      "offload": True, "rl_batch": 8, "rl_micro": 2}
+      "sample_steps": 50, "guidance": 4.0, "rwr_lr": 1e-4, "rounds": 50, "rl_lr": 1e-4, "lora_rank": 4,
+      "checkpointing": True, "offload": True, "rl_batch": 8, "rl_micro": 2}
 
 
 def preset(name: str) -> Preset:

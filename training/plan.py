@@ -1,5 +1,6 @@
 """What a run would do and take, before it is done (--dry-run): work by stage; memory, by passes on fake
 tensors, which have shapes but no numbers; time, by a few real passes of the UNet."""
+import functools
 import os
 import shutil
 import time
@@ -10,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from model import UNet2DConditionModel, UNetConfig, add_lora
 from rl import RLConfig, queries_per_round
@@ -64,19 +66,24 @@ def inputs(config: UNetConfig, batch: int, tokens: int, device: torch.device | s
 
 
 def update_bytes(sizes: Preset, batch: int, lora: int, checkpointing: bool, half: bool,
-                 base: torch.dtype = torch.float32) -> int:
-    """Peak of an update of the UNet, or of a LoRA on a UNet of type `base`. What is trained is there twice:
-    as a moving average, or as the anchor. half: under bf16 autocast, as on CUDA."""
+                 base: torch.dtype = torch.float32, decoded: int = 0) -> int:
+    """Peak of an update of the UNet, or of a LoRA on a UNet of type `base`, through the decoder for so many
+    of the batch. What is trained is there twice: as a moving average, or as the anchor. half: under bf16
+    autocast, as on CUDA."""
     with FakeTensorMode(), LiveBytes() as live:
         torch.set_default_dtype(base)
         unet = UNet2DConditionModel(sizes.unet)
         torch.set_default_dtype(torch.float32)
         unet.gradient_checkpointing = checkpointing
         tuned = add_lora(unet, lora, lora) if lora else list(unet.parameters())
+        decode = AutoencoderKL(sizes.vae).requires_grad_(False).decode if decoded else None
+        if checkpointing and decoded:
+            decode = functools.partial(checkpoint, decode, use_reentrant=False)
         twins, optimizer = [p.detach().clone() for p in tuned], adamw(tuned, 1e-6)
         for _ in range(2):                   # from the second on with AdamW's moments
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 out = unet(*inputs(sizes.unet, batch, sizes.text.max_position_embeddings))
+                out = decode(out[:decoded]) if decoded else out
             out.float().square().mean().backward()
             optimizer.step()
         del twins
@@ -95,10 +102,13 @@ def needed_bytes(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, size
         if config.finetune == "all":
             idle += 4 * sum(4 * p.numel() for p in text.parameters())
     states = 12 * rl.reports * rl.group // ranks() * (sampling.sample_steps + 1) * channels * side**2
-    base = torch.bfloat16 if half and rl.lora_rank else torch.float32             # as start_policy
-    update = update_bytes(sizes, rl.rl_micro * branches(sampling), rl.lora_rank, rl.checkpointing, half, base)
+    policy = (rl.lora_rank, rl.checkpointing, half,
+              torch.bfloat16 if half and rl.lora_rank else torch.float32)         # as start_policy
+    update = states + (not rl.offload) * idle + update_bytes(
+        sizes, rl.rl_micro * branches(sampling), *policy, rl.rl_micro * (rl.gradient == "pathwise"))
     micro = min(config.diffusion_micro, config.diffusion_batch // ranks())
-    return {"rl": states + max(update + (not rl.offload) * idle, decoding),
+    replay = idle + update_bytes(sizes, micro, *policy) if rl.rwr_steps else 0
+    return {"rl": max(update, states + decoding, replay),
             "diffusion": idle + update_bytes(sizes, micro, config.finetune_rank * lora, rl.checkpointing,
                                              half)}
 
