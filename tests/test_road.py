@@ -54,16 +54,16 @@ def init(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def mimic(tmp_path_factory) -> Path:
-    """MIMIC-CXR-JPG in miniature: 60 patients with a phantom each."""
-    folder, texts = tmp_path_factory.mktemp("mimic"), describe(range(60), 0, True)
+    """MIMIC-CXR-JPG in miniature: 120 patients with a phantom each."""
+    folder, texts = tmp_path_factory.mktemp("mimic"), describe(range(120), 0, True)
     metadata, split = "dicom_id,subject_id,study_id,ViewPosition\n", "dicom_id,split\n"
-    for i, image in enumerate(phantom(range(60), 0, 64, True).images):
+    for i, image in enumerate(phantom(range(120), 0, 64, True).images):
         study = folder / "files" / "p10" / f"p{10_000_000 + i}" / f"s{50_000_000 + i}"
         study.mkdir(parents=True)
         Image.fromarray(image[0].numpy()).save(study / f"d{i}.jpg")
         study.with_suffix(".txt").write_text(f" FINAL REPORT\n IMPRESSION:\n \n {texts.reports[i]}\n")
         metadata += f"d{i},{10_000_000 + i},{50_000_000 + i},PA\n"
-        split += f"d{i},{'test' if i < 24 else 'validate' if i < 28 else 'train'}\n"
+        split += f"d{i},{'test' if i < 24 else 'validate' if i < 32 else 'train'}\n"
     (folder / "mimic-cxr-2.0.0-metadata.csv").write_text(metadata)
     (folder / "mimic-cxr-2.0.0-split.csv").write_text(split)
     return folder
