@@ -73,7 +73,7 @@ from evaluation.judge import (
     prompt_labels,
     reposition,
 )
-from evaluation.vit import Dinov2
+from pretrained.vit import Dinov2
 from rewards import DiagnosisNet
 from storage.files import git_revision, read_json, write_json
 from storage.pictures import grey, picture_grid, save_png

@@ -13,6 +13,7 @@ Each network is calibrated on real pairs: their spread is the unit of its reward
 FLOOR spreads below the median pair is no example to learn from.
 """
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from chests.labels import LABELS, label_all
-from evaluation.vit import CLIPPair
+from pretrained.densenet import DenseNet121
+from pretrained.vit import CLIPPair
 from storage.files import keep_tensors, read_json, write_json
 from storage.weights import require
 from text_encoder import EOS, Tokenizer
-from training.ranks import gather_from_ranks
+from training.ranks import gather_from_ranks, rank, ranks, reduce_over_ranks
 
 NAMES = ("align", "diag", "consist")
 IDENTITY = (1.0, 1.0, 0.0, 0.0, 0.0)   # psi of an image that is already in the canonical pose
@@ -123,48 +125,6 @@ def resnet(config: RewardConfig) -> nn.Sequential:
         layers += [Block(c_in if i == 0 else c_out, c_out, 2 if i == 0 and c_in != c_out else 1)
                    for i in range(config.blocks)]
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)   # a fifth faster on a CPU
-
-
-class DenseLayer(nn.Module):
-    """b c h w -> b c+32 h w, the input and 32 new channels"""
-
-    def __init__(self, c: int):
-        super().__init__()
-        self.norm1, self.conv1 = nn.BatchNorm2d(c), nn.Conv2d(c, 128, 1, bias=False)
-        self.norm2, self.conv2 = nn.BatchNorm2d(128), nn.Conv2d(128, 32, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.relu(self.norm1(x)))
-        return torch.cat([x, self.conv2(F.relu(self.norm2(h)))], 1)
-
-
-class DenseNet121(nn.Module):
-    """Huang et al. 2017, with torchvision's parameter names, which are torchxrayvision's too:
-    b 1 h w in [-0.5, 0.5] -> b 1024 7 7 after the last ReLU (pooled: XRV's `features2`)."""
-
-    def __init__(self):
-        super().__init__()
-        self.features, c = nn.Sequential(), 64
-        self.features.conv0 = nn.Conv2d(1, c, 7, 2, 3, bias=False)
-        self.features.norm0 = nn.BatchNorm2d(c)
-        self.features.relu0, self.features.pool0 = nn.ReLU(), nn.MaxPool2d(3, 2, 1)
-        for number, layers in enumerate((6, 12, 24, 16), start=1):
-            block = nn.Sequential()
-            for layer in range(1, layers + 1):
-                block.add_module(f"denselayer{layer}", DenseLayer(c))
-                c += 32
-            self.features.add_module(f"denseblock{number}", block)
-            if number < 4:
-                step = nn.Sequential()
-                step.norm, step.relu = nn.BatchNorm2d(c), nn.ReLU()
-                step.conv, step.pool = nn.Conv2d(c, c // 2, 1, bias=False), nn.AvgPool2d(2)
-                self.features.add_module(f"transition{number}", step)
-                c //= 2
-        self.features.norm5 = nn.BatchNorm2d(c)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, (224, 224), mode="bilinear", antialias=True)
-        return F.relu(self.features(2048 * x))   # XRV's range of grey values, -1024 to 1024
 
 
 def image_trunk(config: RewardConfig) -> tuple[nn.Module, int]:
@@ -493,3 +453,17 @@ def odds(scores: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, T
     """
     return scores | {name: 2 * TEMPERATURE * F.logsigmoid((scores[name] - reference[name]) / TEMPERATURE)
                      for name in ("diag", "consist")}
+
+
+@torch.no_grad()
+def worthy(nets: Rewards, images: Callable[[Tensor], Tensor], reports: list[str], weights: dict[str, float],
+           device: torch.device) -> Tensor:
+    """(images: index of b -> b 1 h w uint8) -> the rows whose pairs no reward in use scores below its floor:
+    well positioned, and showing what the report says."""
+    found, floors = torch.zeros(len(reports), device=device), nets.floors()
+    for rows in torch.arange(len(reports)).split(4 * BATCH)[rank()::ranks()]:   # ranks share the work
+        scores = nets.scores(images(rows).to(device).float() / 255, [reports[i] for i in rows.tolist()])
+        right = torch.stack([scores[name] >= floors[name] for name in NAMES if weights[name] > 0]).all(0)
+        found[rows.to(device)] = right.float()
+    reduce_over_ranks([found])
+    return found.cpu().nonzero()[:, 0]

@@ -29,7 +29,6 @@ Departures from CXRL and DDPO (docs/experiments.md has what was measured of them
 * a KL term keeps the policy near the model that the gradient began with.
 """
 import copy
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,7 +43,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ace import ACE
 from model import LoRASnapshot, UNet2DConditionModel, add_lora, load_lora, lora_layers, save_lora
-from rewards import NAMES, Rewards, compare, odds
+from rewards import Rewards, compare, odds
 from sample import (
     Pipeline,
     SampleConfig,
@@ -60,7 +59,6 @@ from training.ranks import gather_from_ranks, rank, ranks, reduce_over_ranks
 
 VALUED = 6       # states of an image, at most, whose promises are scored to credit single steps
 DISCOUNT = 0.7   # d of the pathwise gradient: late steps see the end, early ones guess it
-SCORED = 256     # of the archive's pairs at a time
 
 
 @dataclass(frozen=True)
@@ -154,23 +152,6 @@ def save_policy(pipe: Pipeline, anchor_folder: Path, folder: Path) -> None:
         for layer in lora_layers(pipe.unet).values():
             layer.merge()
     pipe.save(folder)
-
-
-# ------------------------------------------------------------------------------------ the archive's own pairs
-
-
-@torch.no_grad()
-def worthy(nets: Rewards, images: Callable[[Tensor], Tensor], reports: list[str], weights: dict[str, float],
-           device: torch.device) -> Tensor:
-    """(images: index of b -> b 1 h w uint8) -> the rows whose pairs no reward in use scores below its floor:
-    well positioned, and showing what the report says."""
-    found, floors = torch.zeros(len(reports), device=device), nets.floors()
-    for rows in torch.arange(len(reports)).split(SCORED)[rank()::ranks()]:   # ranks share the work
-        scores = nets.scores(images(rows).to(device).float() / 255, [reports[i] for i in rows.tolist()])
-        right = torch.stack([scores[name] >= floors[name] for name in NAMES if weights[name] > 0]).all(0)
-        found[rows.to(device)] = right.float()
-    reduce_over_ranks([found])
-    return found.cpu().nonzero()[:, 0]
 
 
 # ------------------------------------------------------------------------------------------------ rollout

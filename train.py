@@ -27,8 +27,8 @@ import data
 import evaluate
 import rewards
 from model import UNet2DConditionModel, add_lora, lora_layers
-from rewards import CLIPConsistency, ConsistencyNet, DiagnosisNet, PostureNet, Rewards
-from rl import RLConfig, freeze, queries_per_round, rl_round, save_policy, start_policy, worthy
+from rewards import CLIPConsistency, ConsistencyNet, DiagnosisNet, PostureNet, Rewards, worthy
+from rl import RLConfig, freeze, queries_per_round, rl_round, save_policy, start_policy
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate
 from storage.files import git_revision
 from storage.pictures import picture_grid, save_png

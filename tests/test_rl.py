@@ -171,10 +171,10 @@ def test_worthy_pairs_are_those_that_no_reward_in_use_finds_wanting():
     """A pair is an example if every reward with a weight scores it at or above its floor."""
     films = torch.tensor([100, 200, 127, 128], dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 1, 2, 2)
     weights = RLConfig().weights
-    kept = rl.worthy(Brightness(), lambda rows: films[rows], ["a"] * 4, weights, torch.device("cpu"))
+    kept = rewards.worthy(Brightness(), lambda rows: films[rows], ["a"] * 4, weights, torch.device("cpu"))
     assert kept.tolist() == [1, 3]
     nothing = weights | {"align": 0.0, "diag": 0.0}
-    kept = rl.worthy(Brightness(), lambda rows: films[rows], ["a"] * 4, nothing, torch.device("cpu"))
+    kept = rewards.worthy(Brightness(), lambda rows: films[rows], ["a"] * 4, nothing, torch.device("cpu"))
     assert len(kept) == 4
 
 

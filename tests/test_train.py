@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
-from evaluation.vit import CLIPPair, Preprocessing, VisionConfig
+from pretrained.vit import CLIPPair, Preprocessing, VisionConfig
 from rl import SCORE, RLConfig
 from sample import SampleConfig
 from text_encoder import EOS, TextConfig, Tokenizer

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from evaluate import load_eyes
 from evaluation.judge import look
-from evaluation.vit import CLIPPair, Dinov2, Preprocessing
+from pretrained.vit import CLIPPair, Dinov2, Preprocessing
 from rewards import CLIPConsistency, DiagnosisNet, PostureNet, RewardConfig, Rewards
 from text_encoder import EOS, Tokenizer
 
