@@ -193,7 +193,7 @@ def test_saved_pair_is_the_same_here_and_in_transformers(clip_folder, tmp_path):
 
 def test_your_own_clip_is_the_consistency_reward(clip_folder, tmp_path, capsys):
     """Its score is the cosine, the same in any batch; calibrated and saved it is what RUN/rewards holds, with
-    its scale and, if so asked, its ceiling. A scale that is none is named."""
+    its scale. A scale that is none is named."""
     small, reports, x = RewardConfig(width=8, blocks=1), REPORTS[:3], images(40, 40)
     for net, name in ((PostureNet(small), "posture"), (DiagnosisNet(small), "diagnosis")):
         net.save_pretrained(tmp_path / name)
@@ -204,11 +204,10 @@ def test_your_own_clip_is_the_consistency_reward(clip_folder, tmp_path, capsys):
     net.calibrate(x, reports)
     assert "1 of 3 reports exceed the CLIP's 20 tokens" in capsys.readouterr().out
     net.save_pretrained(tmp_path / "consistency")
-    free, bounded = Rewards.load(tmp_path), Rewards.load(tmp_path, ceiling=True)
-    assert torch.equal(free.units()["consist"], net.spread) and net.spread != 1
-    assert torch.allclose(free.scores(x, reports)["consist"], cosine, atol=1e-6)
-    assert torch.equal(bounded.scores(x, reports)["consist"], net.score(x, reports))
-    assert net.score(x, reports).max().item() == pytest.approx(cosine.median().item(), abs=1e-6)
+    kept = Rewards.load(tmp_path)
+    assert torch.equal(kept.units()["consist"], net.spread) and net.spread != 1
+    assert torch.allclose(kept.scores(x, reports)["consist"], cosine, atol=1e-6)
+    assert kept.consistency.median.item() == pytest.approx(cosine.median().item(), abs=1e-6)
     (tmp_path / "consistency" / "reward.json").write_text('{"median": "1", "spread": 1.0}')
     with pytest.raises(ValueError, match="reward.json: median is '1'"):
         Rewards.load(tmp_path)
