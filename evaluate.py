@@ -41,10 +41,14 @@ the report is uncertain (judge.prompt_labels), as are findings that the judge's 
 both present and absent. Intervals: bootstrap over the prompts, the same resamples for every system, hence
 paired differences; reference and training sets and the neighbourhoods of precision ... coverage stay fixed.
 """
+from storage import command
+
+if __name__ == "__main__":   # before the imports below, which take seconds
+    command.begin("nothing is written yet; the same command evaluates anew", status=2)
+
 import argparse
 import inspect
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -496,8 +500,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    main()

@@ -9,9 +9,13 @@ Stages, in order: vae -> diffusion (with the text encoder) -> rewards -> rl -> e
 the run folder already holds its result, and continues bit for bit where it was killed: every random number is
 a pure function of (seed, stage, step), and RUN/state holds weights, optimizer and step.
 """
+from storage import command
+
+if __name__ == "__main__":   # before the imports below, which take seconds
+    command.begin("the same command continues where it stopped")
+
 import dataclasses
 import shutil
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -403,7 +407,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    main()
