@@ -14,10 +14,15 @@ from storage import command
 if __name__ == "__main__":   # before the imports below, which take seconds
     command.begin("the same command continues where it stopped")
 
+from storage import command
+
+if __name__ == "__main__":   # before the imports below, which take seconds
+    command.begin("the same command continues where it stopped")
+
 import dataclasses
-import shutil
 import time
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -32,7 +37,7 @@ from model import UNet2DConditionModel, add_lora, lora_layers
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, Rewards
 from rl import RLConfig, queries_per_round, rl_round, save_policy, start_policy, step_back
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate
-from storage.files import git_revision
+from storage.files import git_revision, holding
 from storage.pictures import picture_grid, save_png
 from text_encoder import CLIPTextModel, Contrast, Tokenizer
 from training.latents import Latents, latent_cache
@@ -44,10 +49,11 @@ from training.loop import (
     fit,
     learning_rate,
     load_state,
+    quick,
     save_state,
     step_generator,
 )
-from training.options import Preset, TrainConfig, image_size, open_run, parse, preset
+from training.options import Preset, TrainConfig, bind, image_size, open_run, parse, preset
 from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks
 from vae import AutoencoderKL
 
@@ -107,7 +113,6 @@ def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
     pairs = torch.cat([held_out[:6], back[:6]]) / 2 + 0.5
     rows = [("originals", pairs[:6]), ("reconstructions", pairs[6:])]
     save_png(picture_grid(rows), run.path("samples", "vae.png"))
-    shutil.rmtree(run.path("state", "latents"), ignore_errors=True)   # of another autoencoder
     vae.save_pretrained(run.path("anchor", "vae"))
 
 
@@ -164,11 +169,11 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
         return
     for part in (pipe.unet, pipe.text):
         part.eval()
-    pipe.save(run.path("anchor"))
     reports = sets["val"].reports[:4]
     rows = [(r, generate(pipe, [r] * 6, list(range(6)), **sampling.arguments())) for r in reports]
     save_png(picture_grid(rows), run.path("samples", "anchor.png"), report="\n".join(reports), seed=0,
              revision=git_revision())
+    pipe.save(run.path("anchor"))   # the mark of the finished stage, hence last
 
 
 def diffusion_loss(run: Run, config: TrainConfig, pipe: Pipeline, latents: Latents, reports: list[str],
@@ -325,13 +330,21 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
             rows = [(chosen[i], pictures[i:i + rl.group][:8])
                     for i in range(0, min(3 * rl.group, len(pictures)), rl.group)]
             save_png(picture_grid(rows, 96), run.path("samples", f"rl_{r + 1:04d}.png"), round=r + 1)
-        if now - saved > run.save_every:
+        if now - saved > run.save_every or quick(modules):   # a round takes long: none is lost
             saved = now
             save_state(run, "rl", r + 1, before + now - start, modules, optimizer, None)
     if rank() == 0:
         step_back(pipe, anchor, rl.mix)
         before_and_after(run, anchor, pipe, sets["test"].reports[:5], sampling)
-        save_policy(pipe, run.path("anchor"), run.path("cxrl"))
+    wait_for_ranks()
+    try:
+        if rank() == 0:
+            save_policy(pipe, run.path("anchor"), run.path("cxrl"))
+        wait_for_ranks()
+    except BaseException:   # a rank died meanwhile: no result
+        if ranks() > 1:
+            run.path("cxrl", "model_index.json").unlink(missing_ok=True)
+        raise
 
 
 def before_and_after(run: Run, anchor: Pipeline, pipe: Pipeline, reports: list[str],
@@ -359,51 +372,63 @@ def finished(folder: Path, stage: str) -> bool:
 
 def main(argv: list[str] | None = None) -> None:
     config, sampling, rl = parse(argv, __doc__)
-    sizes = preset(config.preset)
     start_ranks()
     for flag, value in [("reports", rl.reports), ("vae-batch", config.vae_batch),
                         ("text-batch", config.text_batch), ("diffusion-batch", config.diffusion_batch),
                         ("reward-batch", config.reward_batch)]:
         if value % ranks():
             raise ValueError(f"--{flag} {value}: expected a multiple of the {ranks()} processes")
-    if rank() == 0:
-        sets = load_sets(config)
+    with holding(config.out, "--out ") if rank() == 0 else nullcontext():   # all ranks are one holder
         run = open_run(config, sampling, rl)
-        whole = config.finetune == "none"
-        if config.init is not None and not finished(run.folder, "diffusion" if whole else "vae"):
-            pipe = Pipeline.load(config.init)
-            if whole:
-                pipe.save(run.path("anchor"))
-            else:
-                pipe.vae.save_pretrained(run.path("anchor", "vae"))
-    wait_for_ranks()
-    if rank() > 0:   # finds the decoded images and the run folder ready
-        sets = load_sets(config)
-        run = open_run(config, sampling, rl)
-    wanted = STAGES if config.stage == "all" else (config.stage,)
-    for stage in wanted:
-        for needed in STAGES[:STAGES.index(stage)]:
-            if not finished(run.folder, needed):
-                raise ValueError(f"--stage {stage}: {config.out} has no result of stage {needed} yet; "
-                                 "run that first")
-        if finished(run.folder, stage):
-            print(f"{stage}: done already in {config.out}")
-            continue
-        wait_for_ranks()   # all have seen the same state of the folder
-        start = time.monotonic()
-        if stage == "rl":
-            stage_rl(run, config, sets, sampling, rl)
-        elif stage == "vae":
-            stage_vae(run, config, sets, sizes)
-        elif stage == "diffusion":
-            stage_diffusion(run, config, sets, sizes, sampling, rl.checkpointing)
-        elif stage == "rewards":
-            stage_rewards(run, config, sets, sizes)
-        elif rank() == 0:
-            evaluate.evaluate_run(run.folder, sets, reports=config.eval_reports, seed=config.seed,
-                                  device=run.device)
+        if rank() == 0:
+            sets = begin(run, config)
         wait_for_ranks()
-        print(f"{stage}: {time.monotonic() - start:.0f} s")
+        if rank() > 0:   # finds the decoded images and the run folder ready
+            sets = begin(run, config)
+        for stage in STAGES if config.stage == "all" else (config.stage,):
+            do_stage(stage, run, config, sets, sampling, rl)
+
+
+def begin(run: Run, config: TrainConfig) -> dict:
+    """Load the data and tie the run to them; refuse what they are too few for. --init becomes RUN/anchor."""
+    sets = load_sets(config)
+    bind(run, sets)
+    if config.stage in ("all", "evaluate"):
+        evaluate.check_prompts("--eval-reports", config.eval_reports, sets["test"])
+    whole = config.finetune == "none"
+    if rank() == 0 and config.init is not None and not finished(run.folder, "diffusion" if whole else "vae"):
+        pipe = Pipeline.load(config.init)
+        if whole:
+            pipe.save(run.path("anchor"))
+        else:
+            pipe.vae.save_pretrained(run.path("anchor", "vae"))
+    return sets
+
+
+def do_stage(stage: str, run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig,
+             rl: RLConfig) -> None:
+    for needed in STAGES[:STAGES.index(stage)]:
+        if not finished(run.folder, needed):
+            raise ValueError(f"--stage {stage}: {config.out} has no result of stage {needed} yet; "
+                             "run that first")
+    if finished(run.folder, stage):
+        print(f"{stage}: done already in {config.out}")
+        return
+    wait_for_ranks()   # all have seen the same state of the folder
+    start, sizes = time.monotonic(), preset(config.preset)
+    if stage == "rl":
+        stage_rl(run, config, sets, sampling, rl)
+    elif stage == "vae":
+        stage_vae(run, config, sets, sizes)
+    elif stage == "diffusion":
+        stage_diffusion(run, config, sets, sizes, sampling, rl.checkpointing)
+    elif stage == "rewards":
+        stage_rewards(run, config, sets, sizes)
+    elif rank() == 0:
+        evaluate.evaluate_run(run.folder, sets, reports=config.eval_reports, seed=config.seed,
+                              device=run.device)
+    wait_for_ranks()
+    print(f"{stage}: {time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":

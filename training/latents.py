@@ -1,8 +1,11 @@
-"""The training images' latents, encoded once: float16 in RUN/state/latents/*.npy, SHARD images a file.
+"""The training images' latents, encoded once: float16 in RUN/state/latents-KEY/*.npy, SHARD images a file.
+The key names images and autoencoder; latents of others are removed.
 
 A shard appears when it is whole; those that are there are not made again. Ranks share the shards out. Files
 are memory-mapped: a batch touches its own images and no others.
 """
+import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluation.judge import data_digest
 from storage.files import replacing
 from training.loop import Run
 from training.ranks import rank, ranks, wait_for_ranks
@@ -26,6 +30,8 @@ class Latents:
         self.n, self.shards = n, []
         for i, path in enumerate(paths):
             try:
+                if not path.is_file():
+                    raise OSError("not a regular file")
                 self.shards.append(np.load(path, mmap_mode="r"))
             except (ValueError, OSError, EOFError) as error:
                 raise ValueError(f"{path}: damaged ({error}); delete it to encode its images anew") from error
@@ -33,6 +39,8 @@ class Latents:
             if found.shape != wanted or found.dtype != np.float16:
                 raise ValueError(f"{path}: {found.dtype} {found.shape}, expected float16 {wanted}; "
                                  f"delete {path.parent} to encode the images anew")
+            if not np.isfinite(found).all():
+                raise ValueError(f"{path}: not finite; delete it to encode its images anew")
 
     def __len__(self) -> int:
         return self.n
@@ -47,7 +55,14 @@ def latent_cache(run: Run, vae: AutoencoderKL, train) -> Latents:
     """-> the training images' latents, scaled; what is missing of them is encoded, by all ranks."""
     n, side, few = len(train), train.size // vae.config.factor, max(PIXELS // train.size**2, 1)
     shape = (vae.config.latent_channels, side, side)
-    paths = [run.path("state", "latents", f"{first:07d}.npy") for first in range(0, n, SHARD)]
+    key = hashlib.sha256(next(vae.parameters()).detach().cpu().numpy().tobytes())
+    key.update(f"{data_digest(train)} {vae.config}".encode())
+    folder = run.path("state", f"latents-{key.hexdigest()[:16]}")
+    for other in run.path("state").glob("latents*") if rank() == 0 else ():
+        if other != folder:
+            print(f"latents: those in {other} are of other images or another autoencoder: made again")
+            shutil.rmtree(other) if other.is_dir() and not other.is_symlink() else other.unlink()
+    paths = [folder / f"{first:07d}.npy" for first in range(0, n, SHARD)]
     missing = [i for i in range(rank(), len(paths), ranks()) if not paths[i].exists()]
     parts = [part for i in missing for part in torch.arange(n).split(SHARD)[i].split(few)]
     draw = train.stream(lambda step: parts[min(step, len(parts) - 1)])   # worker processes look ahead

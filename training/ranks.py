@@ -7,6 +7,7 @@ contrastive losses, reaches over all ranks by share_batch_norms and gather_from_
 import functools
 import itertools
 import os
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -37,9 +38,17 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def together(operation: Callable, *arguments) -> None:
+    """A collective operation of all ranks. OSError where one of them is gone."""
+    try:
+        operation(*arguments)
+    except RuntimeError as error:
+        raise OSError(f"a process of this job has ended: {str(error).splitlines()[0]}") from error
+
+
 def wait_for_ranks() -> None:
     if dist.is_initialized():
-        dist.barrier()
+        together(dist.barrier)
 
 
 def share(batch: int) -> slice:
@@ -57,7 +66,7 @@ def reduce_over_ranks(tensors: list[Tensor], op=dist.ReduceOp.SUM) -> None:
         many = sum(size <= MESSAGE for size in sizes) + 1
         part, tensors = tensors[:many], tensors[many:]
         flat = torch.cat([t.flatten() for t in part])
-        dist.all_reduce(flat, op)
+        together(dist.all_reduce, flat, op)
         for t, values in zip(part, flat.split([t.numel() for t in part]), strict=True):
             t.copy_(values.view_as(t))
 
@@ -76,7 +85,7 @@ def gather_from_ranks(x: Tensor) -> Tensor:
     if ranks() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(ranks())]
-    dist.all_gather(parts, x.detach().contiguous())
+    together(dist.all_gather, parts, x.detach().contiguous())
     if x.requires_grad:
         parts[rank()] = x.view_as(x)
         parts[rank()].register_hook(lambda gradient: ranks() * gradient)
