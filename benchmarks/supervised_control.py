@@ -23,8 +23,7 @@ from training.latents import latent_cache  # noqa: E402
 
 
 def last_log(run: Path, stage: str) -> dict:
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if line["stage"] == stage and "time" in line]
+    lines = [line for line in loop.read_log(run / "log.jsonl") if line["stage"] == stage and "time" in line]
     if not lines:
         raise ValueError(f"{run / 'log.jsonl'}: no line of stage {stage}; the control needs a finished run")
     return lines[-1]
@@ -53,6 +52,7 @@ def main() -> None:
     config, sampling, rl = options.parse([*saved_flags(folder), "--out", str(folder)])
     run = options.open_run(config, sampling, rl)
     sets = train.load_sets(config)
+    options.bind(run, sets)
     diffusion, rl_log = last_log(folder, "diffusion"), last_log(folder, "rl")
     steps = round(rl_log["time"] * diffusion["step"] / diffusion["time"])
     print(f"control: RL took {rl_log['time']:.0f} s, which is {steps} more supervised steps")
