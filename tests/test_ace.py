@@ -34,6 +34,9 @@ def test_folder_round_trip_and_damage(tmp_path):
     ace.save_pretrained(tmp_path)
     assert torch.equal(ACE.from_pretrained(tmp_path).c_s, ace.c_s)
     assert ACE.from_pretrained(tmp_path).config == ACEConfig(2, 8)
+    (tmp_path / "config.json").write_text('{"tokens": 3, "dim": 8}')
+    with pytest.raises(ValueError, match="c_s has shape .2, 8., but config.json says .3, 8."):
+        ACE.from_pretrained(tmp_path)
     path = tmp_path / "ace.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ValueError, match="ace.safetensors: missing, damaged"):
