@@ -36,6 +36,7 @@ import evaluate  # noqa: E402
 import train  # noqa: E402
 from evaluation import metrics  # noqa: E402
 from evaluation.judge import load_judge  # noqa: E402
+from evaluation.results import BETTER  # noqa: E402
 from rewards import Rewards  # noqa: E402
 from rl import RLConfig, queries_per_round, rl_round, save_policy, start_policy, step_back  # noqa: E402
 from sample import Pipeline, SampleConfig  # noqa: E402
@@ -255,7 +256,7 @@ def compared(seeds: dict[int, dict[str, Tensor]], cxrl: dict[int, dict[str, Tens
     low, high = metrics.interval(difference.mean(0))
     if not (low > 0 and (difference[:, 0] > 0).all() or high < 0 and (difference[:, 0] < 0).all()):
         return ""
-    return " +" if (low > 0) == (evaluate.BETTER[metric] == "higher") else " -"
+    return " +" if (low > 0) == (BETTER[metric] == "higher") else " -"
 
 
 def chart(found: dict[str, dict[int, dict[str, Tensor]]]) -> Image.Image:

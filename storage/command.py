@@ -2,6 +2,7 @@
 
 Imports nothing slow, so that a script can call `begin` before its own imports, which take seconds.
 """
+import argparse
 import io
 import os
 import signal
@@ -56,6 +57,17 @@ def begin(again: str, status: int = 1) -> None:
     sys.excepthook = last_words
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+
+
+def arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """parser.parse_args(argv). Refused: bytes that are no letters, in which neither a report nor the path of
+    a weight file can be written, and "--flag=--", of which some versions of argparse make a list."""
+    for word in sys.argv[1:] if argv is None else argv:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise ValueError(f"{word!r}: expected valid UTF-8")
+        if word.startswith("--") and word.endswith("=--"):
+            raise ValueError(f"{word}: expected a value")
+    return parser.parse_args(argv)
 
 
 def on_signal(number: int, _) -> None:

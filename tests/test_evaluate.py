@@ -13,6 +13,7 @@ from PIL import Image
 from test_judge import FLUID, HEART, ToyChests, trained
 
 import evaluate
+from evaluation.results import BETTER
 from model import UNet2DConditionModel, UNetConfig
 from rewards import DiagnosisNet, RewardConfig
 from sample import Pipeline, Schedule, ScheduleConfig
@@ -89,7 +90,7 @@ def test_evaluation_json_holds_the_contract(run, result):
 def test_real_images_win_against_noise(result):
     """Real images beat an untrained pipeline on all metrics but three: noise is diverse, has no posture and
     copies nothing."""
-    for name, better in evaluate.BETTER.items():
+    for name, better in BETTER.items():
         real, noise = result["real"][name]["value"], result["anchor"][name]["value"]
         if name in ("ms_ssim", "posture_deviation", "closer_to_train"):
             continue

@@ -16,6 +16,7 @@ from model import UNetConfig
 from rewards import DiagnosisNet, RewardConfig
 from rl import RLConfig, queries_per_round
 from sample import SampleConfig, Schedule, ScheduleConfig
+from storage.command import arguments
 from storage.files import git_revision, read_json, write_json
 from storage.weights import read_config
 from text_encoder import TextConfig
@@ -131,7 +132,7 @@ def parse(argv: list[str] | None, text: str = "") -> tuple[TrainConfig, SampleCo
     kinds = (TrainConfig, SampleConfig, RLConfig)
     for kind in kinds:
         add_flags(parser, kind, preset(name).defaults)
-    values = vars(parser.parse_args(argv))
+    values = vars(arguments(parser, argv))
     configs = tuple(kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}) for kind in kinds)
     check(*configs)
     return configs
