@@ -4,8 +4,8 @@ from storm_kills import differences, storm
 
 
 def test_a_run_that_is_killed_at_random_moments_ends_bit_for_bit(smoke_run, tmp_path):
-    """Weights, evaluation, pictures and log of a run that was killed a few times are those of one that was not;
-    nothing half-written is left."""
+    """Weights, evaluation, pictures and log of a run that was killed a few times are those of one that was
+    not; nothing half-written is left."""
     assert storm(tmp_path / "run", seed=1, kills=3) > 0
     assert differences(tmp_path / "run", smoke_run) == []
 
