@@ -4,7 +4,7 @@
     python evaluate.py runs/phantom --reports 512
     python evaluate.py runs/phantom --control DIR   # and another pipeline, say the anchor trained longer
     python evaluate.py runs/phantom --images DIR    # and images from elsewhere, with their metadata.csv
-    python evaluate.py runs/phantom --features FILE # FID and its kin on the features of a DenseNet-121
+    python evaluate.py runs/phantom --features DIR  # FID and its kin on other features, say Rad-DINO's
 
 Prompts are the reports of the test split (val where there is no test). Anchor, CXRL and control draw the same
 reports with the same seeds; `real`, the images that truly belong to those reports, is scored by the same code
@@ -18,8 +18,8 @@ and is the floor or ceiling of each metric. evaluation/judge.py: what the judge 
     consistency             mean cosine of the judge's embeddings of image and report
     retrieval_at_1, 5, 10   share of reports with fewer than k of the n images nearer to them than their own
     fid, kid                against a reference set of other real images, on the judge's features (or, with
-                            --features, on the 1024 after the last ReLU of a DenseNet-121: torchxrayvision's
-                            features2, as RoentGen; README.md shows how to convert one)
+                            --features, on those of a DenseNet-121 after its last ReLU: torchxrayvision's
+                            features2, as RoentGen; or on a DINOv2's class token; README.md converts them)
     precision ... coverage  likewise, k = 5
     nearest_train_distance  mean distance to the nearest training image, on features; far below real's: copied
     closer_to_train         share of images nearer to a training image than to any held-out real one, on
@@ -55,7 +55,7 @@ from itertools import combinations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import data as chest_data
@@ -77,6 +77,7 @@ from evaluation.judge import (
 )
 from evaluation.metrics import FEWEST
 from evaluation.results import entry, gains, summary, table
+from evaluation.vit import Dinov2
 from rewards import DiagnosisNet
 from storage.files import git_revision, holding, read_json, strict, write_json, write_text
 from storage.pictures import grey, picture_grid, save_png
@@ -107,17 +108,17 @@ class Yardstick:
     train_index: Tensor    # t, their rows in the train split
     similar: int           # the first prompts have COPIES images, so many
     seed: int
-    eyes: DiagnosisNet | None = None   # whose features are compared; None: the judge's
+    eyes: nn.Module        # whose features are compared: the judge's, or another network's
 
 
-@torch.no_grad()
-def dense_features(eyes: DiagnosisNet, images: Tensor) -> Tensor:
-    """torchxrayvision's `features2` (ReLU, then the mean over places): n 1 h w, [0, 1] or uint8 -> n 1024"""
-    device, parts = next(eyes.parameters()).device, []
-    for batch in images.split(BATCH):
-        x = (batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()).to(device)
-        parts.append(eyes.trunk(x - 0.5).mean((2, 3)).float().cpu())
-    return torch.cat(parts)
+def load_eyes(path: Path) -> nn.Module:
+    """--features -> a network b 1 h w in [0, 1] -> b d: the DINOv2 of a folder, or a DenseNet-121 with
+    torchxrayvision's `features2` (ReLU, then the mean over places)"""
+    if path.is_dir():
+        return Dinov2.from_pretrained(path)
+    eyes = DiagnosisNet.from_densenet(path)
+    eyes.head = nn.Identity()   # features, not labels
+    return eyes
 
 
 def check_prompts(flag: str, reports: int, test) -> None:
@@ -135,7 +136,7 @@ def check_prompts(flag: str, reports: int, test) -> None:
 
 @torch.no_grad()
 def make_yardstick(judge: Judge, sets: dict, reports: int, seed: int,
-                   eyes: DiagnosisNet | None = None) -> Yardstick:
+                   eyes: nn.Module | None = None) -> Yardstick:
     """Draw the prompts; the rest of the test split is the reference set.
 
     Where fewer images than prompts would be left, only the first half of each set is compared, with the true
@@ -152,14 +153,13 @@ def make_yardstick(judge: Judge, sets: dict, reports: int, seed: int,
 
     def features(chests, index: Tensor) -> Tensor:
         parts = (chests.images(part) for part in index.split(BATCH))
-        return torch.cat([look(judge, images)["features"] if eyes is None else dense_features(eyes, images)
-                          for images in parts])
+        return torch.cat([look(eyes or judge, images)["features"] for images in parts])
 
     return Yardstick(judge, order[:n], prompts, labels,
                      embeddings=judge.embed_reports([ngrams(r, judge.config.buckets) for r in prompts]).cpu(),
                      compared=compared, reference=features(test, order[compared:]),
                      train=features(train, nearest), train_index=nearest,
-                     similar=min(SSIM_REPORTS, n), seed=seed, eyes=eyes)
+                     similar=min(SSIM_REPORTS, n), seed=seed, eyes=eyes or judge)
 
 
 def measure(yard: Yardstick, images: Tensor, groups: list[Tensor],
@@ -174,7 +174,7 @@ def measure(yard: Yardstick, images: Tensor, groups: list[Tensor],
 
     seen = look(yard.judge, images)
     probability = seen["findings"].sigmoid().double()
-    all_features = seen["features"] if yard.eyes is None else dense_features(yard.eyes, images)
+    all_features = (seen if yard.eyes is yard.judge else look(yard.eyes, images))["features"]
     features, distance = all_features[:yard.compared], metrics.nearest(all_features, yard.train)
     every, part, fixed = resampling(len(images)), resampling(yard.compared), resampling(len(yard.reference))
     near = metrics.neighbourhoods(yard.reference, features)
@@ -365,7 +365,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
                  device: torch.device | str = "cpu", controls: tuple[Path, ...] = (),
                  images: tuple[Path, ...] = (), features: Path | None = None) -> dict:
     """Score RUN/anchor, RUN/cxrl, `controls` (pipeline folders) and `images` (folders with metadata.csv)
-    -> RUN/evaluation.json, and return it. features: a DenseNet-121 (DiagnosisNet.from_densenet).
+    -> RUN/evaluation.json, and return it. features: see load_eyes.
 
     data: the sets of data.load; if None they are loaded as RUN/config.json says. Raises ValueError for an
     unfinished run, unusable data, and values out of range.
@@ -374,7 +374,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
     if not 0 <= seed < 2**31:
         raise ValueError(f"--seed {seed}: expected 0 to 2^31 - 1")
     config = read_config(run)
-    eyes = None if features is None else DiagnosisNet.from_densenet(features).to(device)
+    eyes = None if features is None else load_eyes(features).to(device)
     settings = {name: value for name, value in sample.run_settings(run).items() if name != "revision"}
     folders = {"anchor": run / "anchor", "cxrl": run / "cxrl"}
     folders |= {f"control_{i}" if i > 1 else "control": Path(folder) for i, folder in enumerate(controls, 1)}
@@ -453,9 +453,9 @@ def main(argv: list[str] | None = None) -> None:
                         help="also score this pipeline folder, for example the anchor trained longer")
     parser.add_argument("--images", type=Path, action="append", default=[],
                         help="also score the images of this folder, which has metadata.csv (image, report)")
-    parser.add_argument("--features", type=Path, metavar="FILE",
-                        help="compare sets of images on this DenseNet-121's features2 instead of the judge's "
-                             "features; beside it FILE.json, the list of its labels")
+    parser.add_argument("--features", type=Path, metavar="FILE|DIR",
+                        help="compare sets of images on the features of this DenseNet-121 (FILE.safetensors, "
+                             "its labels in FILE.json) or DINOv2 (a folder) instead of the judge's")
     args = command.arguments(parser, argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = args.run or sample.newest_run()

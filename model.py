@@ -348,7 +348,7 @@ class LoRALinear(nn.Linear):
     def __init__(self, base: nn.Linear, rank: int, alpha: float):
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias        # the very same parameters, not copies
-        self.rank, self.alpha, self.unmerged, self.active = rank, alpha, None, True
+        self.rank, self.alpha, self.unmerged = rank, alpha, None
         # Trained, so float32 whatever the type of the frozen weights.
         self.lora_A = nn.Linear(base.in_features, rank, bias=False, device=base.weight.device)
         self.lora_B = nn.Linear(rank, base.out_features, bias=False, device=base.weight.device)
@@ -356,7 +356,7 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         out = super().forward(x)
-        if self.unmerged is not None or not self.active:
+        if self.unmerged is not None:
             return out
         return out + (self.alpha / self.rank * self.lora_B(self.lora_A(x.float()))).to(out.dtype)
 
@@ -393,22 +393,17 @@ def add_lora(unet: UNet2DConditionModel, rank: int = 4, alpha: float = 4.0,
     return [p for layer in lora_layers(unet).values() for p in (layer.lora_A.weight, layer.lora_B.weight)]
 
 
-class WithoutLoRA:
-    """A UNet as it was before its LoRA: the frozen anchor without a second copy of the weights."""
+class LoRASnapshot:
+    """A UNet with its LoRA as it is now (a new one changes nothing: the anchor), whatever becomes of it:
+    frozen, without a second copy of the weights."""
 
     def __init__(self, unet: UNet2DConditionModel):
         self.unet, self.config = unet, unet.config
+        self.lora = {name: p.detach().clone() for name, p in unet.named_parameters() if ".lora_" in name}
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        layers = lora_layers(self.unet).values()
-        try:
-            for layer in layers:
-                layer.active = False
-            return self.unet(x, t, context)
-        finally:
-            for layer in layers:
-                layer.active = True
+        return torch.func.functional_call(self.unet, self.lora, (x, t, context))
 
 
 def save_lora(unet: UNet2DConditionModel, folder: Path | str) -> None:

@@ -9,12 +9,10 @@ of the anchor's image. Normalisation is not done here: rl.py turns these rewards
     r_diag(x, x^)       = S(x, labels) - S(x^, labels)        in [-1, 1]    S: probability of the right answer
     r_consist(x, x^, y) = cos(F(x), G(y)) - cos(F(x^), G(y))  in [-2, 2]
 
-Each network is calibrated on real pairs: their spread is the unit of its reward, and what the median one
-scores is enough. With a ceiling (--ceiling) no image scores more than that: no reward then asks for a posture
-or a look more perfect than real films have, and none is left where the anchor is as good as they are.
+Each network is calibrated on real pairs: their spread is the unit of its reward, and what lies more than one
+spread below the median pair is no example to learn from.
 """
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +23,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from chests.labels import LABELS, label_all
-from storage.files import keep_tensors
+from evaluation.vit import CLIPPair
+from storage.files import keep_tensors, read_json, write_json
+from storage.weights import require
 from text_encoder import EOS, Tokenizer
 from training.ranks import gather_from_ranks
 
@@ -33,6 +33,7 @@ NAMES = ("align", "diag", "consist")
 IDENTITY = (1.0, 1.0, 0.0, 0.0, 0.0)   # psi of an image that is already in the canonical pose
 REACH = 0.5                            # psi is sought within identity +- REACH
 XRV_NAMES = {"Effusion": "Pleural Effusion", "Pleural_Thickening": "Pleural Other"}   # torchxrayvision's
+TEMPERATURE = 0.25                     # T of a comparison, in the spread of real pairs
 BATCH = 64                             # images scored at a time
 POSE_SIZE = 32                         # posture is judged at 32 px whatever the image size: poses are coarse
 
@@ -63,21 +64,19 @@ class Frozen(nn.Module):
     def __init__(self, config: RewardConfig):
         super().__init__()
         self.config = config
-        self.register_buffer("enough", torch.tensor(math.inf))   # raw score of the median real pair
-        self.register_buffer("spread", torch.tensor(1.0))        # standard deviation over real pairs
+        self.register_buffer("median", torch.tensor(0.0))   # score of the median real pair
+        self.register_buffer("spread", torch.tensor(1.0))   # standard deviation over real pairs
 
     @torch.no_grad()
     def score(self, images: Tensor, reports: list[str]) -> Tensor:
-        """(images: b 1 h w in [0, 1]) -> b, float32, at most `enough`; a batch in memory at a time"""
+        """(images: b 1 h w in [0, 1]) -> b, float32; a batch in memory at a time"""
         parts = [slice(i, i + BATCH) for i in range(0, len(images), BATCH)]
-        scores = torch.cat([self.raw_score(images[part], reports[part]).float() for part in parts])
-        return scores.clamp(max=self.enough)
+        return torch.cat([self.raw_score(images[part], reports[part]).float() for part in parts])
 
     def calibrate(self, images: Tensor, reports: list[str]) -> None:
         """Take the scale from real images, n 1 h w in [0, 1], and their reports."""
-        self.enough.fill_(math.inf)
         scores = self.score(images, reports)
-        self.enough.copy_(scores.median())
+        self.median.copy_(scores.median())
         self.spread.copy_(scores.std(correction=0).clamp(min=1e-3))
 
     @classmethod
@@ -409,13 +408,38 @@ class ConsistencyNet(Frozen):
         super().save_pretrained(folder)
 
 
+class CLIPConsistency(Frozen):
+    """Your own CLIP in its place. The folder is transformers', and beside its files lies the scale."""
+
+    def __init__(self, pair: CLIPPair):
+        super().__init__(pair.config)
+        self.pair = pair
+
+    def raw_score(self, images: Tensor, reports: list[str]) -> Tensor:
+        """Cosine of the image's and the report's embedding, in [-1, 1]."""
+        return (self.pair.embed_images(images) * self.pair.embed_reports(reports)).sum(-1)
+
+    def calibrate(self, images: Tensor, reports: list[str]) -> None:
+        if cut := self.pair.tokenizer.cut_count(reports):
+            print(f"consistency: {cut} of {len(reports)} reports exceed the CLIP's "
+                  f"{self.pair.tokenizer.max_length} tokens and are cut there")
+        super().calibrate(images, reports)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path):
+        net, path = cls(CLIPPair.from_pretrained(folder)), Path(folder) / "reward.json"
+        scale = read_json(path, missing={"median": 0.0, "spread": 1.0})   # a folder of its authors'
+        for name in ("median", "spread"):
+            require(isinstance(scale.get(name), float), f"{path}: {name}", scale.get(name), "a number")
+            getattr(net, name).fill_(scale[name])
+        return net.eval()
+
+    def save_pretrained(self, folder: Path) -> None:
+        write_json(Path(folder) / "reward.json", {"median": self.median.item(), "spread": self.spread.item()})
+        self.pair.save_pretrained(folder)
+
+
 # ------------------------------------------------------------------------------------------------ all three
-
-
-def rlcf(score: Tensor, reference: Tensor, feedback: str = "difference") -> Tensor:
-    """Comparative feedback: how much better than the anchor's image this one is,
-    as a margin or as a verdict."""
-    return score - reference if feedback == "difference" else (score - reference).sign()
 
 
 @dataclass
@@ -424,36 +448,51 @@ class Rewards:
 
     posture: PostureNet
     diagnosis: DiagnosisNet
-    consistency: ConsistencyNet
+    consistency: ConsistencyNet | CLIPConsistency
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu", ceiling: bool = False) -> "Rewards":
-        kinds = [(PostureNet, "posture"), (DiagnosisNet, "diagnosis"), (ConsistencyNet, "consistency")]
-        nets = [net.from_pretrained(Path(folder) / name).to(device) for net, name in kinds]
-        if not ceiling:
-            for net in nets:
-                net.enough.fill_(math.inf)
-        return cls(*nets)
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Rewards":
+        own = (Path(folder) / "consistency" / "reward.json").exists()
+        kinds = [(PostureNet, "posture"), (DiagnosisNet, "diagnosis"),
+                 (CLIPConsistency if own else ConsistencyNet, "consistency")]
+        return cls(*(net.from_pretrained(Path(folder) / name).to(device) for net, name in kinds))
+
+    def named(self) -> dict[str, Frozen]:
+        return dict(zip(NAMES, vars(self).values(), strict=True))
 
     def scores(self, images: Tensor, reports: list[str]) -> dict[str, Tensor]:
-        """(images: b 1 h w in [0, 1]) -> {"align", "diag", "consist"}: (b,) float32 each"""
-        return {name: net.score(images, reports)
-                for name, net in zip(NAMES, vars(self).values(), strict=True)}
+        """(images: b 1 h w in [0, 1]) -> {"align", "diag", "consist"}: (b,) float32 each, without gradient"""
+        return {name: net.score(images, reports) for name, net in self.named().items()}
 
-    def units(self, feedback: str = "difference") -> dict[str, Tensor]:
-        """What one unit of each reward is: the spread of its score over real pairs; of a verdict, 1."""
-        units = {name: net.spread for name, net in zip(NAMES, vars(self).values(), strict=True)}
-        if feedback == "sign":
-            units |= {name: torch.ones_like(units[name]) for name in ("diag", "consist")}
-        return units
+    def raw_scores(self, images: Tensor, reports: list[str]) -> dict[str, Tensor]:
+        """The same with gradient, in one pass: for a small batch."""
+        return {name: net.raw_score(images, reports) for name, net in self.named().items()}
+
+    def units(self) -> dict[str, Tensor]:
+        """What one unit of each reward is: the spread of its score over real pairs."""
+        return {name: net.spread for name, net in self.named().items()}
+
+    def floors(self) -> dict[str, Tensor]:
+        """The score below which a real pair is no example: one spread below the median."""
+        return {name: net.median - net.spread for name, net in self.named().items()}
 
 
-def compare(scores: dict[str, Tensor], reference: dict[str, Tensor] | None,
-            feedback: str = "difference") -> dict[str, Tensor]:
-    """Scores of a rollout, b each -> its rewards: diagnosis and consistency against the anchor's, if there
-    are any: p each, one for each group of b / p adjacent images of one report."""
+def compare(scores: dict[str, Tensor], reference: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """RLCF: scores of a rollout, b each -> its rewards: diagnosis and consistency against the anchor's, if
+    there are any: p each, one for each group of b / p adjacent images of one report."""
     if reference is None:
         return scores
     group = len(scores["align"]) // len(reference["align"])
-    return scores | {name: rlcf(scores[name], reference[name].repeat_interleave(group), feedback)
+    return scores | {name: scores[name] - reference[name].repeat_interleave(group)
+                     for name in ("diag", "consist")}
+
+
+def odds(scores: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, Tensor]:
+    """RLCF for a gradient: scores in units of real pairs, b each -> diagnosis and consistency as the log of
+    the probability to win against the reference (Bradley and Terry 1952), 2 T log sigmoid(difference / T).
+
+    As steep as the difference where both are alike, and flat where the reference is beaten: what is better
+    already is left alone, which keeps diversity.
+    """
+    return scores | {name: 2 * TEMPERATURE * F.logsigmoid((scores[name] - reference[name]) / TEMPERATURE)
                      for name in ("diag", "consist")}

@@ -1,26 +1,38 @@
-"""CXRL's reinforcement learning: rollout -> rewards -> advantages -> clipped policy-gradient updates,
-on one scroll.
+"""CXRL's reinforcement learning: rollout -> rewards -> policy gradient, on one scroll.
 
 Denoising is the decision process of DDPO (Black et al. 2024): state (c, t, x_t), action x_p, reward at the
-end only. The policy denoises under [c_p ; c_s], the frozen anchor under c_p. Departures from DDPO
-(docs/experiments.md has what was measured of them):
+end only. The policy denoises under [c_p ; c_s], the frozen anchor under c_p. Two estimators of the gradient
+of the expected reward R share all else, rollout, rewards, KL, ACE, LoRA, ranks, resuming:
 
-* advantages are relative to a group of images of one report, for reports hardly ever repeat and per-prompt
-  running statistics would never fill; each reward is counted in the spread of real pairs, the same in every
-  round: no scale dominates, and a reward that has become equal falls silent;
-* RLCF: diagnosis and consistency are counted against the anchor's image of the same report;
-* what is not an action, x_T and the noise of the untrained steps, is shared by a report's group and by the
-  anchor's image: images of a group differ by actions only, and so do their rewards;
-* a step's action is credited with what the state's promise gained by it, not with the end alone; the promise
-  is x_0 as the network sees it from x_t, decoded and scored as the end is;
-* the gradient of a late step is larger, not better, by |d mean / d output| / std: steps are weighted to act
-  alike on the network. Late steps are trained too: left out, they drift with the weights they share;
-* the log-probability is the mean over the latent's D numbers, so the clip range on the ratio is `clip` / D;
-* an exact KL term per step keeps the policy near the anchor, and in the end it may go part of the way back.
+score      DDPO's: the reward is a number, what has a gradient is the log-probability of the actions,
+               r = exp(log p(x_p | x_t) - log p_old(x_p | x_t)),   loss = max(-A r, -A clip(r, 1 - c, 1 + c))
+           with advantages A relative to a report's group of images. log p is the mean over the latent's D
+           numbers, so the clip range c is `clip` / D.
+pathwise   the reward is a network, which has a gradient of its own. A state x_t of the rollout is denoised
+           once, and what it promises, x_0 as the network sees it from there, is decoded and scored:
+               loss = -d^(steps left) R(decode(x_0(x_t)), y)
+           (DRaFT, Clark et al. 2024; one step at a noisy state: SRPO, Shen et al. 2025).
+
+Departures from CXRL and DDPO (docs/experiments.md has what was measured of them):
+
+* before the policy gradient, the policy learns from those of the archive's own pairs that the rewards find
+  right (`worthy`): reward-weighted regression (Peters & Schaal 2007) with weights 0 and 1. Real pairs repair
+  what is wrong with the archive without the loss of diversity that the gradient of a reward costs;
+* each reward is counted in the spread of real pairs: no scale dominates, and a reward that has become equal
+  falls silent;
+* RLCF: diagnosis and consistency are counted against the anchor's image of the same report. The gradient of
+  a difference does not see what is subtracted; pathwise, the logarithm of the odds to win takes its place,
+  against what the model that the gradient began with promises in the same state (`rewards.odds`);
+* what is not an action, x_T and the last step's noise, is shared by a report's group and the anchor's image;
+* score, credit `steps`: a step is credited with what the state's promise gained by it, not with the end
+  alone, and steps are weighted to act alike on the network;
+* a KL term keeps the policy near the model that the gradient began with.
 """
 import copy
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -28,10 +40,11 @@ import torch
 import torch.distributed as dist
 from einops import rearrange, reduce
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ace import ACE
-from model import UNet2DConditionModel, WithoutLoRA, add_lora, load_lora, lora_layers, save_lora
-from rewards import NAMES, Rewards, compare
+from model import LoRASnapshot, UNet2DConditionModel, add_lora, load_lora, lora_layers, save_lora
+from rewards import NAMES, Rewards, compare, odds
 from sample import (
     Pipeline,
     SampleConfig,
@@ -45,44 +58,52 @@ from sample import (
 from storage.pictures import grey
 from training.ranks import gather_from_ranks, rank, ranks, reduce_over_ranks
 
+VALUED = 6       # states of an image, at most, whose promises are scored to credit single steps
+DISCOUNT = 0.7   # d of the pathwise gradient: late steps see the end, early ones guess it
+SCORED = 256     # of the archive's pairs at a time
+
 
 @dataclass(frozen=True)
 class RLConfig:
-    rounds: Annotated[int, "rollout + update rounds"] = 12
+    gradient: Annotated[Literal["pathwise", "score"],
+                        "through the reward networks, or from the actions' log-probabilities, clipped, as "
+                        "DDPO; --gradient score --help shows its defaults"] = "pathwise"
+    rwr_steps: Annotated[int, "optimizer steps on the archive's pairs that the rewards find right, before "
+                              "the policy gradient; 0: none"] = 1500
+    rwr_lr: Annotated[float, "their peak learning rate"] = 1e-3
+    rounds: Annotated[int, "rollout + update rounds"] = 6
     reports: Annotated[int, "reports per round; images per round = reports * group"] = 32
-    group: Annotated[int, "images per report; 1 is plain DDPO with batch statistics"] = 8
-    inner_epochs: Annotated[int, "passes over each rollout"] = 1
-    updates: Annotated[int, "optimizer steps per pass; from the second on the clip acts"] = 2
-    skip_last: Annotated[int, "last denoising steps left out of the updates; the very last always is"] = 1
-    values: Annotated[int, "states of an image, at most, whose promises are scored to credit single "
-                           "steps; 0: the end alone, as DDPO"] = 6
-    balance: Annotated[bool, "steps count as their noise is to what the network moves, not all alike"] = True
-    fraction: Annotated[float, "share of the other steps trained for each image, drawn at random"] = 1.0
-    rl_lr: Annotated[float, "peak learning rate of the denoiser in RL, decays to 0"] = 3e-4
-    ace_lr: Annotated[float, "peak learning rate of the ACE vectors"] = 1e-3
-    clip: Annotated[float, "ratio clip in nats of the whole latent; "
+    group: Annotated[int, "images per report; 1: advantages against the whole batch, as plain DDPO"] = 8
+    updates: Annotated[int, "optimizer steps per round; from the second on the clip acts"] = 8
+    rl_lr: Annotated[float, "peak learning rate of the denoiser in RL, decays to 0"] = 2e-4
+    kl: Annotated[float, "weight of the KL to the model that the policy gradient began with"] = 5.0
+    credit: Annotated[Literal["steps", "end"], "score: a step is credited with what it gained, or with the "
+                                               "image's whole advantage, as DDPO"] = "steps"
+    clip: Annotated[float, "score: ratio clip in nats of the whole latent; "
                            "the range on the mean log-prob is clip / D"] = 1.64
-    kl: Annotated[float, "weight of the exact KL to the anchor"] = 0.01
-    mix: Annotated[float, "how far the result goes from the anchor's weights to the tuned ones; "
-                          "1: all the way"] = 1.0
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
-    ceiling: Annotated[bool, "a score goes no higher than that of the median real film"] = False
-    unit: Annotated[Literal["real", "round"], "what a reward is counted in: the spread of real pairs, or its "
-                                              "own in each round, as DDPO"] = "real"
     rlcf: Annotated[bool, "comparative feedback: rewards against the anchor's images"] = True
-    feedback: Annotated[Literal["difference", "sign"], "RLCF as a margin or as a verdict"] = "difference"
-    same_noise: Annotated[bool, "a report's images and the anchor's share all noise that is no action "
-                                "(else each image has its own)"] = True
     ace: Annotated[bool, "adaptive condition embeddings"] = True
     ace_tokens: Annotated[int, "K, the number of ACE vectors"] = 4
+    ace_lr: Annotated[float, "their peak learning rate"] = 1e-3
     lora_rank: Annotated[int, "train a LoRA of this rank on the attention layers; 0 trains every weight"] = 0
     checkpointing: Annotated[bool, "recompute activations in the update: less memory, more time"] = False
     offload: Annotated[bool, "text encoder, VAE and rewards leave the GPU while the UNet is updated"] = False
     rl_batch: Annotated[int, "images per forward pass in the rollout; halve if out of memory"] = 128
     rl_micro: Annotated[int, "(image, step) pairs per forward pass in the update; "
                              "halve if out of memory"] = 64
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Proportions of the rewards: their norm is 1."""
+        norm = (self.w_align**2 + self.w_diag**2 + self.w_consist**2) ** 0.5
+        return {"align": self.w_align / norm, "diag": self.w_diag / norm, "consist": self.w_consist / norm}
+
+
+# What differs by default with --gradient score.
+SCORE = {"rounds": 12, "updates": 2, "rl_lr": 3e-4, "kl": 0.01}
 
 
 def start_policy(folder: Path, device: torch.device,
@@ -102,7 +123,7 @@ def start_policy(folder: Path, device: torch.device,
         add_lora(pipe.unet, config.lora_rank, config.lora_rank)
         layers = lora_layers(pipe.unet).values()
         tuned = nn.ModuleList([half for layer in layers for half in (layer.lora_A, layer.lora_B)])
-        anchor = replace(pipe, unet=WithoutLoRA(pipe.unet))
+        anchor = replace(pipe, unet=LoRASnapshot(pipe.unet))
     else:
         anchor = replace(pipe, unet=copy.deepcopy(pipe.unet))
         tuned = pipe.unet.requires_grad_(True)
@@ -117,20 +138,10 @@ def start_policy(folder: Path, device: torch.device,
     return pipe, anchor, modules, groups
 
 
-@torch.no_grad()
-def step_back(pipe: Pipeline, anchor: Pipeline, mix: float) -> None:
-    """The policy's denoiser <- anchor + mix * (policy - anchor), in place; of a LoRA, B <- mix * B.
-
-    Interpolating fine-tuned weights towards where they began keeps most of what was learned and undoes more
-    than its share of the damage (Wortsman et al. 2022; Rame et al. 2024 for rewards; docs/experiments.md,
-    section 18). c_s stays as it is.
-    """
-    layers = lora_layers(pipe.unet).values()
-    for layer in layers:
-        layer.lora_B.weight.mul_(mix)
-    if not layers:
-        for tuned, begun in zip(pipe.unet.parameters(), anchor.unet.parameters(), strict=True):
-            tuned.copy_(torch.lerp(begun, tuned, mix))
+def freeze(pipe: Pipeline) -> Pipeline:
+    """The policy as it is now, for the KL to hold to; what is not trained is shared with it."""
+    unet = LoRASnapshot(pipe.unet) if lora_layers(pipe.unet) else copy.deepcopy(pipe.unet)
+    return replace(pipe, unet=unet, ace=copy.deepcopy(pipe.ace))   # called without gradient only
 
 
 def save_policy(pipe: Pipeline, anchor_folder: Path, folder: Path) -> None:
@@ -147,12 +158,32 @@ def save_policy(pipe: Pipeline, anchor_folder: Path, folder: Path) -> None:
     pipe.save(folder)
 
 
+# ------------------------------------------------------------------------------------ the archive's own pairs
+
+
+@torch.no_grad()
+def worthy(nets: Rewards, images: Callable[[Tensor], Tensor], reports: list[str], weights: dict[str, float],
+           device: torch.device) -> Tensor:
+    """(images: index of b -> b 1 h w uint8) -> the rows whose pairs no reward in use scores more than one
+    spread below the median real pair: well positioned, and showing what the report says."""
+    found, floors = torch.zeros(len(reports), device=device), nets.floors()
+    for rows in torch.arange(len(reports)).split(SCORED)[rank()::ranks()]:   # ranks share the work
+        scores = nets.scores(images(rows).to(device).float() / 255, [reports[i] for i in rows.tolist()])
+        right = torch.stack([scores[name] >= floors[name] for name in NAMES if weights[name] > 0]).all(0)
+        found[rows.to(device)] = right.float()
+    reduce_over_ranks([found])
+    return found.cpu().nonzero()[:, 0]
+
+
+# ------------------------------------------------------------------------------------------------ rollout
+
+
 class Rollout(NamedTuple):
-    """Trajectories of the trained steps, all float32; b images, k trained steps, v valued states."""
+    """Trajectories, all float32; b images, k actions with a log-probability (all but the last step's)."""
     states: Tensor     # b k+1 c h w   the action of step i is the state of step i + 1
     logp: Tensor       # b k           mean log-probability of each action under the policy that took it
-    t: Tensor          # k
-    p: Tensor          # k
+    t: Tensor          # k+1           the states' timesteps
+    p: Tensor          # k+1           and those that they lead to
     promises: Tensor   # v b c h w     x_0 as seen from the valued states
     images: Tensor     # b 1 h w       in [0, 1]
 
@@ -163,23 +194,17 @@ def log_prob(x_p: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return reduce(logp, "b c h w -> b", "mean")
 
 
-def trained_steps(steps: int, config: RLConfig) -> int:
-    """How many of the first denoising steps are trained."""
-    if not 0 < config.skip_last < steps:
-        raise ValueError(f"--skip-last {config.skip_last}: expected 1 to {steps - 1} of the {steps} "
-                         "denoising steps; the very last has no randomness, hence no log-probability")
-    return steps - config.skip_last
-
-
-def valued_states(trained: int, config: RLConfig) -> list[int]:
-    """Which states' promises are scored: spread evenly between the first and the last trained step."""
-    parts = config.values + 1
-    return sorted({round(trained * j / parts) for j in range(1, parts)} - {0, trained})
+def valued_states(steps: int, config: RLConfig) -> list[int]:
+    """Which states' promises are scored for credit: spread evenly over the steps with a log-probability."""
+    if config.gradient == "pathwise" or config.credit == "end":
+        return []
+    return sorted({round((steps - 1) * j / (VALUED + 1)) for j in range(1, VALUED + 1)} - {0, steps - 1})
 
 
 def queries_per_round(steps: int, config: RLConfig) -> int:
-    """How many pictures of the policy the reward networks score in a round: ends and promises."""
-    return config.reports * config.group * (1 + len(valued_states(trained_steps(steps, config), config)))
+    """How many pictures of the policy the reward networks score in a round: ends, and promises."""
+    promises = 1 if config.gradient == "pathwise" else len(valued_states(steps, config))
+    return config.reports * config.group * (1 + promises)
 
 
 @torch.no_grad()
@@ -191,52 +216,62 @@ def pictures(pipe: Pipeline, latents: Tensor, micro: int) -> Tensor:
 
 @torch.no_grad()
 def rollout(pipe: Pipeline, cond: Tensor, uncond: Tensor, noise: Tensor, sampling: SampleConfig,
-            trained: int, valued: list[int], micro: int) -> Rollout:
+            valued: list[int], micro: int) -> Rollout:
     """Sample the policy, `micro` images at a time: (cond: b n d, uncond: n d, noise: b steps+1 c h w)
     -> trajectories, promises of the valued states, and images."""
-    states = noise.new_empty(len(noise), trained + 1, *noise.shape[2:])
-    logp, ends = noise.new_empty(len(noise), trained), torch.empty_like(noise[:, 0])
+    steps = noise.shape[1] - 1
+    states = torch.empty_like(noise[:, 1:])
+    logp, ends = noise.new_empty(len(noise), steps - 1), torch.empty_like(noise[:, 0])
     promises = noise.new_empty(len(valued), *ends.shape)
-    states[:, 0] = noise[:, 0]
     for first in range(0, len(noise), micro):
         mb = slice(first, first + micro)
         with autocast(pipe.device):
-            steps = denoise(pipe.unet, pipe.schedule, cond[mb], uncond, noise[mb], sampling.guidance,
-                            sampling.eta)
-            for i, step in enumerate(steps):
-                if i < trained:
-                    states[mb, i + 1] = step.x_p
+            path = denoise(pipe.unet, pipe.schedule, cond[mb], uncond, noise[mb], sampling.guidance,
+                           sampling.eta)
+            for i, step in enumerate(path):
+                states[mb, i] = step.x
+                if i < steps - 1:
                     logp[mb, i] = log_prob(step.x_p, step.mean, step.std)
                 if i in valued:
                     promises[valued.index(i), mb] = step.x_0
         ends[mb] = step.x_p
-    t, p = pipe.schedule.timesteps(noise.shape[1] - 1)
-    return Rollout(states, logp, t[:trained], p[:trained], promises, pictures(pipe, ends, micro))
+    return Rollout(states, logp, *pipe.schedule.timesteps(steps), promises, pictures(pipe, ends, micro))
 
 
-def advantages(rewards: dict[str, Tensor], weights: dict[str, float],
-               units: dict[str, Tensor | float] | None, group: int, limit: float = 5.0) -> Tensor:
+def round_noise(pipe: Pipeline, seeds: list[int], steps: int, group: int) -> tuple[Tensor, Tensor]:
+    """One seed for each image -> noise of the policy's: b steps+1 c h w, of the anchor's: p steps+1 c h w.
+
+    The noise of a step with a log-probability is the policy's action: a baseline must not depend on it, so
+    the anchor has its own. What is no action, x_T (column 0) and the last step's, belongs to the report.
+    """
+    noise, spare = seeded_noise(seeds, 2 * steps + 1, pipe.latent_shape).chunk(2, dim=1)
+    anchor_noise, fixed = spare[::group].clone(), [0, steps]
+    anchor_noise[:, fixed] = noise[::group, fixed]
+    noise[:, fixed] = anchor_noise[:, fixed].repeat_interleave(group, 0)
+    return noise.to(pipe.device, copy=True), anchor_noise.to(pipe.device)   # a view would keep `spare`
+
+
+# ---------------------------------------------------------------------------------- two gradients of a reward
+
+
+def advantages(rewards: dict[str, Tensor], weights: dict[str, float], units: dict[str, Tensor | float],
+               group: int, limit: float = 5.0) -> Tensor:
     """Rewards (b,) each -> advantages (b,): each minus its group's mean, in its unit, weighted, summed.
 
     A unit is the spread of real pairs and stays the same: as the images of a report become equally good,
-    advantages go to 0 and the KL term holds what is left. With units = None it is the spread that is left
-    after the mean is taken off, as in DDPO: then a reward never rests. With group = 1 the batch is the group,
-    as in DDPO without per-prompt statistics. The sum is divided by the norm of the weights, so that they set
-    proportions only.
+    advantages go to 0 and the KL term holds what is left. With group = 1 the batch is the group, as in DDPO
+    without per-prompt statistics.
     """
     total = torch.zeros_like(next(iter(rewards.values())))
-    norm = sum(w**2 for w in weights.values()) ** 0.5
     for name, reward in rewards.items():
         if not torch.isfinite(reward).all():
             raise FloatingPointError(f"reward {name} is not finite")
         r = rearrange(reward, "(p g) -> p g", g=group if group > 1 else len(reward))
-        r = (r - r.mean(1, keepdim=True)).flatten()
-        unit = units[name] if units is not None else r.square().mean().sqrt() + 1e-6
-        total += weights[name] / norm / unit * r
+        total += weights[name] / units[name] * (r - r.mean(1, keepdim=True)).flatten()
     return total.clamp(-limit, limit)
 
 
-def credit(advantage: Tensor, values: list[Tensor], valued: list[int], trained: int) -> Tensor:
+def credit(advantage: Tensor, values: list[Tensor], valued: list[int], k: int) -> Tensor:
     """(advantage of the end: b, values of the promises in the same unit: b each) -> of each step: b k
 
     The multiple of a promise's value that foretells the end best is what is known of the end at that state.
@@ -247,8 +282,8 @@ def credit(advantage: Tensor, values: list[Tensor], valued: list[int], trained: 
     """
     known = [v * (v @ advantage) / (v @ v + 1e-4 * len(v)) for v in values]
     known = torch.stack([torch.zeros_like(advantage), *known, advantage], 1)
-    lengths = torch.tensor([0, *valued, trained]).diff().to(advantage.device)
-    return known.diff(dim=1).repeat_interleave(lengths, 1, output_size=trained)
+    lengths = torch.tensor([0, *valued, k]).diff().to(advantage.device)
+    return known.diff(dim=1).repeat_interleave(lengths, 1, output_size=k)
 
 
 def step_weights(schedule: Schedule, t: Tensor, p: Tensor, eta: float) -> Tensor:
@@ -269,50 +304,122 @@ def policy_loss(logp: Tensor, logp_old: Tensor, advantage: Tensor, clip: float) 
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)), ratio
 
 
-def flat_pairs(b: int, k: int, config: RLConfig, generator: torch.Generator) -> list[Tensor]:
-    """Shuffled indices of (image, step) pairs, b * k flattened, one tensor for each update of one pass."""
-    chosen = torch.rand(b, k, generator=generator).argsort(1)[:, :max(round(config.fraction * k), 1)]
-    pairs = (torch.arange(b)[:, None] * k + chosen).flatten()
-    return list(pairs[torch.randperm(len(pairs), generator=generator)].chunk(config.updates))
+@dataclass
+class Objective:
+    """What an update minimises on (image, step) pairs of one rollout; both estimators have this interface.
 
-
-def update(pipe: Pipeline, anchor: Pipeline, ro: Rollout, advantage: Tensor, c_p: Tensor, c_empty: Tensor,
-           pairs: Tensor, total: int, sampling: SampleConfig, config: RLConfig,
-           optimizer) -> dict[str, Tensor]:
-    """One clipped update on the (image, step) pairs of this rank, `total` on all ranks together; the gradient
-    is the same whatever the micro-batch size and the number of ranks.
-
-    advantage: b k. c_p: b n d and c_empty: n d are the prompt embeddings *without* c_s: ACE is applied here,
-    under gradient, for it is part of the policy. Returns statistics as tensors on the device (no host sync).
+    c_p: b n d and c_empty: n d are the prompt embeddings *without* c_s: ACE is applied here, under gradient,
+    for it is part of the policy. `start` is the model that the KL holds to, with its ACE.
     """
-    k, d = len(ro.t), ro.states[0, 0].numel()
-    clip, device = config.clip / d, ro.states.device
-    names = ("pg_loss", "kl", "clip_fraction", "ratio_error")
-    sums = {name: torch.zeros((), device=device) for name in names}
+    pipe: Pipeline
+    start: Pipeline
+    ro: Rollout
+    c_p: Tensor
+    c_empty: Tensor
+    sampling: SampleConfig
+    config: RLConfig
+    compares = False
+
+    def outputs(self, image: Tensor, step: Tensor) -> tuple[Tensor, Tensor | None]:
+        """-> what the policy's and the start's denoiser say: b c h w each; None: nothing needs the second"""
+        x, t, c = self.ro.states[image, step], self.ro.t[step], self.c_p[image]
+        with autocast(self.pipe.device):
+            out = guided_noise(self.pipe.unet, x, t, *self.pipe.condition(c, self.c_empty),
+                               self.sampling.guidance)
+            if self.config.kl == 0 and not self.compares:
+                return out, None
+            with torch.no_grad():
+                return out, guided_noise(self.start.unet, x, t, *self.start.condition(c, self.c_empty),
+                                         self.sampling.guidance)
+
+    def step(self, out: Tensor, image: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> mean, std and x_0 of ddim_step"""
+        ro = self.ro
+        return ddim_step(self.pipe.schedule, out, ro.states[image, step], ro.t[step], ro.p[step],
+                         self.sampling.eta)
+
+
+@dataclass
+class ScoreFunction(Objective):
+    """DDPO's clipped policy gradient, on steps that have a log-probability; advantage: b k"""
+    advantage: Tensor
+    statistics = ("loss", "kl", "clip_fraction", "ratio_error")
+
+    def __call__(self, image: Tensor, step: Tensor) -> dict[str, Tensor]:
+        out, begun = self.outputs(image, step)
+        mean, std, _ = self.step(out, image, step)
+        logp, logp_old = log_prob(self.ro.states[image, step + 1], mean, std), self.ro.logp[image, step]
+        clip = self.config.clip / mean[0].numel()
+        loss, ratio = policy_loss(logp, logp_old, self.advantage[image, step], clip)
+        kl = torch.zeros_like(loss)
+        if begun is not None:   # exact, of the step's two normal distributions
+            kl = reduce((mean - self.step(begun, image, step)[0]) ** 2 / (2 * std**2), "b c h w -> b", "mean")
+        error = (ratio - 1).abs().detach()
+        return {"loss": loss + self.config.kl * kl, "kl": kl, "clip_fraction": (error > clip).float(),
+                "ratio_error": error, "ratio": ratio}
+
+
+@dataclass
+class Pathwise(Objective):
+    """The rewards' own gradient through what a state promises, for one state of each image."""
+    nets: Rewards
+    reports: list[str]
+    statistics = ("loss", "kl")
+
+    @property
+    def compares(self) -> bool:
+        return self.config.rlcf
+
+    def promise(self, out: Tensor, image: Tensor, step: Tensor) -> dict[str, Tensor]:
+        """What the network says in a state -> scores of the x_0 that it promises, in units of real pairs"""
+        decode = self.pipe.decode
+        if self.config.checkpointing:
+            decode = partial(checkpoint, decode, use_reentrant=False)
+        with autocast(self.pipe.device):
+            pictures = grey(decode(self.step(out, image, step)[2]))
+        scores = self.nets.raw_scores(pictures.float(), [self.reports[i] for i in image.tolist()])
+        return {name: score / self.nets.units()[name] for name, score in scores.items()}
+
+    def __call__(self, image: Tensor, step: Tensor) -> dict[str, Tensor]:
+        out, begun = self.outputs(image, step)
+        scores = self.promise(out, image, step)
+        if self.config.rlcf:
+            with torch.no_grad():
+                reference = self.promise(begun, image, step)
+            scores = odds(scores, reference)
+        reward = sum(self.config.weights[name] * score for name, score in scores.items())
+        kl = torch.zeros_like(reward) if begun is None else reduce((out - begun) ** 2, "b c h w -> b", "mean")
+        late = DISCOUNT ** (len(self.ro.t) - 1 - step)
+        return {"loss": self.config.kl * kl - late * reward, "kl": kl}
+
+
+def flat_pairs(b: int, k: int, each: int, updates: int, generator: torch.Generator) -> list[Tensor]:
+    """Shuffled indices of (image, step) pairs, b * k flattened, one tensor for each update; of each image
+    `each` of its k steps, drawn at random."""
+    chosen = torch.rand(b, k, generator=generator).argsort(1)[:, :each]
+    pairs = (torch.arange(b)[:, None] * k + chosen).flatten()
+    return list(pairs[torch.randperm(len(pairs), generator=generator)].chunk(updates))
+
+
+def update(objective: Objective, pairs: Tensor, total: int, k: int, optimizer) -> dict[str, Tensor]:
+    """One update on the (image, step) pairs of this rank, of k steps an image, `total` on all ranks together;
+    the gradient is the same whatever the micro-batch size and the number of ranks.
+
+    Returns statistics as tensors on the device (no host sync): means over all pairs, of the ratio extremes.
+    """
+    device = objective.ro.states.device
+    sums = {name: torch.zeros((), device=device) for name in objective.statistics}
     low, high = torch.full((), torch.inf, device=device), torch.zeros((), device=device)   # of the ratio
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)   # of every rank, also one without a pair
-    for mb in pairs.to(device).split(config.rl_micro):
-        image, step = mb // k, mb % k
-        mb_x, mb_t, mb_p, mb_c = ro.states[image, step], ro.t[step], ro.p[step], c_p[image]
-        with autocast(pipe.device):
-            cond, uncond = pipe.condition(mb_c, c_empty)
-            out = guided_noise(pipe.unet, mb_x, mb_t, cond, uncond, sampling.guidance)
-        mean, std, _ = ddim_step(pipe.schedule, out, mb_x, mb_t, mb_p, sampling.eta)
-        logp, logp_old = log_prob(ro.states[image, step + 1], mean, std), ro.logp[image, step]
-        loss, ratio = policy_loss(logp, logp_old, advantage[image, step], clip)
-        kl = torch.zeros_like(loss)
-        if config.kl > 0:
-            with torch.no_grad(), autocast(pipe.device):
-                anchor_out = guided_noise(anchor.unet, mb_x, mb_t, mb_c, c_empty, sampling.guidance)
-            anchor_mean, *_ = ddim_step(pipe.schedule, anchor_out, mb_x, mb_t, mb_p, sampling.eta)
-            kl = reduce((mean - anchor_mean) ** 2 / (2 * std**2), "b c h w -> b", "mean")
-        ((loss + config.kl * kl).sum() / total).backward()
+    for mb in pairs.to(device).split(objective.config.rl_micro):
+        numbers = objective(mb // k, mb % k)
+        (numbers["loss"].sum() / total).backward()
         with torch.no_grad():
-            error = (ratio - 1).abs()
-            for name, value in zip(names, (loss, kl, (error > clip).float(), error), strict=True):
-                sums[name] += value.sum() / total
+            for name in sums:
+                sums[name] += numbers[name].sum() / total
+            ratio = numbers.get("ratio", low.new_ones(1))
             low, high = torch.minimum(low, ratio.min()), torch.maximum(high, ratio.max())
     reduce_over_ranks([p.grad for p in parameters])
     reduce_over_ranks(list(sums.values()))
@@ -320,23 +427,8 @@ def update(pipe: Pipeline, anchor: Pipeline, ro: Rollout, advantage: Tensor, c_p
     reduce_over_ranks([high], dist.ReduceOp.MAX)
     grad_norm = nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
-    return {**sums, "ratio_min": low, "ratio_max": high, "grad_norm": grad_norm}
-
-
-def round_noise(pipe: Pipeline, seeds: list[int], steps: int, trained: int,
-                config: RLConfig) -> tuple[Tensor, Tensor]:
-    """One seed for each image -> noise of the policy's: b steps+1 c h w, of the anchor's: p steps+1 c h w.
-
-    The noise of a trained step is the policy's action: a baseline must not depend on it, so the anchor has
-    its own. All else, x_T (column 0) and the untrained steps, belongs to the report with `same_noise`.
-    """
-    noise, spare = seeded_noise(seeds, 2 * steps + 1, pipe.latent_shape).chunk(2, dim=1)
-    anchor_noise = spare[::config.group].clone()
-    if config.same_noise:
-        fixed = [0, *range(trained + 1, steps + 1)]
-        anchor_noise[:, fixed] = noise[::config.group, fixed]
-        noise[:, fixed] = anchor_noise[:, fixed].repeat_interleave(config.group, 0)
-    return noise.to(pipe.device, copy=True), anchor_noise.to(pipe.device)   # a view would keep `spare`
+    extremes = {"ratio_min": low, "ratio_max": high} if "ratio_error" in sums else {}
+    return {**sums, **extremes, "grad_norm": grad_norm}
 
 
 @contextmanager
@@ -349,68 +441,74 @@ def offloaded(modules: list[nn.Module], device: torch.device):
         module.to(device)
 
 
-def rl_round(pipe: Pipeline, anchor: Pipeline, nets: Rewards, reports: list[str], seeds: list[int],
-             sampling: SampleConfig, config: RLConfig, optimizer) -> tuple[dict[str, float], Tensor]:
+def rl_round(pipe: Pipeline, anchor: Pipeline, start: Pipeline, nets: Rewards, reports: list[str],
+             seeds: list[int], sampling: SampleConfig, config: RLConfig,
+             optimizer) -> tuple[dict[str, float], Tensor]:
     """One round on `reports` (one entry for each image, groups adjacent, the same list on every rank)
     -> (statistics over all ranks, this rank's images: b 1 h w).
 
     Raises FloatingPointError if a reward or the loss is not finite, or if the policy that updates is not the
-    policy that sampled (mean |ratio - 1| before the first update above a tenth of the clip range).
+    policy that sampled (score: mean |ratio - 1| before the first update above a tenth of the clip range).
     """
-    trained, group = trained_steps(sampling.sample_steps, config), config.group
-    valued = valued_states(trained, config)
+    steps, group = sampling.sample_steps, config.group
     b = len(reports) // ranks()
     mine = slice(rank() * b, (rank() + 1) * b)                # whole groups: train.py checks that
-    noise, anchor_noise = round_noise(pipe, seeds[mine], sampling.sample_steps, trained, config)
+    noise, anchor_noise = round_noise(pipe, seeds[mine], steps, group)
     with torch.no_grad(), autocast(pipe.device):
         embedded = pipe.embed([*reports[mine][::group], ""]).float()
         c_report, c_empty = embedded[:-1], embedded[-1]       # c_report: one entry for each group
         c_p = c_report.repeat_interleave(group, 0)
         cond, uncond = pipe.condition(c_p, c_empty)
-    ro = rollout(pipe, cond, uncond, noise, sampling, trained, valued, config.rl_batch)
+    valued = valued_states(steps, config)
+    ro = rollout(pipe, cond, uncond, noise, sampling, valued, config.rl_batch)
     reference = None
-    if config.rlcf:
-        reference = nets.scores(rollout(anchor, c_report, c_empty, anchor_noise, sampling, 1, [],
-                                        config.rl_batch).images, reports[mine][::group])
-    weights = dict(zip(NAMES, (config.w_align, config.w_diag, config.w_consist), strict=True))
-    units = nets.units(config.feedback) if config.unit == "real" else None
+    if config.rlcf and config.gradient == "score":
+        theirs = rollout(anchor, *anchor.condition(c_report, c_empty), anchor_noise, sampling, [],
+                         config.rl_batch)
+        reference = nets.scores(theirs.images, reports[mine][::group])
 
-    def judged(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """This rank's images -> rewards and advantages of all ranks' images"""
-        scores = compare(nets.scores(images, reports[mine]), reference, config.feedback)
-        scores = {name: gather_from_ranks(score) for name, score in scores.items()}
-        return scores, advantages(scores, weights, units, group)
+    def judged(images: Tensor) -> dict[str, Tensor]:
+        """This rank's images -> rewards of all ranks' images"""
+        scores = compare(nets.scores(images, reports[mine]), reference)
+        return {name: gather_from_ranks(score) for name, score in scores.items()}
 
-    rewards, advantage = judged(ro.images)
-    values = [judged(pictures(pipe, x_0, config.rl_batch))[1] for x_0 in ro.promises]
-    advantage = credit(advantage, values, valued, trained)[mine]
-    if config.balance:
-        advantage = advantage * step_weights(pipe.schedule, ro.t, ro.p, sampling.eta)
-    generator = torch.Generator().manual_seed(seeds[0])
-    history = []
-    with offloaded([pipe.text, pipe.vae, *vars(nets).values()] if config.offload else [], pipe.device):
-        for _ in range(config.inner_epochs):
-            for pairs in flat_pairs(len(reports), trained, config, generator):
-                own = pairs[pairs // (b * trained) == rank()] - rank() * b * trained
-                history.append(update(pipe, anchor, ro, advantage, c_p, c_empty, own, len(pairs), sampling,
-                                      config, optimizer))
+    rewards, shared = judged(ro.images), (pipe, start, ro, c_p, c_empty, sampling, config)
+    if config.gradient == "pathwise":
+        objective, k, each = Pathwise(*shared, nets, reports[mine]), steps, 1
+    else:
+        def advantage(rewards: dict[str, Tensor]) -> Tensor:
+            return advantages(rewards, config.weights, nets.units(), group)
+
+        values = [advantage(judged(pictures(pipe, x_0, config.rl_batch))) for x_0 in ro.promises]
+        credited = credit(advantage(rewards), values, valued, steps - 1)[mine]
+        if config.credit == "steps":
+            credited = credited * step_weights(pipe.schedule, ro.t[:-1], ro.p[:-1], sampling.eta)
+        objective, k, each = ScoreFunction(*shared, credited), steps - 1, steps - 1
+    waiting = [pipe.text] if config.gradient == "pathwise" else [pipe.text, pipe.vae, *vars(nets).values()]
+    history, generator = [], torch.Generator().manual_seed(seeds[0])
+    with offloaded(waiting if config.offload else [], pipe.device):
+        for pairs in flat_pairs(len(reports), k, each, config.updates, generator):
+            own = pairs[pairs // (b * k) == rank()] - rank() * b * k
+            history.append(update(objective, own, len(pairs), k, optimizer))
     stats = summarise(history, rewards, ro.images)
-    d = ro.states[0, 0].numel()
-    if stats["ratio_error_first"] > 0.1 * config.clip / d:
+    clip = config.clip / ro.states[0, 0].numel()
+    if stats.get("ratio_error_first", 0) > 0.1 * clip:
         raise FloatingPointError(
             f"mean |ratio - 1| is {stats['ratio_error_first']:.1e} before the first update, above a tenth "
-            f"of the clip range {config.clip / d:.1e}: rollout and update disagree")
+            f"of the clip range {clip:.1e}: rollout and update disagree")
     return stats, ro.images
 
 
 def summarise(history: list[dict[str, Tensor]], rewards: dict[str, Tensor],
               images: Tensor) -> dict[str, float]:
     """The numbers of one round; the only place where they leave the device."""
-    stats = {name: torch.stack([h[name] for h in history]).mean() for name in
-             ("pg_loss", "kl", "clip_fraction", "grad_norm")}
-    stats["ratio_min"] = torch.stack([h["ratio_min"] for h in history]).min()
-    stats["ratio_max"] = torch.stack([h["ratio_max"] for h in history]).max()
-    stats["ratio_error_first"] = history[0]["ratio_error"]
+    def over(name: str) -> Tensor:
+        return torch.stack([numbers[name] for numbers in history])
+
+    stats = {name: over(name).mean() for name in history[0] if not name.startswith("ratio")}
+    if "ratio_error" in history[0]:
+        stats |= {"ratio_min": over("ratio_min").min(), "ratio_max": over("ratio_max").max(),
+                  "ratio_error_first": over("ratio_error")[0]}
     stats |= {f"reward_{name}": reward.mean() for name, reward in rewards.items()}
     stats["pixel_std"] = images.std(0).mean()   # of this rank's images
     values = torch.stack([v.float() for v in stats.values()]).tolist()

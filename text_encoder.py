@@ -166,6 +166,7 @@ class TextConfig:
     max_position_embeddings: int = 77      # longest text in tokens, BOS and EOS included
     hidden_act: str = "quick_gelu"         # or gelu
     layer_norm_eps: float = 1e-5
+    causal = True                          # no field: evaluation/vit.py has the same layers without the mask
 
     @classmethod
     def tiny(cls):
@@ -217,11 +218,12 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """(x: b n d) -> b n d; a token looks at itself and at earlier ones, so later ones never change it."""
+    """(x: b n d) -> b n d; a token of a text looks at itself and at earlier ones: later ones never change it.
+    """
 
     def __init__(self, config: TextConfig):
         super().__init__()
-        self.heads = config.num_attention_heads
+        self.heads, self.causal = config.num_attention_heads, config.causal
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -230,7 +232,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (rearrange(proj(x), "b n (heads d) -> b heads n d", heads=self.heads)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(rearrange(out, "b heads n d -> b n (heads d)"))
 
 
@@ -260,9 +262,9 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, kind: type = Layer):
         super().__init__()
-        self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([kind(config) for _ in range(config.num_hidden_layers)])
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:

@@ -14,14 +14,11 @@ from storage import command
 if __name__ == "__main__":   # before the imports below, which take seconds
     command.begin("the same command continues where it stopped")
 
-from storage import command
-
-if __name__ == "__main__":   # before the imports below, which take seconds
-    command.begin("the same command continues where it stopped")
-
 import dataclasses
+import functools
 import time
 import zlib
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -34,8 +31,8 @@ import data
 import evaluate
 import rewards
 from model import UNet2DConditionModel, add_lora, lora_layers
-from rewards import ConsistencyNet, DiagnosisNet, PostureNet, Rewards
-from rl import RLConfig, queries_per_round, rl_round, save_policy, start_policy, step_back
+from rewards import CLIPConsistency, ConsistencyNet, DiagnosisNet, PostureNet, Rewards
+from rl import RLConfig, freeze, queries_per_round, rl_round, save_policy, start_policy, worthy
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate
 from storage.files import git_revision, holding
 from storage.pictures import picture_grid, save_png
@@ -53,7 +50,8 @@ from training.loop import (
     save_state,
     step_generator,
 )
-from training.options import Preset, TrainConfig, bind, image_size, open_run, parse, preset
+from training.options import Preset, TrainConfig, bind, open_run, parse, sizes_of
+from training.plan import dry_run
 from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks
 from vae import AutoencoderKL
 
@@ -63,7 +61,7 @@ STAGES = ("vae", "diffusion", "rewards", "rl", "evaluate")
 
 def load_sets(config: TrainConfig) -> dict:
     """The run's data; real images are decoded once and kept in RUN/state."""
-    return data.load(config.data, size=image_size(config), seed=config.seed, fit=config.fit,
+    return data.load(config.data, size=sizes_of(config).size, seed=config.seed, fit=config.fit,
                      train_images=config.train_images, prompt=config.prompt, cache=config.out / "state")
 
 
@@ -177,9 +175,10 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
 
 
 def diffusion_loss(run: Run, config: TrainConfig, pipe: Pipeline, latents: Latents, reports: list[str],
-                   first: int = 0) -> Loss:
-    """The supervised objective as a function of the step (from `first` on):
-    mean squared error of the noise (or v)."""
+                   first: int = 0, rows: Callable[[], Tensor] | None = None) -> Loss:
+    """The supervised objective as a function of the step (from `first` on): mean squared error of the noise
+    (or v). rows() -> the pairs to learn from, asked for once, at the first step; None: all."""
+    rows = functools.cache(rows or (lambda: torch.arange(len(reports))))
     n, batch, schedule, kept = len(reports), config.diffusion_batch, pipe.schedule, None
     timesteps, tuned = schedule.config.num_train_timesteps, config.finetune == "all"
     if not tuned and n * pipe.tokenizer.max_length * pipe.text.config.hidden_size <= KEPT_NUMBERS:
@@ -190,7 +189,7 @@ def diffusion_loss(run: Run, config: TrainConfig, pipe: Pipeline, latents: Laten
     def loss(step: int, part: slice) -> tuple[Tensor, dict]:
         step += first
         g = step_generator(run.seed, "diffusion", step)
-        index = batch_index(n, batch, run.seed, step)[part]
+        index = rows()[batch_index(len(rows()), batch, run.seed, step)][part]
         x0 = latents[index].to(run.device)
         noise = torch.randn(batch, *x0.shape[1:], generator=g)[part].to(run.device)
         all_t = torch.randint(timesteps, (batch,), generator=g)
@@ -204,6 +203,8 @@ def diffusion_loss(run: Run, config: TrainConfig, pipe: Pipeline, latents: Laten
                 else:
                     drop, index = drop.to(run.device), index.to(run.device)
                     context = torch.where(drop[..., None], c_empty, kept[index])
+            if pipe.ace is not None:
+                context = pipe.ace(context)
             out = pipe.unet(schedule.add_noise(x0, noise, t), t, context).float()
         by_image = ((out - schedule.target(x0, noise, t)) ** 2).mean((1, 2, 3))
         numbers = {}
@@ -282,10 +283,13 @@ def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> N
         finish("diagnosis", diagnosis)
     if not run.path("rewards", "consistency", "config.json").exists():
         torch.manual_seed(run.seed + 4)
-        consistency = ConsistencyNet(sizes.rewards).to(run.device)
-        consistency.tokenizer = Tokenizer.train(train.reports, sizes.rewards.vocab_size,
-                                                sizes.rewards.positions)
-        fit(run, "consistency", {"net": consistency}, consistency_loss, steps, lr, batch)
+        if config.consistency is not None:
+            consistency = CLIPConsistency.from_pretrained(config.consistency).to(run.device)
+        else:
+            consistency = ConsistencyNet(sizes.rewards).to(run.device)
+            consistency.tokenizer = Tokenizer.train(train.reports, sizes.rewards.vocab_size,
+                                                    sizes.rewards.positions)
+            fit(run, "consistency", {"net": consistency}, consistency_loss, steps, lr, batch)
         finish("consistency", consistency)
 
 
@@ -300,26 +304,47 @@ def begin_round(r: int, reports: list[str], seed: int, rl: RLConfig,
     return [reports[i] for i in chosen.tolist()], [first + i for i in range(len(chosen))]
 
 
+def learn_from_archive(run: Run, config: TrainConfig, rl: RLConfig, train, pipe: Pipeline, nets: Rewards,
+                       modules: dict[str, nn.Module]) -> None:
+    """Reward-weighted regression: the supervised objective on the pairs that the rewards find right."""
+    def rows() -> Tensor:
+        kept = worthy(nets, train.images, train.reports, rl.weights, run.device)
+        if rank() == 0:
+            print(f"rl: {len(kept):,} of {len(train):,} training pairs are examples to learn from")
+        if len(kept) == 0:
+            raise ValueError("no training pair is one that all rewards find right; see --rwr-steps")
+        return kept
+
+    loss = diffusion_loss(run, config, pipe, latent_cache(run, pipe.vae, train), train.reports,
+                          first=config.diffusion_steps, rows=rows)
+    rates = {name: rl.ace_lr if name == "ace" else rl.rwr_lr for name in modules}
+    fit(run, "rwr", modules, loss, rl.rwr_steps, rates, config.diffusion_batch, config.diffusion_micro,
+        config.ema_decay)
+
+
 def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, rl: RLConfig) -> None:
-    """Policy gradient from RUN/anchor -> RUN/cxrl."""
+    """From RUN/anchor, by what the rewards find right in the archive, then by their gradient -> RUN/cxrl."""
     pipe, anchor, modules, groups = start_policy(run.path("anchor"), run.device, rl)
-    nets = Rewards.load(run.path("rewards"), run.device, rl.ceiling)
-    reports = sets["train"].reports
+    nets = Rewards.load(run.path("rewards"), run.device)
+    reports, begun = sets["train"].reports, anchor
     if config.compile:
         for unet in (pipe.unet, anchor.unet):
             if isinstance(unet, UNet2DConditionModel):   # else the anchor is the policy without its LoRA
                 unet.compile()
+    if rl.rwr_steps:
+        learn_from_archive(run, config, rl, sets["train"], pipe, nets, modules)
+        begun = freeze(pipe)
     optimizer = adamw(groups, rl.rl_lr, weight_decay=1e-4)
     begin, before = load_state(run, "rl", modules, optimizer, None)
     run.forget("rl", begin)
     start = saved = time.monotonic()
     images, queries = rl.reports * rl.group, queries_per_round(sampling.sample_steps, rl)
-    print(f"rl: {images} images a round, {rl.inner_epochs * rl.updates} updates a round, "
+    print(f"rl: {images} images a round, {rl.updates} updates a round, "
           f"{rl.rounds * queries} reward queries")
     bar = tqdm(range(begin, rl.rounds), "rl", rl.rounds, initial=begin, unit="round", disable=rank() > 0)
     for r in bar:
         chosen, seeds = begin_round(r, reports, run.seed, rl, optimizer)
-        numbers, pictures = rl_round(pipe, anchor, nets, chosen, seeds, sampling, rl, optimizer)
+        numbers, pictures = rl_round(pipe, anchor, begun, nets, chosen, seeds, sampling, rl, optimizer)
         now = time.monotonic()
         run.log("rl", r + 1, time=round(before + now - start, 2),
                 images_per_second=round((r + 1 - begin) * images / (now - start), 1),
@@ -334,7 +359,6 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
             saved = now
             save_state(run, "rl", r + 1, before + now - start, modules, optimizer, None)
     if rank() == 0:
-        step_back(pipe, anchor, rl.mix)
         before_and_after(run, anchor, pipe, sets["test"].reports[:5], sampling)
     wait_for_ranks()
     try:
@@ -370,14 +394,32 @@ def finished(folder: Path, stage: str) -> bool:
     return all((folder / mark).exists() for mark in marks)
 
 
+def given_by_init(config: TrainConfig) -> tuple[str, ...]:
+    """The stages whose result is taken from the folder of --init"""
+    if config.init is None:
+        return ()
+    return ("vae", "diffusion") if config.finetune == "none" else ("vae",)
+
+
 def main(argv: list[str] | None = None) -> None:
     config, sampling, rl = parse(argv, __doc__)
-    start_ranks()
-    for flag, value in [("reports", rl.reports), ("vae-batch", config.vae_batch),
-                        ("text-batch", config.text_batch), ("diffusion-batch", config.diffusion_batch),
-                        ("reward-batch", config.reward_batch)]:
-        if value % ranks():
+    device, given = start_ranks(), given_by_init(config)
+    for flag, value, stage in [("reports", rl.reports, "rl"), ("vae-batch", config.vae_batch, "vae"),
+                               ("text-batch", config.text_batch, "vae"),   # given with it
+                               ("diffusion-batch", config.diffusion_batch, "diffusion"),
+                               ("reward-batch", config.reward_batch, "rewards")]:
+        if stage not in given and value % ranks():
             raise ValueError(f"--{flag} {value}: expected a multiple of the {ranks()} processes")
+    wanted = STAGES if config.stage == "all" else (config.stage,)
+    if config.dry_run:
+        if rank() > 0:
+            return
+        sets = load_sets(config)
+        todo = [stage for stage in wanted if stage not in given and not finished(config.out, stage)]
+        drawn = min(config.eval_reports, len(sets["test"]))
+        drawn = 2 * (drawn + (evaluate.COPIES - 1) * min(drawn, evaluate.SSIM_REPORTS))
+        dry_run(config, sampling, rl, sizes_of(config), len(sets["train"]), drawn, todo, device)
+        return
     with holding(config.out, "--out ") if rank() == 0 else nullcontext():   # all ranks are one holder
         run = open_run(config, sampling, rl)
         if rank() == 0:
@@ -385,20 +427,19 @@ def main(argv: list[str] | None = None) -> None:
         wait_for_ranks()
         if rank() > 0:   # finds the decoded images and the run folder ready
             sets = begin(run, config)
-        for stage in STAGES if config.stage == "all" else (config.stage,):
+        for stage in wanted:
             do_stage(stage, run, config, sets, sampling, rl)
 
 
 def begin(run: Run, config: TrainConfig) -> dict:
     """Load the data and tie the run to them; refuse what they are too few for. --init becomes RUN/anchor."""
-    sets = load_sets(config)
+    sets, given = load_sets(config), given_by_init(config)
     bind(run, sets)
     if config.stage in ("all", "evaluate"):
         evaluate.check_prompts("--eval-reports", config.eval_reports, sets["test"])
-    whole = config.finetune == "none"
-    if rank() == 0 and config.init is not None and not finished(run.folder, "diffusion" if whole else "vae"):
+    if rank() == 0 and given and not finished(run.folder, given[-1]):
         pipe = Pipeline.load(config.init)
-        if whole:
+        if "diffusion" in given:
             pipe.save(run.path("anchor"))
         else:
             pipe.vae.save_pretrained(run.path("anchor", "vae"))
@@ -415,7 +456,7 @@ def do_stage(stage: str, run: Run, config: TrainConfig, sets: dict, sampling: Sa
         print(f"{stage}: done already in {config.out}")
         return
     wait_for_ranks()   # all have seen the same state of the folder
-    start, sizes = time.monotonic(), preset(config.preset)
+    start, sizes = time.monotonic(), sizes_of(config)
     if stage == "rl":
         stage_rl(run, config, sets, sampling, rl)
     elif stage == "vae":

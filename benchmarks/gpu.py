@@ -115,14 +115,15 @@ def ddpo_rounds(folder: Path, nets: Rewards, images: int, steps: int, config: RL
         return None
     PartialState()   # trl writes to accelerate's log, which does not work before this
     batch, micro = min(config.rl_batch, images), min(config.rl_micro, images // config.updates)
-    config = dataclasses.replace(config, reports=images, group=1, lora_rank=4, rl_batch=batch, rl_micro=micro,
-                                 kl=0.0, values=0, balance=False, rlcf=False, ace=False, same_noise=False,
+    config = dataclasses.replace(config, gradient="score", credit="end", reports=images, group=1, lora_rank=4,
+                                 rl_batch=batch, rl_micro=micro, kl=0.0, rlcf=False, ace=False,
                                  checkpointing=False, offload=False)
     pipe, anchor, _, groups = start_policy(folder, device, config)
     optimizer, sampling = loop.adamw(groups, config.rl_lr), SampleConfig(steps, guidance=5.0)
 
     def ours() -> None:
-        rl_round(pipe, anchor, nets, [REPORT] * images, list(range(images)), sampling, config, optimizer)
+        rl_round(pipe, anchor, anchor, nets, [REPORT] * images, list(range(images)), sampling, config,
+                 optimizer)
 
     def reward(pictures, prompts, metadata):
         return sum(nets.scores(grey(pictures.float()), list(prompts)).values()), {}
@@ -169,8 +170,9 @@ def measure(name: str, images: int, steps: int, compiled: bool, rate: float, dev
         torch.cuda.reset_peak_memory_stats()
     nets, optimizer = random_rewards(sizes, pipe.tokenizer, device), loop.adamw(groups, 1e-6)
     drawing = seconds(lambda: generate(pipe, [REPORT] * images, list(range(images)), steps), device, 1)
-    a_round = seconds(lambda: rl_round(pipe, anchor, nets, [REPORT] * images, list(range(images)), sampling,
-                                       config, optimizer), device, 1)
+    seeds = list(range(images))
+    a_round = seconds(lambda: rl_round(pipe, anchor, anchor, nets, [REPORT] * images, seeds, sampling, config,
+                                       optimizer), device, 1)
     peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device.type == "cuda" else ""
     rounds = ddpo_rounds(folder / name, nets, images, steps, config, device)
     equal = " / ".join(f"{seconds(work, device, 1):.2f}" for work in rounds or ())

@@ -10,7 +10,6 @@ fused. Not counted: the CUDA context, workspaces of cuDNN and cuBLAS, fragmentat
 """
 import argparse
 import sys
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,13 +21,12 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from gpu import REPORT, random_pipeline, random_rewards  # noqa: E402
 from torch import nn  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 import rl  # noqa: E402
 import sample  # noqa: E402
 from training import loop, options  # noqa: E402
+from training.plan import LiveBytes  # noqa: E402
 
 CPU, GIB = torch.device("cpu"), 2**30
 README = {"rl_batch": 8, "rl_micro": 2}      # with 256 images a round, 50 steps, guidance 4, as in README
@@ -38,41 +36,6 @@ CASES = {
     "full": README | {"checkpointing": True, "offload": True},
     "full-plain": README,
 }
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all storages alive that were made inside, now and at most; of real tensors or of fake ones."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self.alive: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return 64                        # a size that depends on numbers: the longest report's tokens
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and x.device.type != "meta":
-                self.add(x.untyped_storage())
-        return out
-
-    def add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.alive:
-            self.alive.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.remove, key, size)
-
-    def remove(self, key: int, size: int) -> None:
-        self.alive.discard(key)
-        self.now -= size
-
-    def phase(self, work: Callable[[], object]) -> tuple[object, int]:
-        """-> the work's result, and the peak while it ran"""
-        self.peak = self.now
-        return work(), self.peak
 
 
 @contextmanager

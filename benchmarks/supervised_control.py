@@ -2,10 +2,9 @@
 
     python benchmarks/supervised_control.py [RUN: newest under runs/]
 
-Continues RUN/anchor (the UNet; same loss, data, batch and peak learning rate, fresh warm-up and
-cosine) for the seconds that RUN/log.jsonl gives for RL, at the steps per second that it gives for the
-diffusion stage, saves RUN/control and writes RUN/evaluation.json anew with the key "control" beside "anchor"
-and "cxrl".
+Continues RUN/anchor (the UNet; same loss, all pairs, batch and peak learning rate, fresh warm-up and cosine)
+for the seconds that RUN/log.jsonl gives for both parts of RL, at the pace of the supervised steps among them,
+saves RUN/control and writes RUN/evaluation.json anew with the key "control" beside "anchor" and "cxrl".
 """
 import argparse
 import dataclasses
@@ -23,10 +22,9 @@ from training.latents import latent_cache  # noqa: E402
 
 
 def last_log(run: Path, stage: str) -> dict:
-    lines = [line for line in loop.read_log(run / "log.jsonl") if line["stage"] == stage and "time" in line]
-    if not lines:
-        raise ValueError(f"{run / 'log.jsonl'}: no line of stage {stage}; the control needs a finished run")
-    return lines[-1]
+    """The last line of a stage with its time; none: no step and no time."""
+    lines = loop.read_log(run / "log.jsonl")
+    return [{"step": 0, "time": 0.0}, *(x for x in lines if x["stage"] == stage and "time" in x)][-1]
 
 
 def saved_flags(run: Path) -> list[str]:
@@ -44,26 +42,35 @@ def saved_flags(run: Path) -> list[str]:
     return flags
 
 
+def train_control(folder: Path, flags: list[str]) -> Path:
+    """RUN/control of a run that these flags made -> its folder"""
+    config, sampling, rl = options.parse([*flags, "--out", str(folder)])
+    run = options.open_run(config, sampling, rl)
+    archive, gradient = last_log(folder, "rwr"), last_log(folder, "rl")
+    pace = archive if archive["step"] else last_log(folder, "diffusion")
+    if not pace["step"]:
+        raise ValueError(f"{folder / 'log.jsonl'}: no supervised steps; the control needs a finished run")
+    steps = archive["step"] + round(gradient["time"] * pace["step"] / pace["time"])
+    print(f"control: RL took {archive['time'] + gradient['time']:.0f} s, which is {steps} supervised steps")
+    pipe, train_set = Pipeline.load(folder / "anchor", run.device), train.load_sets(config)["train"]
+    loss = train.diffusion_loss(run, config, pipe, latent_cache(run, pipe.vae, train_set), train_set.reports,
+                                first=config.diffusion_steps)
+    loop.fit(run, "control", {"unet": pipe.unet}, loss, steps, config.diffusion_lr, config.diffusion_batch,
+             config.diffusion_micro, config.ema_decay)
+    pipe.unet.eval()
+    pipe.save(folder / "control")
+    return folder / "control"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path)
     folder = parser.parse_args().run or newest_run()
-    config, sampling, rl = options.parse([*saved_flags(folder), "--out", str(folder)])
-    run = options.open_run(config, sampling, rl)
-    sets = train.load_sets(config)
-    options.bind(run, sets)
-    diffusion, rl_log = last_log(folder, "diffusion"), last_log(folder, "rl")
-    steps = round(rl_log["time"] * diffusion["step"] / diffusion["time"])
-    print(f"control: RL took {rl_log['time']:.0f} s, which is {steps} more supervised steps")
-    pipe = Pipeline.load(folder / "anchor", run.device)
-    latents = latent_cache(run, pipe.vae, sets["train"])
-    loss = train.diffusion_loss(run, config, pipe, latents, sets["train"].reports, first=diffusion["step"])
-    loop.fit(run, "control", {"unet": pipe.unet}, loss, steps, config.diffusion_lr,
-             config.diffusion_batch, ema_decay=config.ema_decay)
-    pipe.save(folder / "control")
-    evaluate.evaluate_run(folder, sets, config.eval_reports, config.seed, run.device,
-                          controls=(folder / "control",))
+    flags = saved_flags(folder)
+    control, (config, *_) = train_control(folder, flags), options.parse(flags)
+    evaluate.evaluate_run(folder, train.load_sets(config), config.eval_reports, config.seed,
+                          controls=(control,))
 
 
 if __name__ == "__main__":

@@ -285,10 +285,13 @@ def load_judge(path: Path, chests, device: torch.device) -> Judge:
 
 
 @torch.no_grad()
-def look(judge: Judge, images: Tensor) -> dict[str, Tensor]:
-    """images: n 1 h w, [0, 1] or uint8 -> the judge's outputs on the CPU, in float32"""
-    device, parts = judge.log_scale.device, []
+def look(judge: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """images: n 1 h w, [0, 1] or uint8 -> the judge's outputs on the CPU, in float32; the
+    one output of any other network is its "features"."""
+    device, parts = next(judge.parameters()).device, []
     for batch in images.split(BATCH):
         batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
-        parts.append({name: value.float().cpu() for name, value in judge(batch.to(device)).items()})
+        seen = judge(batch.to(device))
+        seen = {"features": seen} if isinstance(seen, Tensor) else seen
+        parts.append({name: value.float().cpu() for name, value in seen.items()})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -26,7 +26,12 @@ def read_config(folder: Path | str, kind: type, fixed: dict):
     """FOLDER/config.json -> a dataclass of `kind`; `fixed`: keys that change the computation, with the only
     value that is supported. Keys that change nothing are ignored."""
     path = Path(folder) / "config.json"
-    raw = read_json(path)
+    return parse_config(read_json(path), kind, fixed, path)
+
+
+def parse_config(raw: dict, kind: type, fixed: dict, path: Path | str):
+    """The same of an object that has been read, from `path`."""
+    require(isinstance(raw, dict), str(path), raw, "a JSON object")
     for key, only in fixed.items():
         value = raw.get(key, only)
         values = value if isinstance(value, list) else [value]       # some keys may have one entry a level

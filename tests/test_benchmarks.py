@@ -4,7 +4,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMOKE, command
@@ -12,17 +11,13 @@ from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-import evaluate
 import rl
-from chests.patients import patients
 from sample import SampleConfig
 from training import options  # noqa: E402
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import gradient_noise  # noqa: E402
 import memory  # noqa: E402
-import perfect_generator  # noqa: E402
 
 
 def test_gpu_benchmark_gives_one_row_a_case(tmp_path):
@@ -145,33 +140,3 @@ def test_decoding_benchmark_prints_a_row_for_each_number_of_workers():
     assert [row[0] for row in rows] == ["0", "1"] and all(float(row[1]) > 0 for row in rows)
     assert float(rows[0][2]) > 0
     assert "--images 3: expected 8 or more" in command("benchmarks/decoding.py", "--images", 3).stderr
-
-
-def test_a_perfect_generator_is_more_alike_the_better_it_positions(smoke_run):
-    """Of the very same findings, films of other patients are more alike where they are well positioned; the
-    script prints a row for each share of badly positioned ones."""
-    alike = {}
-    for share in (0.0, 0.9):
-        groups = [perfect_generator.films(findings, i, 0, share)
-                  for i, findings in enumerate(patients(0, np.arange(6)))]
-        alike[share] = evaluate.similarity(groups).mean()
-    assert alike[0.0] > alike[0.9] + 0.1
-    done = command("benchmarks/perfect_generator.py", smoke_run)
-    assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| 0.")]
-    assert len(rows) == len(perfect_generator.SHARES)
-
-
-def test_gradient_noise_reads_the_share_of_signal(smoke_run):
-    """Of unit vectors along g + noise the mean cosine is |g|^2 / (|g|^2 + |noise|^2), here 1/4; the command
-    prints one row for each way to credit the steps."""
-    torch.manual_seed(0)
-    signal = torch.nn.functional.normalize(torch.randn(20_000), dim=0)
-    found = signal + 3**0.5 * torch.randn(6, 20_000) / 20_000**0.5
-    value, error = gradient_noise.cosine(torch.nn.functional.normalize(found, dim=1))
-    assert value == pytest.approx(0.25, abs=0.02) and 0 < error < 0.02
-    done = command("benchmarks/gradient_noise.py", smoke_run, "--rounds", 3)
-    assert done.returncode == 0, done.stderr
-    rows = done.stdout.splitlines()[2:]
-    assert len(rows) == 4 and all(-1 <= float(row.split(" | ")[1].split()[0]) <= 1 for row in rows)
-    assert "--rounds 2" in command("benchmarks/gradient_noise.py", smoke_run, "--rounds", 2).stderr

@@ -167,12 +167,13 @@ def test_sets_can_be_compared_on_a_densenet(run, result, tmp_path, monkeypatch):
     """--features: torchxrayvision's features2 (ReLU, then the mean over places) in any batch; FID and its
     kin change, what the judge says of single images does not. A file that is none is named."""
     eyes = DiagnosisNet(RewardConfig(trunk="densenet121")).eval()
+    monkeypatch.setattr(DiagnosisNet, "from_densenet", lambda path: eyes)
     images = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         expected = [eyes.trunk(image[None] / 255 - 0.5).clamp(min=0).mean((2, 3)) for image in images]
-    assert torch.allclose(evaluate.dense_features(eyes, images), torch.cat(expected), rtol=1e-4, atol=1e-5)
+    features = evaluate.look(evaluate.load_eyes(Path("own.safetensors")), images)["features"]
+    assert torch.allclose(features, torch.cat(expected), rtol=1e-4, atol=1e-5)
     eyes.trunk = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 5, 3), torch.nn.ReLU())   # a quick one
-    monkeypatch.setattr(DiagnosisNet, "from_densenet", lambda path: eyes)
     own = Path(shutil.copytree(run, tmp_path / "run"))
     other = evaluate.evaluate_run(own, toy_sets(), reports=24, seed=3, features=Path("own.safetensors"))
     assert result["features"] == "judge" and other["features"] == "own.safetensors"

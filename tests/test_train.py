@@ -18,8 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
-from rl import RLConfig
+from evaluation.vit import CLIPPair, Preprocessing, VisionConfig
+from rl import SCORE, RLConfig
 from sample import SampleConfig
+from text_encoder import EOS, TextConfig, Tokenizer
 from training import loop, options
 from training.loop import batch_index, learning_rate
 from training.options import TrainConfig, parse
@@ -109,9 +111,8 @@ def test_sampling_from_a_run(smoke_run, tmp_path):
 
 @pytest.mark.parametrize("argv, words", [
     (["--preset", "sd15"], "--preset sd15: needs --init"), (["--init", "absent"], "--init absent"),
-    (["--rounds", "0"], "--rounds 0"), (["--fraction", "2"], "--fraction 2"),
-    (["--mix", "1.5"], "--mix 1.5"), (["--kl", "-1"], "--kl -1"), (["--values", "-1"], "--values -1"),
-    (["--skip-last", "10"], "--skip-last 10"), (["--rl-lr", "nan"], "--rl-lr nan"),
+    (["--rounds", "0"], "--rounds 0"), (["--kl", "-1"], "--kl -1"),
+    (["--sample-steps", "1"], "--sample-steps 1"), (["--rl-lr", "nan"], "--rl-lr nan"),
     (["--w-align", "0", "--w-diag", "0", "--w-consist", "0"], "at least one reward"),
     (["--seed", "-1"], "--seed -1")])
 def test_bad_options_stop_before_anything_slow(argv, words):
@@ -121,7 +122,7 @@ def test_bad_options_stop_before_anything_slow(argv, words):
 
 
 @pytest.mark.parametrize("argv, words", [
-    (["--preset", "huge"], "--preset"), (["--feedback", "loud"], "--feedback"),
+    (["--preset", "huge"], "--preset"), (["--gradient", "steep"], "--gradient"),
     (["--rounds", "many"], "--rounds"), (["--nonsense"], "--nonsense")])
 def test_unknown_values_exit_with_one_clear_line(argv, words, capsys):
     """An unknown flag or value ends with a non-zero status and its name on stderr."""
@@ -223,7 +224,7 @@ def test_non_finite_loss_stops_with_stage_step_and_seed(tmp_path):
     run = options.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
     net = torch.nn.Linear(2, 1)
 
-    def loss(step: int):
+    def loss(step: int, part: slice):
         return net.weight.sum() * (math.nan if step == 2 else 1), {}
 
     with pytest.raises(FloatingPointError, match="vae: loss is nan at step 2, seed 0"):
@@ -255,14 +256,20 @@ def test_every_option_has_one_flag_with_its_default():
     assert len(names) == len(set(names))
 
 
+def test_networks_of_ones_own_are_read_before_anything_slow(tmp_path):
+    """A folder that is no CLIP and a file that is no DenseNet are refused with the flag's name."""
+    for flag in ("--consistency", "--diagnosis"):
+        with pytest.raises(ValueError, match=f"^{flag} {tmp_path}"):
+            parse([flag, str(tmp_path / "absent")])
+
+
 def test_every_departure_from_ddpo_can_be_switched_off():
     """Plain DDPO is a set of flags, and the run accepts them."""
-    flags = ("--values 0 --no-balance --group 1 --no-rlcf --no-same-noise --unit round --no-ace --kl 0 "
-             "--mix 1 --skip-last 1")
+    flags = "--gradient score --rwr-steps 0 --credit end --group 1 --no-rlcf --no-ace --kl 0"
     configs = parse(flags.split())
     options.check(*configs)
-    assert configs[2] == RLConfig(values=0, balance=False, group=1, rlcf=False, same_noise=False,
-                                  unit="round", ace=False, kl=0.0, mix=1.0, skip_last=1)
+    assert configs[2] == RLConfig("score", rwr_steps=0, credit="end", group=1, rlcf=False, ace=False,
+                                  **{**SCORE, "kl": 0.0})
 
 
 # ---------------------------------------------------------------------------------------- RL and its variants
@@ -273,7 +280,7 @@ UNET_FILE = "anchor/unet/diffusion_pytorch_model.safetensors"
 @pytest.fixture
 def before_rl(smoke_run, tmp_path) -> Path:
     """A run that has everything but the result of reinforcement learning."""
-    left_out = shutil.ignore_patterns("cxrl", "rl.safetensors")
+    left_out = shutil.ignore_patterns("cxrl", "rl.safetensors", "rwr.safetensors")
     return Path(shutil.copytree(smoke_run, tmp_path / "run", ignore=left_out))
 
 
@@ -356,26 +363,48 @@ def test_a_handful_of_images_is_enough_to_begin(tmp_path):
         train.main(["--data", str(tmp_path), "--out", str(tmp_path / "run"), *SMOKE, "--stage", stage])
     for name in ("posture", "diagnosis", "consistency"):
         net = load_file(tmp_path / "run" / "rewards" / name / "model.safetensors")
-        assert net["spread"] > 0 and math.isfinite(net["spread"]) and math.isfinite(net["enough"])
+        assert net["spread"] > 0 and math.isfinite(net["spread"]) and math.isfinite(net["median"])
 
 
 def test_images_are_as_large_as_the_folder_of_init_draws_them(smoke_run, tmp_path):
     """A pipeline of another size (768 px: SD 2.1-v) gets its data in that size, whatever the preset says."""
-    for part in ("unet", "vae"):
+    for part in ("unet", "vae", "text_encoder"):
         (tmp_path / part).mkdir()
         config = json.loads((smoke_run / "anchor" / part / "config.json").read_text())
-        config["sample_size"] = 12 if part == "unet" else config["sample_size"]
+        config |= {"sample_size": 12} if part == "unet" else {}
         (tmp_path / part / "config.json").write_text(json.dumps(config))
-    assert train.image_size(TrainConfig()) == 64
-    assert train.image_size(TrainConfig(init=tmp_path)) == 96
+    assert options.sizes_of(TrainConfig()).size == 64
+    assert options.sizes_of(TrainConfig(init=tmp_path)).size == 12 * options.preset("tiny").vae.factor
+
+
+def small_clip(folder: Path) -> Path:
+    """A CLIP of random weights for 32 px, in transformers' layout."""
+    tokenizer = Tokenizer.train(["No pleural effusion."] * 3, vocab_size=520, max_length=16)
+    text = {"vocab_size": 520, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "max_position_embeddings": 16, "eos_token_id": tokenizer.vocab[EOS]}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 32, "patch_size": 8}
+    kept = {k: v for k, v in text.items() if k != "eos_token_id"}
+    pair = CLIPPair(TextConfig(**kept), VisionConfig(**vision), 8)
+    pair.config = {"model_type": "clip", "text_config": text, "vision_config": vision, "projection_dim": 8}
+    pair.tokenizer, pair.prepare = tokenizer, Preprocessing(size=32, crop_size=32)
+    pair.save_pretrained(folder)
+    return folder
 
 
 def test_init_takes_a_diffusers_folder_in_place_of_two_stages(smoke_run, tmp_path):
-    """--init DIR becomes RUN/anchor, tensor for tensor; rewards and RL go on from there."""
+    """--init DIR becomes RUN/anchor, tensor for tensor; rewards and RL go on from there. --consistency DIR is
+    the consistency reward, in its own layout with its scale, and RL is paid by it."""
+    clip = small_clip(tmp_path / "clip")
     for stage in ("rewards", "rl"):
         done = command("train.py", "--init", smoke_run / "anchor", "--out", tmp_path, *SMOKE,
-                       "--stage", stage, "--lora-rank", 2)
+                       "--consistency", clip, "--stage", stage, "--lora-rank", 2)
         assert done.returncode == 0, done.stderr
+    kept = tmp_path / "rewards" / "consistency"
+    assert json.loads((kept / "reward.json").read_text())["spread"] > 0
+    before, after = load_file(clip / "model.safetensors"), load_file(kept / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert not (tmp_path / "state" / "consistency.safetensors").exists()
     ours, theirs = load_file(tmp_path / UNET_FILE), load_file(smoke_run / UNET_FILE)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert (tmp_path / "cxrl" / "pytorch_lora_weights.safetensors").exists()

@@ -194,8 +194,9 @@ def adamw(groups: list[dict] | Iterator, lr: float, weight_decay: float = 1e-2):
 Loss = Callable[[int, slice], tuple[Tensor, dict[str, Tensor]]]   # of a step, on a part of its batch
 
 
-def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: int, lr: float, batch: int,
-        micro: int | None = None, ema_decay: float = 0.0, decay: bool = True) -> None:
+def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: int,
+        lr: float | dict[str, float], batch: int, micro: int | None = None, ema_decay: float = 0.0,
+        decay: bool = True) -> None:
     """Minimise loss(step, part) -> (mean over that part of the batch, numbers to report) over the modules'
     parameters; resumes, logs, checkpoints.
 
@@ -204,8 +205,10 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: 
     """
     for module in modules.values():
         share_batch_norms(module)
-    parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
-    optimizer = adamw(parameters, lr)
+    rates = lr if isinstance(lr, dict) else dict.fromkeys(modules, lr)
+    groups = [{"params": [p for p in m.parameters() if p.requires_grad], "peak": rates[name]}
+              for name, m in modules.items()]
+    parameters, optimizer = [p for group in groups for p in group["params"]], adamw(groups, 0.0)
     ema = None
     if ema_decay:
         ema = {f"{n}.{k}": p.detach().clone() for n, m in modules.items() for k, p in m.named_parameters()}
@@ -217,7 +220,7 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: 
     with stoppable() as stopped:
         for step in bar:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, lr, decay)
+                group["lr"] = learning_rate(step, steps, group["peak"], decay)
             optimizer.zero_grad(set_to_none=True)
             numbers = gradients(loss, step, share(batch), micro or batch)
             average_over_ranks([*(p.grad for p in parameters), *numbers.values()])
@@ -229,7 +232,7 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: 
                 torch._foreach_lerp_(list(ema.values()), live, 1 - keep)
             stop, last = stopped(), step + 1 == steps
             report = (step + 1) % 50 == 0 or last
-            save = time.monotonic() - saved > run.save_every or ((stop or last) and quick(modules))
+            save = last or time.monotonic() - saved > run.save_every or (stop and quick(modules))
             if (report or save) and not torch.isfinite(numbers["loss"]):   # the only host syncs of the loop
                 raise FloatingPointError(f"{stage}: loss is {numbers['loss'].item()} at step {step}, "
                                          f"seed {run.seed}")

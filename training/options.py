@@ -13,12 +13,13 @@ from evaluation.judge import data_digest
 from evaluation.metrics import FEWEST
 from model import FIXED as UNET_FIXED
 from model import UNetConfig
-from rewards import DiagnosisNet, RewardConfig
-from rl import RLConfig, queries_per_round
+from rewards import CLIPConsistency, DiagnosisNet, RewardConfig
+from rl import SCORE, RLConfig
 from sample import SampleConfig, Schedule, ScheduleConfig
 from storage.command import arguments
 from storage.files import git_revision, read_json, write_json
 from storage.weights import read_config
+from text_encoder import FIXED as TEXT_FIXED
 from text_encoder import TextConfig
 from training.loop import Run, read_log, refuse_another
 from training.ranks import rank, start_ranks
@@ -48,6 +49,8 @@ class TrainConfig:
                       "which part of a real report is the prompt"] = "report"
     diagnosis: Annotated[Path | None, "your own DenseNet-121 as diagnosis reward: FILE.safetensors, and "
                                       "its labels in FILE.json"] = None
+    consistency: Annotated[Path | None, "your own CLIP as consistency reward: a CLIPModel folder of "
+                                        "transformers, tokenizer included"] = None
     train_images: Annotated[int, "phantoms in the training split"] = 8192
     vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 1400
     vae_batch: Annotated[int, "images per step; halve if out of memory"] = 4
@@ -126,12 +129,14 @@ def add_flags(parser: argparse.ArgumentParser, config: type, defaults: dict[str,
 def parse(argv: list[str] | None, text: str = "") -> tuple[TrainConfig, SampleConfig, RLConfig]:
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--preset", default="tiny")
-    name = first.parse_known_args(argv)[0].preset   # a wrong one is refused below
+    first.add_argument("--gradient", default="pathwise")
+    early = first.parse_known_args(argv)[0]   # wrong ones are refused below
+    defaults = preset(early.preset).defaults | (SCORE if early.gradient == "score" else {})
     parser = argparse.ArgumentParser(description=text,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = (TrainConfig, SampleConfig, RLConfig)
     for kind in kinds:
-        add_flags(parser, kind, preset(name).defaults)
+        add_flags(parser, kind, defaults)
     values = vars(arguments(parser, argv))
     configs = tuple(kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}) for kind in kinds)
     check(*configs)
@@ -140,9 +145,9 @@ def parse(argv: list[str] | None, text: str = "") -> tuple[TrainConfig, SampleCo
 
 # Options that may be 0, and the most of those that cannot be 10^9.
 ZERO = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr",
-        "save_every", "lora_rank", "values"}
-MOST = {"seed": 2**31 - 1, "train_images": 2**20, "prompt_dropout": 1, "fraction": 1, "mix": 1,
-        "ema_decay": 1, "eta": 10, "guidance": 1000}
+        "save_every", "lora_rank", "rwr_steps", "rounds", "ema_decay"}
+MOST = {"seed": 2**31 - 1, "train_images": 2**20, "prompt_dropout": 1, "ema_decay": 1, "eta": 10,
+        "guidance": 1000}
 
 
 def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
@@ -159,7 +164,9 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
     if sampling.eta < 0.01:
         raise ValueError(f"--eta {sampling.eta}: expected 0.01 or more: with hardly any randomness in a step "
                          "there is no log-probability, which the policy gradient needs")
-    queries_per_round(sampling.sample_steps, rl)   # raises for steps that cannot be
+    if sampling.sample_steps < 2:
+        raise ValueError(f"--sample-steps {sampling.sample_steps}: expected 2 or more; the last step has no "
+                         "randomness, hence no log-probability")
     if rl.w_align == rl.w_diag == rl.w_consist == 0:
         raise ValueError("--w-align 0 --w-diag 0 --w-consist 0: at least one reward needs a weight above 0")
     if config.preset in ("sd15", "sd21") and config.init is None:
@@ -177,11 +184,13 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
         schedule.timesteps(sampling.sample_steps)
     except ValueError as error:
         raise ValueError(f"--sample-steps {sampling.sample_steps}: {error}") from error
-    if config.diagnosis is not None:
+    for flag, read in (("diagnosis", DiagnosisNet.from_densenet),
+                       ("consistency", CLIPConsistency.from_pretrained)):
         try:
-            DiagnosisNet.from_densenet(config.diagnosis)
+            if getattr(config, flag) is not None:
+                read(getattr(config, flag))
         except ValueError as error:
-            raise ValueError(f"--diagnosis {error}") from error
+            raise ValueError(f"--{flag} {error}") from error
     if config.compile:
         try:   # a number that no kernel in a cache has
             nonce, device = time.time_ns(), "cuda" if torch.cuda.is_available() else "cpu"
@@ -191,20 +200,23 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
                              f"{str(error).strip().splitlines()[0]}") from error
 
 
-def image_size(config: TrainConfig) -> int:
-    """Side of the images in pixels: the preset's, or what the folder of --init draws (768 for SD 2.1-v)."""
+def sizes_of(config: TrainConfig) -> Preset:
+    """The preset's sizes; networks and images as the folder of --init has them (768 px for SD 2.1-v)."""
+    sizes = preset(config.preset)
     if config.init is None:
-        return preset(config.preset).size
-    side = read_config(config.init / "unet", UNetConfig, UNET_FIXED).sample_size
-    if side is None:
+        return sizes
+    unet = read_config(config.init / "unet", UNetConfig, UNET_FIXED)
+    vae = read_config(config.init / "vae", VAEConfig, VAE_FIXED)
+    if unet.sample_size is None:
         raise ValueError(f"--init {config.init}: unet/config.json has no sample_size")
-    return side * read_config(config.init / "vae", VAEConfig, VAE_FIXED).factor
+    return dataclasses.replace(sizes, size=unet.sample_size * vae.factor, unet=unet, vae=vae,
+                               text=read_config(config.init / "text_encoder", TextConfig, TEXT_FIXED))
 
 
 # ------------------------------------------------------------------------------------------------ run folder
 
 
-ORIGIN = ("preset", "data_digest", "seed", "fit", "prompt", "init", "finetune", "diagnosis",
+ORIGIN = ("preset", "data_digest", "seed", "fit", "prompt", "init", "finetune", "diagnosis", "consistency",
           "train_images")
 
 

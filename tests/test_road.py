@@ -1,0 +1,284 @@
+"""From a Stable Diffusion folder and an archive to CXRL: fine-tuning, presets, latents on disk, several
+processes, and what --dry-run foretells."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SMOKE, command
+from PIL import Image
+from safetensors.torch import load_file
+from test_rl import Brightness, optimizer_of, small_pipeline
+
+import train
+from chests.phantom import describe, phantom
+from model import UNet2DConditionModel, UNetConfig
+from rl import RLConfig, rl_round
+from sample import Pipeline, SampleConfig, Schedule, ScheduleConfig
+from text_encoder import CLIPTextModel, TextConfig, Tokenizer
+from training import latents, loop, options, plan
+from training.options import parse, preset
+from vae import AutoencoderKL, VAEConfig
+
+UNET = UNetConfig(sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
+                  down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), cross_attention_dim=32,
+                  up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=4)
+VAE = VAEConfig(block_out_channels=(4, 8, 8, 8), norm_num_groups=4)
+TEXT = TextConfig(vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                  num_attention_heads=4)
+FEW = ["--diffusion-steps", "3", "--diffusion-batch", "4", "--diffusion-micro", "3", "--diffusion-lr", "1e-3",
+       "--reward-steps", "1", "--reward-batch", "2", "--rounds", "1", "--reports", "2", "--group", "2",
+       "--values", "1", "--sample-steps", "3", "--eval-reports", "20", "--save-every", "0"]
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory) -> Path:
+    """A folder like Stable Diffusion's, of random weights: 3-channel autoencoder, noise prediction, DDIM's
+    betas; 64 px."""
+    folder = tmp_path_factory.mktemp("init")
+    tokenizer = Tokenizer.train(describe(range(40), 0, False).reports, 600)
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(UNET)
+    for parameter in unet.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    vae, text = AutoencoderKL(VAE), CLIPTextModel(TEXT)
+    Pipeline(unet, vae, text, tokenizer, Schedule(ScheduleConfig())).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mimic(tmp_path_factory) -> Path:
+    """MIMIC-CXR-JPG in miniature: 60 patients with a phantom each."""
+    folder, texts = tmp_path_factory.mktemp("mimic"), describe(range(60), 0, True)
+    metadata, split = "dicom_id,subject_id,study_id,ViewPosition\n", "dicom_id,split\n"
+    for i, image in enumerate(phantom(range(60), 0, 64, True).images):
+        study = folder / "files" / "p10" / f"p{10_000_000 + i}" / f"s{50_000_000 + i}"
+        study.mkdir(parents=True)
+        Image.fromarray(image[0].numpy()).save(study / f"d{i}.jpg")
+        study.with_suffix(".txt").write_text(f" FINAL REPORT\n IMPRESSION:\n \n {texts.reports[i]}\n")
+        metadata += f"d{i},{10_000_000 + i},{50_000_000 + i},PA\n"
+        split += f"d{i},{'test' if i < 24 else 'validate' if i < 28 else 'train'}\n"
+    (folder / "mimic-cxr-2.0.0-metadata.csv").write_text(metadata)
+    (folder / "mimic-cxr-2.0.0-split.csv").write_text(split)
+    return folder
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {f"{path.parent.name}.{k}": v for path in sorted(folder.glob("*/*.safetensors"))
+            for k, v in load_file(path).items()}
+
+
+def test_the_command_of_the_readme_goes_all_the_way(init, mimic, tmp_path):
+    """--preset sd15 --init --data, with a LoRA learned first: evaluation.json in the end; the LoRA is merged
+    into the UNet of RUN/anchor, all else is the folder's own; what the preset set is in config.json."""
+    run = tmp_path / "run"
+    done = command("train.py", "--preset", "sd15", "--init", init, "--data", mimic, "--out", run, *FEW,
+                   "--finetune", "lora")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "evaluation.json").read_text())["n"] == 20
+    kept = json.loads((run / "config.json").read_text())
+    assert (kept["guidance"], kept["lora_rank"], kept["offload"], kept["rounds"]) == (4.0, 4, True, 1)
+    before, after = tensors(init), tensors(run / "anchor")
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed and all(any(name in key for name in ("to_q", "to_k", "to_v", "to_out")) for key in changed)
+    read = [Schedule.from_pretrained(folder / "scheduler").config for folder in (init, run / "anchor")]
+    assert read[0] == read[1] and read[0].prediction_type == "epsilon"
+
+
+def test_killed_fine_tuning_ends_bit_for_bit_where_the_uninterrupted_one_ends(init, mimic, tmp_path):
+    """SIGKILL after the first checkpoint of UNet and text encoder: the same command ends with the same
+    weights, of another UNet and text encoder than it began with, and the very same autoencoder."""
+    argv = ["--preset", "sd15", "--init", str(init), "--data", str(mimic), *FEW, "--finetune", "all",
+            "--stage", "diffusion"]
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *argv, "--out", tmp_path / "killed"],
+                               env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    state = tmp_path / "killed" / "state" / "diffusion.safetensors"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.exists() and not (tmp_path / "killed" / "anchor" / "model_index.json").exists()
+    for name in ("killed", "whole"):
+        train.main([*argv, "--out", str(tmp_path / name)])
+    before, one, two = (tensors(folder) for folder in
+                        (init, tmp_path / "killed" / "anchor", tmp_path / "whole" / "anchor"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    for part, same in (("unet", False), ("text_encoder", False), ("vae", True)):
+        assert all(torch.equal(before[key], one[key]) for key in one if key.startswith(part)) is same, part
+    with pytest.raises(ValueError, match="--finetune none: .* was made with 'all'; choose another --out"):
+        train.main([*argv[:-4], "--out", str(tmp_path / "whole")])
+
+
+# ------------------------------------------------------------------------------------------ several processes
+
+ONE_STEP = ["--vae-steps", "1", "--text-steps", "1", "--diffusion-steps", "1", "--reward-steps", "1",
+            "--seed", "1"]
+PARTS = {"vae": 1e-6, "text": 5e-6, "diffusion": 1e-6, "posture": 1e-5, "diagnosis": 1e-5,
+         "consistency": 1e-2}
+DRIVER = """
+import shutil, sys
+sys.path.insert(0, {root!r})
+import train
+from training.ranks import rank, wait_for_ranks
+for stage in ("vae", "diffusion", "rewards"):
+    train.main([*{argv!r}, "--out", {ours!r}, "--stage", stage])
+    if stage == "vae" and rank() == 0:   # the next stages from the same autoencoder
+        shutil.copytree({theirs!r} + "/anchor/vae", {ours!r} + "/anchor/vae", dirs_exist_ok=True)
+    wait_for_ranks()
+train.main([*{tuning!r}, "--out", {ours!r} + "-tuned", "--stage", "diffusion"])
+"""
+
+
+def first_gradient(state: Path) -> torch.Tensor:
+    """AdamW's first moment after one step is a tenth of the gradient."""
+    return torch.cat([v.flatten() for k, v in sorted(load_file(state).items()) if k.endswith("exp_avg")])
+
+
+def test_two_processes_have_the_gradient_of_one(init, mimic, tmp_path):
+    """Under torchrun each of two ranks takes half of the batch in every supervised stage; what comes of it
+    is the gradient of the whole batch to the rounding of float32: batch norms, contrastive losses and labels
+    that count unevenly included. (A ReLU on its kink makes more of rounding: consistency.)"""
+    ours, theirs = tmp_path / "two", tmp_path / "one"
+    argv = [*SMOKE, *ONE_STEP]
+    tuning = ["--preset", "sd15", "--init", str(init), "--data", str(mimic), *FEW, "--finetune", "all",
+              "--diffusion-steps", "1"]
+    for stage in ("vae", "diffusion", "rewards"):
+        train.main([*argv, "--out", str(theirs), "--stage", stage])
+    train.main([*tuning, "--out", f"{theirs}-tuned", "--stage", "diffusion"])
+    script = tmp_path / "two.py"
+    script.write_text(DRIVER.format(root=str(ROOT), argv=argv, tuning=tuning, ours=str(ours),
+                                    theirs=str(theirs)))
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+                           "2", script], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    pairs = {part: [run / "state" / f"{part}.safetensors" for run in (ours, theirs)] for part in PARTS}
+    pairs["tuned"] = [Path(f"{run}-tuned") / "state" / "diffusion.safetensors" for run in (ours, theirs)]
+    for part, files in pairs.items():
+        a, b = map(first_gradient, files)
+        assert (a - b).norm() < PARTS.get(part, 1e-6) * b.norm(), part
+    logs = [(run / "log.jsonl").read_text().splitlines() for run in (ours, theirs)]
+    for a, b in zip(*(map(json.loads, log) for log in logs), strict=True):
+        assert a.get("loss") == pytest.approx(b.get("loss"), rel=1e-5), a["stage"]
+
+
+def test_batches_must_split_evenly_over_processes(monkeypatch):
+    """A batch that the processes cannot share is refused with the flag's name."""
+    monkeypatch.setattr(train, "ranks", lambda: 3)
+    with pytest.raises(ValueError, match="--vae-batch 4: expected a multiple of the 3 processes"):
+        train.main(["--reports", "33"])
+
+
+def test_passes_of_any_size_make_the_same_update(tmp_path):
+    """--diffusion-micro: gradient and reported loss are means over the batch, however it is cut."""
+    run, net = loop.Run(tmp_path, {}, torch.device("cpu"), 0, 1e9), torch.nn.Linear(3, 1)
+    x, ends = torch.randn(5, 3), []
+    for micro in (5, 2, 1):
+        torch.nn.init.ones_(net.weight)
+        loop.fit(run, f"m{micro}", {"net": net}, lambda step, part: (net(x[part]).square().mean(), {}), 1,
+                 0.1, 5, micro)
+        ends.append(net.weight.detach().clone())
+    assert torch.allclose(ends[0], ends[1], atol=1e-6) and torch.allclose(ends[0], ends[2], atol=1e-6)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------- latents
+
+
+class Films:
+    """Ten grey images, and a note of which were asked for."""
+    size = 16
+
+    def __init__(self):
+        self.pixels = torch.randint(256, (10, 1, 16, 16), dtype=torch.uint8)
+        self.seen: list[int] = []
+
+    def __len__(self) -> int:
+        return 10
+
+    def stream(self, rule):
+        return lambda step: self.seen.extend(rule(step).tolist()) or self.pixels[rule(step)]
+
+
+def test_latents_are_mapped_and_made_shard_by_shard(tmp_path, monkeypatch):
+    """Each image is encoded once, to float16 files that are mapped, never read whole; a shard that is missing
+    is made again, and no other; a batch is what the autoencoder gives, scaled, to float16's rounding."""
+    monkeypatch.setattr(latents, "SHARD", 4)
+    monkeypatch.setattr(latents, "PIXELS", 3 * 16**2)
+    vae, films = AutoencoderKL(VAE).eval(), Films()
+    run = loop.Run(tmp_path, {}, torch.device("cpu"), 0, 1e9)
+    first = latents.latent_cache(run, vae, films)
+    assert films.seen == list(range(10)) and len(first) == 10
+    assert all(isinstance(shard, np.memmap) and shard.dtype == np.float16 for shard in first.shards)
+    index = torch.tensor([9, 0, 5])
+    with torch.no_grad():
+        want = vae.encode((films.pixels[index] / 255 * 2 - 1).expand(-1, 3, -1, -1))[0] * VAE.scaling_factor
+    assert first[index].dtype == torch.float32 and torch.allclose(first[index], want, rtol=2e-3, atol=1e-3)
+    (tmp_path / "state" / "latents" / "0000004.npy").unlink()
+    again = latents.latent_cache(run, vae, films)
+    assert films.seen[10:] == [4, 5, 6, 7] and torch.equal(again[index], first[index])
+    path = tmp_path / "state" / "latents" / "0000008.npy"
+    np.save(path, np.zeros((3, 4, 2, 2), np.float16))
+    with pytest.raises(ValueError, match=r"08.npy: float16 \(3, 4, 2, 2\), expected float16 \(2, 4, 2, 2\)"):
+        latents.latent_cache(run, vae, films)
+    path.write_bytes(path.read_bytes()[:90])
+    with pytest.raises(ValueError, match="0000008.npy: damaged"):
+        latents.latent_cache(run, vae, films)
+
+
+# ------------------------------------------------------------------------------------------ presets, dry runs
+
+
+def test_a_preset_sets_defaults_and_flags_override_them(init, capsys):
+    """--preset sd15 brings its own defaults, shown by --help; a flag wins, before or after it; tiny's are the
+    dataclasses'; every default belongs to an option."""
+    kinds = (options.TrainConfig, SampleConfig, RLConfig)
+    names = {name for kind in kinds for name in kind.__dataclass_fields__}
+    for name in ("tiny", "small", "sd15", "sd21"):
+        assert preset(name).defaults.keys() <= names
+    config, sampling, rl = parse(["--guidance", "2", "--preset", "sd15", "--init", str(init), "--no-offload"])
+    assert (config.out, config.diffusion_lr, sampling.sample_steps) == (Path("runs/sd15"), 1e-5, 50)
+    assert (sampling.guidance, rl.offload, rl.checkpointing, rl.lora_rank) == (2.0, False, True, 4)
+    with pytest.raises(SystemExit):
+        parse(["--preset=sd15", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "denoising steps of every image, rollouts included [50]" in text
+    assert "halves the cost [4.0]" in text
+
+
+@pytest.mark.parametrize("kl, guidance", [(0.0, 1.0), (0.1, 2.0)])
+def test_forwards_of_the_plan_are_those_of_a_round(kl, guidance):
+    """The UNet forwards an image that --dry-run prints, counted in a round: rollout, anchor's rollout,
+    update."""
+    pipe, anchor, count = small_pipeline(), small_pipeline(0), []
+    config = RLConfig(rounds=1, reports=2, group=4, kl=kl, fraction=0.6, values=1, rl_batch=8, rl_micro=8)
+    sampling = SampleConfig(sample_steps=6, guidance=guidance)
+    for unet in (pipe.unet, anchor.unet):
+        unet.register_forward_hook(lambda net, args, out: count.append(len(args[0])))
+    rl_round(pipe, anchor, Brightness(), ["a"] * 4 + ["bb"] * 4, list(range(8)), sampling, config,
+             optimizer_of(pipe, 1e-4))
+    text, _ = plan.work(options.TrainConfig(), sampling, config, 100, 0)["rl"]
+    assert f"; {sum(count) / 8:.0f} UNet forwards an image" in text
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, capsys, monkeypatch):
+    """Stages, images, updates, forwards, queries, memory and time of what is not done yet, and no run folder;
+    what cannot fit is refused with the flags that would help."""
+    train.main(["--dry-run", *SMOKE, "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    for words in ("vae: 6 updates of 8 images", "64 images to encode", "6 updates of 8 images, 0.8 epochs",
+                  "3 rounds of 4 images", "reward queries", "GB of tensors", "passes of the UNet a second"):
+        assert words in said, words
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(plan.os, "sysconf", lambda name: 100)
+    with pytest.raises(ValueError, match="stage diffusion: needs .* GB of memory, cpu has 0.0: lower --diff"):
+        train.main(["--dry-run", *SMOKE, "--out", str(tmp_path / "run")])
