@@ -52,7 +52,7 @@ from training.loop import (
 )
 from training.options import Preset, TrainConfig, bind, open_run, parse, sizes_of
 from training.plan import dry_run
-from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks
+from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks, whole_job
 from vae import AutoencoderKL
 
 KEPT_NUMBERS = 2**27      # of prompt embeddings, 0.5 GB; of larger sets they are computed for each batch
@@ -420,7 +420,8 @@ def main(argv: list[str] | None = None) -> None:
         drawn = 2 * (drawn + (evaluate.COPIES - 1) * min(drawn, evaluate.SSIM_REPORTS))
         dry_run(config, sampling, rl, sizes_of(config), len(sets["train"]), drawn, todo, device)
         return
-    with holding(config.out, "--out ") if rank() == 0 else nullcontext():   # all ranks are one holder
+    hold = holding(config.out, "--out ") if rank() == 0 else nullcontext()   # all ranks are one holder
+    with hold, whole_job():
         run = open_run(config, sampling, rl)
         if rank() == 0:
             sets = begin(run, config)

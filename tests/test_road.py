@@ -211,7 +211,8 @@ class Films:
 
 def test_latents_are_mapped_and_made_shard_by_shard(tmp_path, monkeypatch):
     """Each image is encoded once, to float16 files that are mapped, never in memory whole; a shard that is
-    missing is made again, and no other; a batch is what the autoencoder gives, scaled, to float16's rounding."""
+    missing is made again, and no other; a batch is what the autoencoder gives, scaled, to float16's
+    rounding."""
     monkeypatch.setattr(latents, "SHARD", 4)
     monkeypatch.setattr(latents, "PIXELS", 3 * 16**2)
     vae, films = AutoencoderKL(VAE).eval(), Films()

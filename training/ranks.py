@@ -7,7 +7,8 @@ contrastive losses, reaches over all ranks by share_batch_norms and gather_from_
 import functools
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -38,17 +39,20 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def together(operation: Callable, *arguments) -> None:
-    """A collective operation of all ranks. OSError where one of them is gone."""
+@contextmanager
+def whole_job() -> Iterator[None]:
+    """OSError where another of the processes has ended."""
     try:
-        operation(*arguments)
-    except RuntimeError as error:
-        raise OSError(f"a process of this job has ended: {str(error).splitlines()[0]}") from error
+        yield
+    except RuntimeError as error:   # gloo's and NCCL's; the first has no class of its own
+        if not isinstance(error, dist.DistError) and "Connection" not in str(error):
+            raise
+        raise OSError(f"another process of this job has ended ({str(error).splitlines()[0]})") from error
 
 
 def wait_for_ranks() -> None:
     if dist.is_initialized():
-        together(dist.barrier)
+        dist.barrier()
 
 
 def share(batch: int) -> slice:
@@ -66,7 +70,7 @@ def reduce_over_ranks(tensors: list[Tensor], op=dist.ReduceOp.SUM) -> None:
         many = sum(size <= MESSAGE for size in sizes) + 1
         part, tensors = tensors[:many], tensors[many:]
         flat = torch.cat([t.flatten() for t in part])
-        together(dist.all_reduce, flat, op)
+        dist.all_reduce(flat, op)
         for t, values in zip(part, flat.split([t.numel() for t in part]), strict=True):
             t.copy_(values.view_as(t))
 
@@ -85,7 +89,7 @@ def gather_from_ranks(x: Tensor) -> Tensor:
     if ranks() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(ranks())]
-    together(dist.all_gather, parts, x.detach().contiguous())
+    dist.all_gather(parts, x.detach().contiguous())
     if x.requires_grad:
         parts[rank()] = x.view_as(x)
         parts[rank()].register_hook(lambda gradient: ranks() * gradient)
