@@ -127,8 +127,8 @@ def check_prompts(flag: str, reports: int, test) -> None:
     if reports < FEWEST:
         raise ValueError(f"{flag} {reports}: expected at least {FEWEST}")
     if len(test) < FEWEST:
-        raise ValueError(f"{flag} {reports}: the {test.name} split has {len(test)} images; an evaluation needs "
-                         f"{FEWEST} (--stage: all but that)")
+        raise ValueError(f"{flag} {reports}: the {test.name} split has {len(test)} images; "
+                         f"an evaluation needs {FEWEST}")
     if reports > len(test):
         if reports != REPORTS:
             raise ValueError(f"{flag} {reports}: the {test.name} split has {len(test)}")
