@@ -63,10 +63,8 @@ def arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> argpar
     """parser.parse_args(argv). Refused: bytes that are no letters, in which neither a report nor the path of
     a weight file can be written, and "--flag=--", of which some versions of argparse make a list."""
     for word in sys.argv[1:] if argv is None else argv:
-        if any("\ud800" <= letter <= "\udfff" for letter in word):
-            raise ValueError(f"{word!r}: expected valid UTF-8")
-        if word.startswith("--") and word.endswith("=--"):
-            raise ValueError(f"{word}: expected a value")
+        if word.endswith("=--") or any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise ValueError(f"argument {word!r}: expected a value, in valid UTF-8")
     return parser.parse_args(argv)
 
 

@@ -30,17 +30,14 @@ class Latents:
         self.n, self.shards = n, []
         for i, path in enumerate(paths):
             try:
-                if not path.is_file():
-                    raise OSError("not a regular file")
                 self.shards.append(np.load(path, mmap_mode="r"))
             except (ValueError, OSError, EOFError) as error:
                 raise ValueError(f"{path}: damaged ({error}); delete it to encode its images anew") from error
             found, wanted = self.shards[-1], (min(SHARD, n - i * SHARD), *shape)
-            if found.shape != wanted or found.dtype != np.float16:
-                raise ValueError(f"{path}: {found.dtype} {found.shape}, expected float16 {wanted}; "
+            sound = np.isfinite(found).all() if found.dtype == np.float16 else False
+            if found.shape != wanted or not sound:
+                raise ValueError(f"{path}: {found.dtype} {found.shape}, expected float16 {wanted}, finite; "
                                  f"delete {path.parent} to encode the images anew")
-            if not np.isfinite(found).all():
-                raise ValueError(f"{path}: not finite; delete it to encode its images anew")
 
     def __len__(self) -> int:
         return self.n
@@ -58,12 +55,11 @@ def latent_cache(run: Run, vae: AutoencoderKL, train) -> Latents:
     key = hashlib.sha256(next(vae.parameters()).detach().cpu().numpy().tobytes())
     key.update(f"{data_digest(train)} {vae.config}".encode())
     folder = run.path("state", f"latents-{key.hexdigest()[:16]}")
-    for other in run.path("state").glob("latents*") if rank() == 0 else ():
-        if other != folder:
-            print(f"latents: those in {other} are of other images or another autoencoder: made again")
-            shutil.rmtree(other) if other.is_dir() and not other.is_symlink() else other.unlink()
+    for other in set(run.path("state").glob("latents*")) - {folder} if rank() == 0 else ():
+        print(f"latents: those in {other} are of other images or another autoencoder; made again")
+        shutil.rmtree(other, ignore_errors=True)
     paths = [folder / f"{first:07d}.npy" for first in range(0, n, SHARD)]
-    missing = [i for i in range(rank(), len(paths), ranks()) if not paths[i].exists()]
+    missing = [i for i in range(rank(), len(paths), ranks()) if not paths[i].is_file()]
     parts = [part for i in missing for part in torch.arange(n).split(SHARD)[i].split(few)]
     draw = train.stream(lambda step: parts[min(step, len(parts) - 1)])   # worker processes look ahead
     steps = iter(tqdm(range(len(parts)), "latents", unit="batch", disable=rank() > 0 or not parts))

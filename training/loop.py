@@ -121,11 +121,10 @@ def weights_and_average(modules: dict[str, nn.Module], ema: dict | None) -> dict
 
 def refuse_another(name: str, old: dict, new: dict, path: Path, advice: str) -> None:
     """Raise ValueError where an option of `path` was another; a path may be spelled in many ways."""
-    if name == "data_digest" and name not in old:   # of an older version
-        name = "data"
+    name = "data" if name == "data_digest" and name not in old else name   # an older version's
     before, now = old.get(name), new[name]
-    if before == now or (isinstance(before, str) and isinstance(now, str)
-                         and os.path.realpath(before) == os.path.realpath(now)):
+    spelled = isinstance(before, str) and isinstance(now, str)
+    if before == now or spelled and os.path.realpath(before) == os.path.realpath(now):
         return
     if name == "data_digest":
         raise ValueError(f"--data {new['data']}: its images, reports or labels are not those that {path} was "
@@ -160,20 +159,18 @@ def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer,
 def check_state(tensors: dict[str, Tensor], live: dict[str, Tensor], optimizer) -> dict[int, dict]:
     """Raise ValueError unless the tensors of a state file are the live ones and the moments of all parameters
     (or of none: no step was made), each of its shape and type -> the moments."""
-    wanted, moments = dict(live), {}
-    for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        own = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
-        if f"optimizer.{i}.step" in tensors or moments:
-            wanted |= {f"optimizer.{i}.{name}": like for name, like in own.items()}
-            moments[i] = own
-    for key in sorted(wanted.keys() | tensors.keys()):
-        found, expected = (f"{t[key].dtype} {list(t[key].shape)}" if key in t else "absent"
-                           for t in (tensors, wanted))
-        if found != expected:
-            raise ValueError(f"{key} is {found}, expected {expected}")
+    moments = {}
+    if any(key.startswith("optimizer.") for key in tensors):
+        moments = {i: {"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p} for i, p in
+                   enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    wanted = live | {f"optimizer.{i}.{name}": p for i, own in moments.items() for name, p in own.items()}
+    found, wanted = ({k: f"{v.dtype} {list(v.shape)}" for k, v in t.items()} for t in (tensors, wanted))
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            raise ValueError(f"{key} is {found.get(key)}, expected {wanted.get(key)}")
     # Laid out as the parameter: fused AdamW takes it for granted that the strides agree.
-    return {i: {name: torch.empty_like(like).copy_(tensors[f"optimizer.{i}.{name}"])
-                for name, like in own.items()} for i, own in moments.items()}
+    return {i: {name: torch.empty_like(p).copy_(tensors[f"optimizer.{i}.{name}"]) for name, p in own.items()}
+            for i, own in moments.items()}
 
 
 # ------------------------------------------------------------------------------------------------ one loop
