@@ -17,6 +17,9 @@ and is the floor or ceiling of each metric. evaluation/judge.py: what the judge 
     macro_f1                mean over findings of F1 at 0.5
     consistency             mean cosine of the judge's embeddings of image and report
     retrieval_at_1, 5, 10   share of reports with fewer than k of the n images nearer to them than their own
+    fine_detail             amplitude of what has wavelengths of 2 to 8 pixels; below real's: blurred
+    texture_fid             FID on how much detail of three octaves is where (metrics.octaves): features that
+                            were not taught to overlook blur, as the judge's are
     fid, kid                against a reference set of other real images, on the judge's features (or, with
                             --features, on those of a DenseNet-121 after its last ReLU: torchxrayvision's
                             features2, as RoentGen; or on a DINOv2's class token; README.md converts them)
@@ -104,6 +107,7 @@ class Yardstick:
     embeddings: Tensor     # n e, of the reports
     compared: int          # the first images of a set are compared with the reference set, so many
     reference: Tensor      # m d, features of other real images
+    texture: Tensor        # m 48, of the same images
     train: Tensor          # t d, features of training images
     train_index: Tensor    # t, their rows in the train split
     similar: int           # the first prompts have COPIES images, so many
@@ -156,9 +160,12 @@ def make_yardstick(judge: Judge, sets: dict, reports: int, seed: int,
         parts = (chests.images(part) for part in index.split(BATCH))
         return torch.cat([look(eyes or judge, images)["features"] for images in parts])
 
+    textures = [metrics.texture(metrics.octaves(test.images(part).float() / 255))
+                for part in order[compared:].split(BATCH)]
     return Yardstick(judge, order[:n], prompts, labels,
                      embeddings=judge.embed_reports([ngrams(r, judge.config.buckets) for r in prompts]).cpu(),
                      compared=compared, reference=features(test, order[compared:]),
+                     texture=torch.cat(textures),
                      train=features(train, nearest), train_index=nearest,
                      similar=min(SSIM_REPORTS, n), seed=seed, eyes=eyes or judge)
 
@@ -179,7 +186,7 @@ def measure(yard: Yardstick, images: Tensor, groups: list[Tensor],
     features, distance = all_features[:yard.compared], metrics.nearest(all_features, yard.train)
     every, part, fixed = resampling(len(images)), resampling(yard.compared), resampling(len(yard.reference))
     near = metrics.neighbourhoods(yard.reference, features)
-    alike = similarity(groups)
+    alike, energies = similarity(groups), metrics.octaves(images)
     by_finding = metrics.auroc(probability, yard.labels, every)
     return {
         "posture_deviation": metrics.mean((seen["psi"] - IDENTITY).abs().sum(1), every),
@@ -190,6 +197,9 @@ def measure(yard: Yardstick, images: Tensor, groups: list[Tensor],
         "consistency": metrics.mean((seen["embedding"] * yard.embeddings).sum(1), every),
         **{f"retrieval_at_{k}": metrics.mean(metrics.retrieved(seen["embedding"], yard.embeddings, k), every)
            for k in (1, 5, 10)},
+        "fine_detail": metrics.mean(metrics.fine_detail(energies), every),
+        "texture_fid": metrics.fid(metrics.texture(energies[:yard.compared]), yard.texture,
+                                   part[:1 + FID_RESAMPLES]),
         "fid": metrics.fid(features, yard.reference, part[:1 + FID_RESAMPLES]),
         "kid": metrics.kid(features, yard.reference, part),
         "ms_ssim": metrics.mean(alike, resampling(len(alike))),

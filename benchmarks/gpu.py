@@ -134,7 +134,7 @@ def ddpo_rounds(folder: Path, nets: Rewards, images: int, steps: int, config: RL
         sample_num_batches_per_epoch=images // batch, train_batch_size=micro,
         train_gradient_accumulation_steps=images // (config.updates * micro),
         train_learning_rate=config.rl_lr,
-        train_timestep_fraction=(steps - config.skip_last + 0.5) / steps, per_prompt_stat_tracking=False,
+        train_timestep_fraction=(steps - 0.5) / steps, per_prompt_stat_tracking=False,
     ), reward, lambda: (REPORT, {}), DefaultDDPOStableDiffusionPipeline(str(folder), use_lora=True))
     theirs.sd_pipeline.set_progress_bar_config(disable=True)
     return ours, lambda: theirs.step(0, 0)

@@ -295,3 +295,21 @@ def test_retrieval_counts_the_images_that_are_nearer():
     images = torch.tensor([[0.9, 0.5, 0.8], [0.1, 0.4, 0.9], [0.2, 0.1, 0.3]])
     found = [metrics.retrieved(images, reports, k).tolist() for k in (1, 2, 3)]
     assert found == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+
+
+def test_blur_shows_in_fine_detail_and_texture():
+    """A blurred set keeps its grey values and loses its fine detail: the amplitude falls with every pass, and
+    the Frechet distance of textures to unseen sharp images rises far above that of sharp ones."""
+    g = torch.Generator().manual_seed(0)
+    films = torch.nn.functional.interpolate(torch.rand(200, 1, 32, 32, generator=g), (64, 64))
+    other, soft = metrics.texture(metrics.octaves(films[100:])), films[:100]
+    amplitudes, distances = [], []
+    for _ in range(3):
+        energies = metrics.octaves(soft)
+        assert energies.shape == (100, 3, 4, 4)
+        amplitudes.append(metrics.fine_detail(energies).mean().item())
+        distances.append(metrics.fid(metrics.texture(energies), other).item())
+        soft = torch.nn.functional.avg_pool2d(soft, 3, 1, 1)
+    assert amplitudes[0] > 1.5 * amplitudes[1] > 1.5 * 1.2 * amplitudes[2]
+    assert distances[2] > distances[1] > 3 * distances[0]
+    assert metrics.fine_detail(metrics.octaves(torch.full((1, 1, 64, 64), 0.3))) == 0

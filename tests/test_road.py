@@ -257,16 +257,17 @@ def test_a_preset_sets_defaults_and_flags_override_them(init, capsys):
     assert "halves the cost [4.0]" in text
 
 
+@pytest.mark.parametrize("gradient", ["score", "pathwise"])
 @pytest.mark.parametrize("kl, guidance", [(0.0, 1.0), (0.1, 2.0)])
-def test_forwards_of_the_plan_are_those_of_a_round(kl, guidance):
+def test_forwards_of_the_plan_are_those_of_a_round(kl, guidance, gradient):
     """The UNet forwards an image that --dry-run prints, counted in a round: rollout, anchor's rollout,
     update."""
     pipe, anchor, count = small_pipeline(), small_pipeline(0), []
-    config = RLConfig(rounds=1, reports=2, group=4, kl=kl, fraction=0.6, values=1, rl_batch=8, rl_micro=8)
+    config = RLConfig(gradient, rounds=1, reports=2, group=4, kl=kl, rl_batch=8, rl_micro=8)
     sampling = SampleConfig(sample_steps=6, guidance=guidance)
     for unet in (pipe.unet, anchor.unet):
         unet.register_forward_hook(lambda net, args, out: count.append(len(args[0])))
-    rl_round(pipe, anchor, Brightness(), ["a"] * 4 + ["bb"] * 4, list(range(8)), sampling, config,
+    rl_round(pipe, anchor, anchor, Brightness(), ["a"] * 4 + ["bb"] * 4, list(range(8)), sampling, config,
              optimizer_of(pipe, 1e-4))
     text, _ = plan.work(options.TrainConfig(), sampling, config, 100, 0)["rl"]
     assert f"; {sum(count) / 8:.0f} UNet forwards an image" in text
