@@ -13,4 +13,4 @@ def test_a_run_that_is_killed_at_random_moments_ends_bit_for_bit(smoke_run, tmp_
 def test_hostile_inputs_end_in_one_line(smoke_run, tmp_path):
     """No traceback, no hang, nothing written outside, nothing lost, whatever a file of a run, a pipeline or a
     table holds."""
-    assert inputs(smoke_run, tmp_path, 12, seed=0) == []
+    assert inputs(smoke_run, tmp_path, 8, seed=0) == []
