@@ -69,7 +69,6 @@ from evaluation.judge import (
     BATCH,
     IDENTITY,
     Judge,
-    data_digest,
     jitter,
     load_judge,
     look,
@@ -438,7 +437,7 @@ def load_sets(run: Path, config: dict, pipe: sample.Pipeline) -> dict:
     size = pipe.latent_shape[1] * pipe.vae.config.factor
     options = {name: config[name] for name in inspect.signature(chest_data.load).parameters if name in config}
     sets = chest_data.load(**{**options, "size": size, "cache": run / "state"})
-    digest = {name: data_digest(chests) for name, chests in sets.items()}
+    digest = {name: chests.digest for name, chests in sets.items()}
     if config.get("data_digest", digest) != digest:   # who is held out may have changed, too
         raise ValueError(f"{config['data']}: its images, reports or labels are not those that {run} was "
                          "trained on")

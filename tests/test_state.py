@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, SMOKE
 from safetensors.torch import load_file, save_file
 
+import data
 from sample import SampleConfig
 from storage.files import holding, read_json, replacing, to_json, write_json
 from training import loop, options
@@ -223,6 +224,7 @@ class Pairs:
         self.reports, self.labels = reports, torch.zeros(len(reports), 14)
         self.pixels = torch.randint(256, (len(reports), 1, 16, 16), dtype=torch.uint8,
                                     generator=torch.Generator().manual_seed(seed))
+        self.digest = data.digest([self.pixels.flatten().tolist()], reports, self.labels)
 
     def __len__(self) -> int:
         return len(self.reports)

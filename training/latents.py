@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.judge import data_digest
 from storage.files import replacing
 from training.loop import Run
 from training.ranks import rank, ranks, wait_for_ranks
@@ -53,7 +52,7 @@ def latent_cache(run: Run, vae: AutoencoderKL, train) -> Latents:
     n, side, few = len(train), train.size // vae.config.factor, max(PIXELS // train.size**2, 1)
     shape = (vae.config.latent_channels, side, side)
     key = hashlib.sha256(next(vae.parameters()).detach().cpu().numpy().tobytes())
-    key.update(f"{data_digest(train)} {vae.config}".encode())
+    key.update(f"{train.digest} {vae.config}".encode())
     folder = run.path("state", f"latents-{key.hexdigest()[:16]}")
     for other in set(run.path("state").glob("latents*")) - {folder} if rank() == 0 else ():
         print(f"latents: those in {other} are of other images or another autoencoder; made again")

@@ -9,7 +9,6 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
-from evaluation.judge import data_digest
 from evaluation.metrics import FEWEST
 from model import FIXED as UNET_FIXED
 from model import UNetConfig
@@ -246,7 +245,7 @@ def refuse_other_origin(run: Run) -> dict:
 
 def bind(run: Run, sets: dict) -> None:
     """Tie the run to its data: their contents are part of its options from now on, and of config.json."""
-    run.options["data_digest"] = {name: data_digest(chests) for name, chests in sets.items()}
+    run.options["data_digest"] = {name: chests.digest for name, chests in sets.items()}
     refuse_other_origin(run)
     if rank() == 0:
         write_json(run.path("config.json"),
