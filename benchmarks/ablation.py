@@ -82,7 +82,8 @@ def tuned(base: Path, name: str, seed: int, flags: list[str]) -> Path:
     """The run of a variant: what comes before RL is linked from the base."""
     run = base.with_name(name.replace(" ", "_"))
     (run / "state").mkdir(parents=True, exist_ok=True)
-    for part in ("anchor", "rewards", "state/latents"):
+    latents = (str(path.relative_to(base)) for path in base.glob("state/latents-*"))
+    for part in ("anchor", "rewards", *latents):
         if not (run / part).exists():
             (run / part).symlink_to((base / part).resolve())
     train.main([*flags, *VARIANTS[name], "--seed", str(seed), "--out", str(run), "--stage", "rl"])
