@@ -15,20 +15,23 @@ Two decisions that the paper leaves open:
   difference of the branches, so it stays a matter of the report alone, while c_s acts on every image with
   weight 1.
 """
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from storage.weights import is_count, load_strict, read_config, read_weights, require, write_folder
 
 
 @dataclass(frozen=True)
 class ACEConfig:
     tokens: int = 4   # K; the paper's figure draws 2, its value is not published
     dim: int = 768    # width d of the prompt embeddings
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            require(is_count(value) and value < 2**16, name, value, "a positive integer below 65536")
 
 
 class ACE(nn.Module):
@@ -52,24 +55,12 @@ class ACE(nn.Module):
         return torch.cat([context, self.c_s.expand(len(context), -1, -1)], dim=1)
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> "ACE":
-        try:
-            config = ACEConfig(**json.loads((Path(folder) / "config.json").read_text()))
+    def from_pretrained(cls, folder: Path | str) -> "ACE":
+        config = read_config(folder, ACEConfig, {})
+        with torch.device("meta"):
             ace = cls(config)
-            ace.load_state_dict(load_file(Path(folder) / "ace.safetensors"))
-        except Exception as error:
-            # missing file, bad JSON, truncated or foreign weights: one message for all
-            message = f"{folder}: not an ACE folder (config.json + ace.safetensors): {error}"
-            raise ValueError(message) from error
+        load_strict(ace, *read_weights(folder, "ace"))
         return ace
 
-    def save_pretrained(self, folder: Path) -> None:
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file({"c_s": self.c_s.detach().cpu().contiguous()}, folder / "ace.safetensors.tmp")
-        except SafetensorError as error:   # a full disk
-            raise OSError(f"{folder}: cannot be written: {error}") from error
-        (folder / "ace.safetensors.tmp").replace(folder / "ace.safetensors")
-        (folder / "config.json.tmp").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        (folder / "config.json.tmp").replace(folder / "config.json")
+    def save_pretrained(self, folder: Path | str) -> None:
+        write_folder(folder, self.state_dict(), "ace", asdict(self.config))

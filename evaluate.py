@@ -44,10 +44,14 @@ the report is uncertain (judge.prompt_labels), as are findings that the judge's 
 both present and absent. Intervals: bootstrap over the prompts, the same resamples for every system, hence
 paired differences; reference and training sets and the neighbourhoods of precision ... coverage stay fixed.
 """
+from storage import command
+
+if __name__ == "__main__":   # before the imports below, which take seconds
+    command.begin("nothing is written yet; the same command evaluates anew", status=2)
+
 import argparse
 import inspect
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -73,26 +77,20 @@ from evaluation.judge import (
     prompt_labels,
     reposition,
 )
+from evaluation.metrics import FEWEST
+from evaluation.results import entry, gains, summary, table
 from pretrained.vit import Dinov2
 from rewards import DiagnosisNet
-from storage.files import git_revision, read_json, write_json
+from storage.files import git_revision, holding, read_json, strict, write_json, write_text
 from storage.pictures import grey, picture_grid, save_png
 
+REPORTS = 512          # prompts, where the test split has as many
 COPIES = 4             # images of one report for MS-SSIM: 6 pairs, as RoentGen
 SSIM_REPORTS = 64      # reports with that many images
 RESAMPLES = 1000       # bootstrap
 FID_RESAMPLES = 200    # of them; each is an eigenvalue problem
 NEAREST = 8192         # training images that nearest_train_distance looks at
 PAIRS = 8              # generated images in nearest_pairs.png, of each of anchor and cxrl
-FEWEST = 20            # prompts; a k = 5 neighbourhood needs some neighbours
-
-# Metric -> which way is better.
-BETTER = {"posture_deviation": "lower", "auroc": "higher", "label_accuracy": "higher",
-          "all_labels_right": "higher", "macro_f1": "higher", "consistency": "higher",
-          "retrieval_at_1": "higher", "retrieval_at_5": "higher", "retrieval_at_10": "higher",
-          "fine_detail": "as real", "texture_fid": "lower", "fid": "lower", "kid": "lower",
-          "ms_ssim": "lower", "precision": "higher", "recall": "higher", "density": "higher",
-          "coverage": "higher", "nearest_train_distance": "as real", "closer_to_train": "as real"}
 
 # ------------------------------------------------------------------------------------------------ measuring
 
@@ -126,6 +124,20 @@ def load_eyes(path: Path) -> nn.Module:
     return eyes
 
 
+def check_prompts(flag: str, reports: int, test) -> None:
+    """Raise ValueError where so many reports cannot be drawn of a test split; all of it in place of the
+    default."""
+    if reports < FEWEST:
+        raise ValueError(f"{flag} {reports}: expected at least {FEWEST}")
+    if len(test) < FEWEST:
+        raise ValueError(f"{flag} {reports}: the {test.name} split has {len(test)} images; "
+                         f"an evaluation needs {FEWEST}")
+    if reports > len(test):
+        if reports != REPORTS:
+            raise ValueError(f"{flag} {reports}: the {test.name} split has {len(test)}")
+        print(f"{flag} {reports}: the {test.name} split has {len(test)}, all of which are taken")
+
+
 @torch.no_grad()
 def make_yardstick(judge: Judge, sets: dict, reports: int, seed: int,
                    eyes: nn.Module | None = None) -> Yardstick:
@@ -136,8 +148,6 @@ def make_yardstick(judge: Judge, sets: dict, reports: int, seed: int,
     """
     test, train = sets["test"], sets["train"]
     n = min(reports, len(test))
-    if n < FEWEST:
-        raise ValueError(f"the {test.name} split has {len(test)} images; an evaluation needs {FEWEST}")
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
     compared = n if len(test) >= 2 * n else n // 2
     prompts = [test.reports[i] for i in order[:n].tolist()]
@@ -282,16 +292,21 @@ def judge_pipelines(run: Path, pipes: dict[str, sample.Pipeline], yard: Yardstic
     return rows
 
 
+# Keys of evaluation.json beside the systems.
+ABOUT = {"data", "n", "seed", "git", "device", "seconds", "run_git", "sampling", "controls", "features",
+         "real", "judge", "protocol"}
+
+
 def read_images(folders: tuple[Path, ...], size: int, fit: str, taken: set[str]) -> list:
     """Folders of images with metadata.csv; each is a system by its folder's name."""
-    sets, taken = [], taken | {"real", "judge", "protocol", "data", "sampling", "controls", "features"}
+    sets, taken = [], taken | ABOUT | {f"{name}_vs_anchor" for name in taken}
     for folder in folders:
         chests = chest_data.load_images(Path(folder), size, fit)
-        if chests.name in taken:
+        if {chests.name, f"{chests.name}_vs_anchor"} & taken:
             raise ValueError(f"--images {folder}: the name is taken; expected another folder name")
         if len(chests) < FEWEST:
             raise ValueError(f"--images {folder}: {len(chests)} usable images; expected {FEWEST} or more")
-        taken.add(chests.name)
+        taken |= {chests.name, f"{chests.name}_vs_anchor"}
         sets.append(chests)
     return sets
 
@@ -317,31 +332,6 @@ def one_line(report: str) -> str:
 # ------------------------------------------------------------------------------------------------ results
 
 
-def summary(rows: Tensor) -> dict:
-    """1+r -> {"value": v, "ci95": [lo, hi]}, None where undefined"""
-    numbers = [rows[0].item(), *metrics.interval(rows)]
-    value, low, high = (number if math.isfinite(number) else None for number in numbers)
-    return {"value": value, "ci95": [low, high]}
-
-
-def entry(rows: dict[str, Tensor]) -> dict:
-    """What evaluation.json says of a system: every metric, and the AUROC of each finding."""
-    findings = {name: summary(column) for name, column in zip(LABELS, rows["by_finding"].T, strict=True)
-                if not column[0].isnan()}
-    return {**{name: summary(rows[name]) for name in BETTER}, "auroc_by_finding": findings}
-
-
-def gains(system: dict[str, Tensor], anchor: dict[str, Tensor], real: dict[str, Tensor]) -> dict:
-    """What a system gained on the anchor, paired by prompt and resample: CXRL's Table 1 in relative terms."""
-    def gap_closed(name: str) -> Tensor:
-        return (system[name] - anchor[name]) / (real[name] - anchor[name])
-
-    return {"posture_deviation_ratio": summary(system["posture_deviation"] / anchor["posture_deviation"]),
-            "auroc_gap_closed": summary(gap_closed("auroc")),
-            "consistency_gap_closed": summary(gap_closed("consistency")),
-            "difference": {name: summary(system[name] - anchor[name]) for name in BETTER}}
-
-
 def judge_quality(yard: Yardstick, sets: dict, real: dict[str, Tensor]) -> dict:
     """How far the judge itself can be trusted.
 
@@ -358,7 +348,7 @@ def judge_quality(yard: Yardstick, sets: dict, real: dict[str, Tensor]) -> dict:
         images, psi = reposition(images, psi, new), new
     error = (look(judge, images)["psi"] - psi).abs()
     names = ("s_x", "s_y", "t_x", "t_y", "theta")
-    return {"train_seed": judge.config.seed, "accuracy_on_real": real["label_accuracy"][0].item(),
+    return {"train_seed": judge.config.seed, "accuracy_on_real": summary(real["label_accuracy"])["value"],
             "auroc_on_real": summary(real["auroc"])["value"], "posture_error": error.sum(1).mean().item(),
             "posture_error_by_parameter": dict(zip(names, error.mean(0).tolist(), strict=True)),
             "posture_spread": (psi - IDENTITY).abs().sum(1).mean().item(),
@@ -378,36 +368,10 @@ def protocol(yard: Yardstick, test) -> dict:
             "findings": [name for name, used in zip(LABELS, judged, strict=True) if used]}
 
 
-def table(result: dict) -> str:
-    """evaluation.json -> text: a row for each metric, value [95 % interval] for each system."""
-    def cell(number: dict) -> str:
-        if number["value"] is None:
-            return "undefined"
-        low, high = ("?" if bound is None else f"{bound:.3f}" for bound in number["ci95"])
-        return f"{number['value']:.3f} [{low}, {high}]"
-
-    systems = [name for name, part in result.items() if isinstance(part, dict) and "fid" in part]
-    lines = [["", "better", *systems]]
-    for name, better in BETTER.items():
-        lines.append([name, better, *(cell(result[system][name]) for system in systems)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(w.ljust(n) for w, n in zip(line, widths, strict=True)).rstrip() for line in lines]
-    for system in (name for name in systems if f"{name}_vs_anchor" in result):
-        gain = result[f"{system}_vs_anchor"]
-        text.append(f"{system}: posture deviation x {cell(gain['posture_deviation_ratio'])} of the anchor's; "
-                    f"gap to real closed: auroc {cell(gain['auroc_gap_closed'])}, "
-                    f"consistency {cell(gain['consistency_gap_closed'])}")
-    judge = result["judge"]
-    text.append(f"judge on real images: label accuracy {judge['accuracy_on_real']:.3f}, posture error "
-                f"{judge['posture_error']:.3f} of {judge['posture_spread']:.3f}; n = {result['n']}, "
-                f"{result['seconds']:.0f} s on {result['device']}")
-    return "\n".join(text)
-
-
 # ------------------------------------------------------------------------------------------------ a run
 
 
-def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: int = 0,
+def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, seed: int = 0,
                  device: torch.device | str = "cpu", controls: tuple[Path, ...] = (),
                  images: tuple[Path, ...] = (), features: Path | None = None) -> dict:
     """Score RUN/anchor, RUN/cxrl, `controls` (pipeline folders) and `images` (folders with metadata.csv)
@@ -417,8 +381,6 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: 
     unfinished run, unusable data, and values out of range.
     """
     start, run, device = time.monotonic(), Path(run), torch.device(device)
-    if reports < FEWEST:
-        raise ValueError(f"--reports {reports}: expected at least {FEWEST}")
     if not 0 <= seed < 2**31:
         raise ValueError(f"--seed {seed}: expected 0 to 2^31 - 1")
     config = read_config(run)
@@ -429,18 +391,19 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: 
     pipes = {name: sample.Pipeline.load(folder, device) for name, folder in folders.items()}
     sets = data or load_sets(run, config, pipes["anchor"])
     test = sets["test"]
+    check_prompts("--reports", reports, test)
     foreign = read_images(images, test.size, config.get("fit", "crop"), taken={*pipes})
     judge = load_judge(run / "state" / "judge.safetensors", sets["judge"], device)
     yard = make_yardstick(judge, sets, reports, seed, eyes)
     rows = {"real": measure(yard, test.images(yard.index).float() / 255, real_groups(yard, test))}
     rows |= judge_pipelines(run, pipes, yard, settings, sets["train"])
-    (run / "prompts.txt").write_text("".join(one_line(r) + "\n" for r in yard.reports), encoding="utf-8")
+    write_text(run / "prompts.txt", "".join(one_line(r) + "\n" for r in yard.reports))
     paired = list(pipes)[1:]
     for chests in foreign:
         rows[chests.name] = judge_folder(yard, chests)
         same_prompts = list(map(one_line, chests.reports)) == list(map(one_line, yard.reports))
         paired += [chests.name] * same_prompts
-    result = {
+    result = strict({
         "data": config["data"], "n": len(yard.reports), "seed": seed, "git": git_revision(),
         "device": device_name(device), "seconds": round(time.monotonic() - start, 1),
         "run_git": config.get("git", "unknown"), "sampling": settings,
@@ -449,7 +412,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = 512, seed: 
         **{name: entry(r) for name, r in rows.items()},
         **{f"{name}_vs_anchor": gains(rows[name], rows["anchor"], rows["real"]) for name in paired},
         "judge": judge_quality(yard, sets, rows["real"]), "protocol": protocol(yard, test),
-    }
+    })
     write_json(run / "evaluation.json", result)
     print(table(result))
     return result
@@ -473,7 +436,12 @@ def load_sets(run: Path, config: dict, pipe: sample.Pipeline) -> dict:
     run keeps of real images."""
     size = pipe.latent_shape[1] * pipe.vae.config.factor
     options = {name: config[name] for name in inspect.signature(chest_data.load).parameters if name in config}
-    return chest_data.load(**{**options, "size": size, "cache": run / "state"})
+    sets = chest_data.load(**{**options, "size": size, "cache": run / "state"})
+    digest = {name: chests.digest for name, chests in sets.items()}
+    if config.get("data_digest", digest) != digest:   # who is held out may have changed, too
+        raise ValueError(f"{config['data']}: its images, reports or labels are not those that {run} was "
+                         "trained on")
+    return sets
 
 
 def device_name(device: torch.device) -> str:
@@ -488,7 +456,8 @@ def device_name(device: torch.device) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Score a run with a judge that gave no reward in training.")
     parser.add_argument("run", nargs="?", type=Path, help="run folder (default: the newest under runs/)")
-    parser.add_argument("--reports", type=int, default=512, help="prompts from the test split [512]")
+    parser.add_argument("--reports", type=int, default=REPORTS,
+                        help=f"prompts from the test split [{REPORTS}]")
     parser.add_argument("--seed", type=int, default=0, help="of prompts, sampling noise and resamples [0]")
     parser.add_argument("--control", type=Path, action="append", default=[],
                         help="also score this pipeline folder, for example the anchor trained longer")
@@ -497,17 +466,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--features", type=Path, metavar="FILE|DIR",
                         help="compare sets of images on the features of this DenseNet-121 (FILE.safetensors, "
                              "its labels in FILE.json) or DINOv2 (a folder) instead of the judge's")
-    args = parser.parse_args(argv)
+    args = command.arguments(parser, argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = args.run or sample.newest_run()
-    evaluate_run(run, reports=args.reports, seed=args.seed, device=device, controls=tuple(args.control),
-                 images=tuple(args.images), features=args.features)
+    read_config(run)
+    with holding(run):
+        evaluate_run(run, reports=args.reports, seed=args.seed, device=device, controls=tuple(args.control),
+                     images=tuple(args.images), features=args.features)
     print(f"written to {run / 'evaluation.json'}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    main()

@@ -83,8 +83,8 @@ class UNetConfig:
         counts = ("in_channels", "out_channels", "layers_per_block", "norm_num_groups", "cross_attention_dim")
         for name in counts:
             require(is_count(getattr(self, name)), name, getattr(self, name), "a positive integer")
-        require(self.sample_size is None or is_count(self.sample_size), "sample_size", self.sample_size,
-                "a positive integer: images are square")
+        require(self.sample_size is None or is_count(self.sample_size) and self.sample_size <= 512,
+                "sample_size", self.sample_size, "a positive integer up to 512: images are square")
         widths, groups = self.block_out_channels, self.norm_num_groups
         require(isinstance(widths, tuple) and len(widths) > 0 and all(map(is_count, widths)),
                 "block_out_channels", widths, "a list of positive integers")

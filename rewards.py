@@ -263,8 +263,12 @@ class DiagnosisNet(Frozen):
             net = cls(RewardConfig(trunk="densenet121"))
             net.trunk.load_state_dict({k: v for k, v in weights.items() if k.startswith("features.")})
             head, bias = weights["classifier.weight"], weights["classifier.bias"]
-            if len(head) != len(names):
-                raise ValueError(f"{len(names)} labels for {len(head)} outputs")
+            points = weights.get("op_threshs", torch.full((len(names),), torch.nan))
+            shapes = [list(t.shape) for t in (head, bias, points)]
+            if shapes != [[len(names), 1024], [len(names)], [len(names)]]:
+                raise ValueError(f"{len(names)} labels for {len(head)} outputs, or another width: {shapes}")
+            if not all(weight.isfinite().all() for weight in (head, bias, *net.trunk.state_dict().values())):
+                raise ValueError("values that are not finite numbers")
             if not rows.keys() & set(LABELS):
                 raise ValueError(f"none of its labels is one of {', '.join(LABELS)}")
         except Exception as error:   # missing, truncated or foreign files: one message for all
@@ -275,8 +279,8 @@ class DiagnosisNet(Frozen):
                 net.known[i] = float(label in rows)
                 if label in rows:
                     net.head.weight[i], net.head.bias[i] = head[rows[label]], bias[rows[label]]
-                    if "op_threshs" in weights and weights["op_threshs"][rows[label]].isfinite():
-                        net.threshold[i] = weights["op_threshs"][rows[label]]
+                    if points[rows[label]].isfinite():
+                        net.threshold[i] = points[rows[label]]
         return net.eval().requires_grad_(False)
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict]:

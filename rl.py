@@ -111,6 +111,8 @@ def start_policy(folder: Path, device: torch.device,
     Text encoder and VAE are shared; with a LoRA so are the UNet's frozen weights (bf16 on CUDA).
     """
     pipe = Pipeline.load(folder, device)
+    if pipe.ace is not None:   # the anchor denoises under c_p alone
+        raise ValueError(f"{folder}: has the c_s of an earlier reinforcement learning (ace/); expected none")
     for part in (pipe.unet, pipe.vae, pipe.text):
         part.requires_grad_(False)
     if config.lora_rank:

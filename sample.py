@@ -151,8 +151,8 @@ class SampleConfig:
 
     sample_steps: Annotated[int, "denoising steps of every image, rollouts included"] = 10
     guidance: Annotated[float, "classifier-free guidance scale w; 1 is none and halves the cost"] = 1.0
-    eta: Annotated[float, "randomness of each step: 1 is DDPM's, which the policy gradient needs; "
-                          "0 is none"] = 1.0
+    eta: Annotated[float, "randomness of each step, which the policy gradient needs: 1 is DDPM's; "
+                          "0.01 or more"] = 1.0
 
     def arguments(self) -> dict:
         """As keyword arguments of `generate`."""
@@ -260,6 +260,8 @@ class Pipeline:
                 ("unet", "out_channels", unet.out_channels, "vae", "latent_channels", vae.latent_channels),
                 ("unet", "cross_attention_dim", unet.cross_attention_dim,
                  "text_encoder", "hidden_size", text.hidden_size)]
+        if self.ace is not None:
+            same.append(("ace", "dim", self.ace.config.dim, "text_encoder", "hidden_size", text.hidden_size))
         for part, key, value, other, other_key, wanted in same:
             if value != wanted:
                 raise ValueError(f"{folder / part / 'config.json'}: {key} is {value}, but {other} has "

@@ -86,30 +86,39 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "Tokenizer":
-        """Read vocab.json and merges.txt, or the tokenizer.json that transformers 5 writes instead."""
+        """Read vocab.json and merges.txt, or the tokenizer.json that transformers 5 writes instead. Tokens
+        added to CLIP's (by textual inversion, say) are refused by name."""
         folder = Path(folder)
-        if (folder / "vocab.json").is_file():
-            vocab = read_json(folder / "vocab.json")
-            lines = read_text(folder / "merges.txt").split("\n")
-            merges = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
-        else:
-            model = read_json(folder / "tokenizer.json").get("model", {})
-            vocab = model.get("vocab", {})
-            merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", [])]
-        for i, pair in enumerate(merges):
-            if len(pair) != 2:
-                raise ValueError(f"{folder}: merge {i} is {pair!r}, expected two tokens")
+        apart = (folder / "vocab.json").is_file()
+        whole = read_json(folder / "tokenizer.json", missing={} if apart else None)
         config = read_json(folder / "tokenizer_config.json", missing={})
-        if "added_tokens_decoder" not in config:   # older folders: the map counts (SD 2: its padding is "!")
-            config |= read_json(folder / "special_tokens_map.json", missing={})
-        pad, max_length = config.get("pad_token") or EOS, config.get("model_max_length", 77)
-        pad = pad["content"] if isinstance(pad, dict) else pad
-        if not isinstance(max_length, int) or not 2 <= max_length <= 4096:
-            max_length = 77                        # "not set" is written as 10^30
+        names = read_json(folder / "special_tokens_map.json", missing={})
         try:
+            if apart:
+                vocab = read_json(folder / "vocab.json")
+                lines = read_text(folder / "merges.txt").split("\n")
+                merges = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
+            else:
+                vocab = whole.get("model", {}).get("vocab", {})
+                merges = [pair.split(" ") if isinstance(pair, str) else pair
+                          for pair in whole.get("model", {}).get("merges", [])]
+            for i, pair in enumerate(merges):
+                if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+                    raise ValueError(f"merge {i} is {pair!r}, expected two tokens")
+            # Older folders: the map counts (SD 2: its padding is "!").
+            pad = (config if "added_tokens_decoder" in config else config | names).get("pad_token") or EOS
+            pad, max_length = content(pad), config.get("model_max_length", 77)
+            added = [*(config.get("added_tokens_decoder") or {}).values(), *(whole.get("added_tokens") or []),
+                     *read_json(folder / "added_tokens.json", missing={}),
+                     *(names.get("additional_special_tokens") or [])]
+            for token in map(content, added):
+                if token not in (BOS, EOS, pad):
+                    raise ValueError(f"the added token {token!r} is not supported")
+            if not isinstance(max_length, int) or not 2 <= max_length <= 4096:
+                max_length = 77                        # "not set" is written as 10^30
             return cls(vocab, [tuple(pair) for pair in merges], max_length, pad)
-        except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from error
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"{folder}: not a CLIP tokenizer: {error}") from error
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write vocab.json, merges.txt and the two small files, as transformers' CLIPTokenizer reads them."""
@@ -121,6 +130,14 @@ class Tokenizer:
         write_text(folder / "merges.txt", merges + "\n")
         write_text(folder / "special_tokens_map.json", json.dumps(special, indent=2) + "\n")
         write_text(folder / "tokenizer_config.json", json.dumps(config | special, indent=2) + "\n")
+
+
+def content(token: str | dict) -> str:
+    """What a token of a tokenizer's files is: its text, which may stand among its properties."""
+    text = token["content"] if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise ValueError(f"a token is {text!r}, expected text")
+    return text
 
 
 def byte_level(model: BPE) -> tokenizers.Tokenizer:

@@ -9,13 +9,17 @@ Stages, in order: vae -> diffusion (with the text encoder) -> rewards -> rl -> e
 the run folder already holds its result, and continues bit for bit where it was killed: every random number is
 a pure function of (seed, stage, step), and RUN/state holds weights, optimizer and step.
 """
+from storage import command
+
+if __name__ == "__main__":   # before the imports below, which take seconds
+    command.begin("the same command continues where it stopped")
+
 import dataclasses
 import functools
-import shutil
-import sys
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -30,7 +34,7 @@ from model import UNet2DConditionModel, add_lora, lora_layers
 from rewards import CLIPConsistency, ConsistencyNet, DiagnosisNet, PostureNet, Rewards, worthy
 from rl import RLConfig, freeze, queries_per_round, rl_round, save_policy, start_policy
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate
-from storage.files import git_revision
+from storage.files import git_revision, holding
 from storage.pictures import picture_grid, save_png
 from text_encoder import CLIPTextModel, Contrast, Tokenizer
 from training.latents import Latents, latent_cache
@@ -42,12 +46,13 @@ from training.loop import (
     fit,
     learning_rate,
     load_state,
+    quick,
     save_state,
     step_generator,
 )
-from training.options import Preset, TrainConfig, open_run, parse, sizes_of
+from training.options import Preset, TrainConfig, bind, open_run, parse, sizes_of
 from training.plan import dry_run
-from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks
+from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks, whole_job
 from vae import AutoencoderKL
 
 KEPT_NUMBERS = 2**27      # of prompt embeddings, 0.5 GB; of larger sets they are computed for each batch
@@ -106,7 +111,6 @@ def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
     pairs = torch.cat([held_out[:6], back[:6]]) / 2 + 0.5
     rows = [("originals", pairs[:6]), ("reconstructions", pairs[6:])]
     save_png(picture_grid(rows), run.path("samples", "vae.png"))
-    shutil.rmtree(run.path("state", "latents"), ignore_errors=True)   # of another autoencoder
     vae.save_pretrained(run.path("anchor", "vae"))
 
 
@@ -163,11 +167,11 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
         return
     for part in (pipe.unet, pipe.text):
         part.eval()
-    pipe.save(run.path("anchor"))
     reports = sets["val"].reports[:4]
     rows = [(r, generate(pipe, [r] * 6, list(range(6)), **sampling.arguments())) for r in reports]
     save_png(picture_grid(rows), run.path("samples", "anchor.png"), report="\n".join(reports), seed=0,
              revision=git_revision())
+    pipe.save(run.path("anchor"))   # the mark of the finished stage, hence last
 
 
 def diffusion_loss(run: Run, config: TrainConfig, pipe: Pipeline, latents: Latents, reports: list[str],
@@ -351,12 +355,20 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
             rows = [(chosen[i], pictures[i:i + rl.group][:8])
                     for i in range(0, min(3 * rl.group, len(pictures)), rl.group)]
             save_png(picture_grid(rows, 96), run.path("samples", f"rl_{r + 1:04d}.png"), round=r + 1)
-        if now - saved > run.save_every:
+        if now - saved > run.save_every or quick(modules):   # a round takes long: none is lost
             saved = now
             save_state(run, "rl", r + 1, before + now - start, modules, optimizer, None)
     if rank() == 0:
         before_and_after(run, anchor, pipe, sets["test"].reports[:5], sampling)
-        save_policy(pipe, run.path("anchor"), run.path("cxrl"))
+    wait_for_ranks()
+    try:
+        if rank() == 0:
+            save_policy(pipe, run.path("anchor"), run.path("cxrl"))
+        wait_for_ranks()
+    except BaseException:   # a rank died meanwhile: no result
+        if ranks() > 1:
+            run.path("cxrl", "model_index.json").unlink(missing_ok=True)
+        raise
 
 
 def before_and_after(run: Run, anchor: Pipeline, pipe: Pipeline, reports: list[str],
@@ -391,8 +403,7 @@ def given_by_init(config: TrainConfig) -> tuple[str, ...]:
 
 def main(argv: list[str] | None = None) -> None:
     config, sampling, rl = parse(argv, __doc__)
-    sizes, device = sizes_of(config), start_ranks()
-    given = given_by_init(config)
+    device, given = start_ranks(), given_by_init(config)
     for flag, value, stage in [("reports", rl.reports, "rl"), ("vae-batch", config.vae_batch, "vae"),
                                ("text-batch", config.text_batch, "vae"),   # given with it
                                ("diffusion-batch", config.diffusion_batch, "diffusion"),
@@ -407,48 +418,60 @@ def main(argv: list[str] | None = None) -> None:
         todo = [stage for stage in wanted if stage not in given and not finished(config.out, stage)]
         drawn = min(config.eval_reports, len(sets["test"]))
         drawn = 2 * (drawn + (evaluate.COPIES - 1) * min(drawn, evaluate.SSIM_REPORTS))
-        dry_run(config, sampling, rl, sizes, len(sets["train"]), drawn, todo, device)
+        dry_run(config, sampling, rl, sizes_of(config), len(sets["train"]), drawn, todo, device)
         return
-    if rank() == 0:
-        sets = load_sets(config)
+    hold = holding(config.out, "--out ") if rank() == 0 else nullcontext()   # all ranks are one holder
+    with hold, whole_job():
         run = open_run(config, sampling, rl)
-        if given and not finished(run.folder, given[-1]):
-            pipe = Pipeline.load(config.init)
-            if "diffusion" in given:
-                pipe.save(run.path("anchor"))
-            else:
-                pipe.vae.save_pretrained(run.path("anchor", "vae"))
-    wait_for_ranks()
-    if rank() > 0:   # finds the decoded images and the run folder ready
-        sets = load_sets(config)
-        run = open_run(config, sampling, rl)
-    for stage in wanted:
-        for needed in STAGES[:STAGES.index(stage)]:
-            if not finished(run.folder, needed):
-                raise ValueError(f"--stage {stage}: {config.out} has no result of stage {needed} yet; "
-                                 "run that first")
-        if finished(run.folder, stage):
-            print(f"{stage}: done already in {config.out}")
-            continue
-        wait_for_ranks()   # all have seen the same state of the folder
-        start = time.monotonic()
-        if stage == "rl":
-            stage_rl(run, config, sets, sampling, rl)
-        elif stage == "vae":
-            stage_vae(run, config, sets, sizes)
-        elif stage == "diffusion":
-            stage_diffusion(run, config, sets, sizes, sampling, rl.checkpointing)
-        elif stage == "rewards":
-            stage_rewards(run, config, sets, sizes)
-        elif rank() == 0:
-            evaluate.evaluate_run(run.folder, sets, reports=config.eval_reports, seed=config.seed,
-                                  device=run.device)
+        if rank() == 0:
+            sets = begin(run, config)
         wait_for_ranks()
-        print(f"{stage}: {time.monotonic() - start:.0f} s")
+        if rank() > 0:   # finds the decoded images and the run folder ready
+            sets = begin(run, config)
+        for stage in wanted:
+            do_stage(stage, run, config, sets, sampling, rl)
+
+
+def begin(run: Run, config: TrainConfig) -> dict:
+    """Load the data and tie the run to them; refuse what they are too few for. --init becomes RUN/anchor."""
+    sets, given = load_sets(config), given_by_init(config)
+    bind(run, sets)
+    if config.stage in ("all", "evaluate"):
+        evaluate.check_prompts("--eval-reports", config.eval_reports, sets["test"])
+    if rank() == 0 and given and not finished(run.folder, given[-1]):
+        pipe = Pipeline.load(config.init)
+        if "diffusion" in given:
+            pipe.save(run.path("anchor"))
+        else:
+            pipe.vae.save_pretrained(run.path("anchor", "vae"))
+    return sets
+
+
+def do_stage(stage: str, run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig,
+             rl: RLConfig) -> None:
+    for needed in STAGES[:STAGES.index(stage)]:
+        if not finished(run.folder, needed):
+            raise ValueError(f"--stage {stage}: {config.out} has no result of stage {needed} yet; "
+                             "run that first")
+    if finished(run.folder, stage):
+        print(f"{stage}: done already in {config.out}")
+        return
+    wait_for_ranks()   # all have seen the same state of the folder
+    start, sizes = time.monotonic(), sizes_of(config)
+    if stage == "rl":
+        stage_rl(run, config, sets, sampling, rl)
+    elif stage == "vae":
+        stage_vae(run, config, sets, sizes)
+    elif stage == "diffusion":
+        stage_diffusion(run, config, sets, sizes, sampling, rl.checkpointing)
+    elif stage == "rewards":
+        stage_rewards(run, config, sets, sizes)
+    elif rank() == 0:
+        evaluate.evaluate_run(run.folder, sets, reports=config.eval_reports, seed=config.seed,
+                              device=run.device)
+    wait_for_ranks()
+    print(f"{stage}: {time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    main()

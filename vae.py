@@ -61,8 +61,8 @@ class VAEConfig:
         require(isinstance(widths, tuple) and len(widths) > 0 and all(is_count(c) for c in widths)
                 and all(c % self.norm_num_groups == 0 for c in widths), "block_out_channels", widths,
                 f"multiples of norm_num_groups = {self.norm_num_groups}")
-        require(isinstance(self.scaling_factor, (int, float)) and self.scaling_factor > 0,
-                "scaling_factor", self.scaling_factor, "a positive number")
+        require(isinstance(self.scaling_factor, (int, float)) and 1e-3 <= self.scaling_factor <= 1e3,
+                "scaling_factor", self.scaling_factor, "a number from 0.001 to 1000")
 
 
 # Keys of config.json that change the computation, with the only value this file computes.

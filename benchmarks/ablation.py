@@ -25,6 +25,7 @@ import evaluate  # noqa: E402
 import train  # noqa: E402
 from evaluation import metrics  # noqa: E402
 from evaluation.judge import load_judge  # noqa: E402
+from evaluation.results import BETTER  # noqa: E402
 from sample import Pipeline  # noqa: E402
 from storage.files import keep_tensors, write_text  # noqa: E402
 from training import options  # noqa: E402
@@ -81,7 +82,8 @@ def tuned(base: Path, name: str, seed: int, flags: list[str]) -> Path:
     """The run of a variant: what comes before RL is linked from the base."""
     run = base.with_name(name.replace(" ", "_"))
     (run / "state").mkdir(parents=True, exist_ok=True)
-    for part in ("anchor", "rewards", "state/latents"):
+    latents = (str(path.relative_to(base)) for path in base.glob("state/latents-*"))
+    for part in ("anchor", "rewards", *latents):
         if not (run / part).exists():
             (run / part).symlink_to((base / part).resolve())
     train.main([*flags, *VARIANTS[name], "--seed", str(seed), "--out", str(run), "--stage", "rl"])
@@ -140,7 +142,7 @@ def compared(seeds: dict[int, dict[str, Tensor]], cxrl: dict[int, dict[str, Tens
     low, high = metrics.interval(difference.mean(0))
     if not (low > 0 and (difference[:, 0] > 0).all() or high < 0 and (difference[:, 0] < 0).all()):
         return ""
-    return " +" if (low > 0) == (evaluate.BETTER[metric] == "higher") else " -"
+    return " +" if (low > 0) == (BETTER[metric] == "higher") else " -"
 
 
 def main(argv: list[str] | None = None) -> None:

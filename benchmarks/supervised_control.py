@@ -23,7 +23,7 @@ from training.latents import latent_cache  # noqa: E402
 
 def last_log(run: Path, stage: str) -> dict:
     """The last line of a stage with its time; none: no step and no time."""
-    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    lines = loop.read_log(run / "log.jsonl")
     return [{"step": 0, "time": 0.0}, *(x for x in lines if x["stage"] == stage and "time" in x)][-1]
 
 

@@ -14,6 +14,7 @@ lists ("no A, B or C") and stop where the clause turns to something else.
 """
 
 import re
+from difflib import get_close_matches
 from functools import lru_cache
 from math import isnan, nan
 
@@ -45,7 +46,7 @@ FINDINGS = {
         mediastinal (?:widening|enlargement)""",
     "Cardiomegaly": r"cardiomegaly|(?:cardiac|heart) enlargement|enlargement of the (?:heart|cardiac)",
     "Lung Lesion": r"""
-        (?<!body )mass(?!ive|achu)|lump(?!ect)|cavitary lesion|\w*carcinoma|neoplas|tumor
+        (?<!body )mass(?!ive|achu)|lump(?!ect)|cavitary lesion|(?:adeno)?carcinoma|neoplas|tumor
         (?<!\bcalcified )(?:micro)?nodul(?:es?\b|ar (?:densit|opaci))""",
     "Lung Opacity": r"""
         opaci|decreased translucency|increased densit|air-? ?space (?:disease|process)|infiltrat
@@ -61,11 +62,11 @@ FINDINGS = {
     "Atelectasis": r"atelecta|(?<!vertebral )(?<!body )collapse(?!d? vertebra)",
     "Pneumothorax": r"(?:hydro|hemo)?pneumothora|pleural air\b",
     "Pleural Effusion": r"pleural fluid|(?<!pericardial )effusion|hydropneumothora|hemothora",
-    "Pleural Other": r"pleural thickening|fibrosis|fibrothorax|(?:\w+-)?pleural scar|pleuro-\w+ scar",
+    "Pleural Other": r"pleural thickening|fibrosis|fibrothorax|pleural scar|pleuro-\w+ scar",
     "Fracture": r"fractur",
     "Support Devices": r"""
-        \w*pacer|pacemaker|a?icd\b|\w*defib|picc|(?<!kerley )(?<!b )(?<!septal )lines?\b|\w*tubes?\b
-        \w*catheter|cannula|drain\b|port-a-cath|mediport|valves?\b|hardware|arthroplast|screw|coils?\b
+        pacer|defib|tubes?\b|\w*catheter|pacemaker|a?icd\b|picc|(?<!kerley )(?<!b )(?<!septal )lines?\b
+        cannula|drain\b|port-a-cath|mediport|valves?\b|hardware|arthroplast|screw|coils?\b
         plates?\b(?!-| ?like)|marker|device|apparatus|support|equipment""",
     "Other": r"""
         emphysema|blunt|density|elevation|eventration|scoliosis|degenera|calcifi|hyperinflat|hyperexpan
@@ -80,70 +81,101 @@ ORGANS = {
         mediastinum|cardiomediastin(?:um|al)|(?<!diaphragmatic )contour
         mediastinal (?:configuration|silhouette)|pericardial silhouette""",
     "Cardiomegaly": r"""
-        heart(?! failure| disease| rate)|cardiac (?:size|shadow|contour|silhouette|and mediastinal)
-        cardiopericardial silhouette""",
+        heart(?! failure| disease| rate| enlargement)|cardiopericardial silhouette
+        cardiac (?:size|shadow|contour|silhouette|and mediastinal)""",
 }
 POSITION = r"(?<!over the )(?<!overlying the )(?<!in the )"  # "the line ends over the mediastinum"
 FINDING = {name: re.compile(cues(stems)) for name, stems in FINDINGS.items()}
-ORGAN = {name: re.compile(POSITION + cues(stems)) for name, stems in ORGANS.items()}
+ORGAN = {name: re.compile(r"\b" + POSITION + cues(stems)) for name, stems in ORGANS.items()}
 
 # ------------------------------------------------------------------------------------------------------------
 # What a clause says about a finding
 
-CLAUSE = re.compile(r"[;:]|,? (?:but|however|although|though|except|while|whereas|despite)\b")
+CLAUSE = re.compile(r";|,? (?:but|however|although|though|except|while|whereas|despite)\b")
 STOP = re.compile(cues(r"""
     is\b|are\b|was\b|were\b|has\b|have\b|there\b|which\b|because\b
-    (?<!consistent )(?<!compatible )with\b|persist(?:s|ed)?\b|remain(?:s|ed)?\b|appear(?:s|ed)?\b"""))
+    (?<!consistent )(?<!compatible )with\b|persist(?:s|ed)?\b|remain(?:s|ed)?\b|appear(?:s|ed)?\b
+    """) + "|:| - ")
 
-# "no change in the effusion" denies the change, not the effusion.
-CHANGE = r"(?! (?:\w+ ){0,2}(?:change|increase|decrease|improvement|progression|difference)s?\b)"
-NO = re.compile(cues(rf"""
-    no{CHANGE}\b|without{CHANGE}\b|not\b|nor\b|neither\b|absent\b|resolved\b|rather than\b|negative for\b
+# "No change in the effusion" and "not completely resolved effusion" deny the change: read as "unchanged".
+DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major|much|yet|been|evidence[ ]of)"
+          r"[ ]){0,4}")
+SAME = re.compile(rf"""(?x) \b(?: (?:no|without)[ ]{DEGREE}(?:change|(?:in|de)crease|improvement|progression
+    |difference|worsening|growth|resolution|clearing)s?\b(?:[ ]or[ ]\w+)?(?:[ ](?:in|of)\b)?
+    |(?:not|partly|partially|incompletely)[ ]{DEGREE}(?:chang|increas|decreas|improv|progress|differ|worse
+    |resolv|cleared|remov|disappear)\w* |(?:partial|incomplete)[ ](?:resolution|clearing)[ ]of )""")
+NO = re.compile(cues(r"""
+    no\b|without\b|not\b|nor\b|neither\b|absent\b|resolved\b|rather than\b|negative for\b
     free (?:of|from)\b|clear of\b|rules? out\b|ruled out\b|exclude\b|history of\b
     (?:resolution|disappearance|removal|drainage|absence|clearing) of\b"""))
 GONE = re.compile(cues(r"""
     (?:not|no longer) (?:\w+ly )?(?:seen|identified|visuali[sz]ed|present|evident|demonstrated|noted)\b
     (?:not|no longer) (?:\w+ly )?(?:detected|observed|apparent|suspected)\b|previously (?:seen|demonstrated)\b
     absent\b|resolved\b|cleared\b|excluded\b|ruled out\b|removed\b|disappeared\b|unremarkable\b"""))
-# ", small left effusion" is a new, affirmed item after a denied one, unless a later "or" closes a list.
-NEW_ITEM = re.compile(r"(?:,|\band) (?:an? )?" + cues(r"""
-    small\b|tiny\b|trace\b|mild\b|minimal\b|moderate\b|stable\b|unchanged\b|persistent\b|chronic\b|low\b
-    left\b|right\b|bilateral\b|bibasilar\b|probable\b|possible\b|status\b|tortuous\b"""))
+COLON_NO = re.compile(r"[^,:]*: (?:there (?:is|are) )?(?:no|without|not(?! well| clear))\b")
+# ", small left effusion" is a new, affirmed item after a denied one, unless a later "or" closes the list.
+SIZE = cues(r"""
+    small\b|tiny\b|trace\b|mild(?:ly)?\b|minimal(?:ly)?\b|moderate(?:ly)?\b|large\b|stable\b|unchanged\b|low\b
+    persistent\b|chronic\b|increas\w+|worsening\b|improv\w+|residual\b""")
+NEW_ITEM = re.compile(rf"(?:,|\band) (?:(?!or\b|and\b|no\b|focal\b)[\w-]+ )?(?:{SIZE}|" + cues(r"""
+    left\b|right\b|bilateral\b|bibasilar\b|probable\b|possible\b|status\b|tortuous\b""") + ")")
+ITEM = re.compile(rf"{NEW_ITEM.pattern}|,")
+LIST_END = re.compile(rf"{STOP.pattern}|{NEW_ITEM.pattern}|\bno\b")
+OR, ASIDE = re.compile(r"\bor\b"), re.compile(rf"{SIZE}|[:+]")
 
 NO_NEW = re.compile(r"\b(?:no|without) (?:\w+ )?new ")  # an old one may still be there
-CANNOT = r"(?:cannot|can not|could not|can't|not|difficult to)(?: be)?(?: \w+ly)? "
+CANNOT = r"(?:not|difficult to)(?: be)?(?: \w+ly)? "
 CANNOT_EXCLUDE = re.compile(CANNOT + r"(?:exclud\w*|rul\w* out) ")
 NOT_EXCLUDED = re.compile(CANNOT + r"(?:excluded?|ruled? out)")
 MAYBE_LEFT = re.compile(cues(r"""
     may\b|might\b|could\b|would\b|possib\w+|probabl\w+|presum\w+|question\w*|suspect\w*|equivocal\b|either\b
     suspicio\w+ (?:for|of)\b|concern\w* (?:for|of)\b|worrisome for\b|suggest\w* of\b|favor\w*|consider\w*
-    versus\b|vs\b|differential\b|borderline\b|correlate\b|blunt\w* of .* angles?\b"""))
+    vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b|borderline\b|correlate\b
+    blunt\w* of .* angles?\b"""))
 MAYBE_RIGHT = re.compile(cues(r"""
     (?:may|might|could|would)(?: also)? (?:be (?:present|considered|possible)\b|exist\b|not be \w+)
-    possib\w+|consideration\b|limited\b|questionable\b|suspected\b|equivocal\b|versus\b|vs\b|obscured\b
+    possib\w+|consideration\b|limited\b|questionable\b|suspected\b|equivocal\b|obscured\b
     (?:poorly|incompletely|not well|suboptimally) \w+|not appreciated\b
     (?:not|cannot be) (?:\w+ )?(?:assessed|evaluated)\b"""))
+UNLIKELY = re.compile(r"[^,]*(?<!and )\b(?:unlikely|improbable|less likely|not \w* ?likely|doubt\w*)\b"
+                      r"(?! (?:to )?(?:repr|refl))")
+VERSUS = re.compile(r"[\w-]*(?: (?!(?:and|with|or|is|are|due|from)\b|repres|reflec|likely|may|sugges|consis"
+                    r"|concern)[\w-]+){0,8},? vs\b")
 OR_LEFT, OR_RIGHT = re.compile(r"\bor (?:[\w-]+ ){0,2}$"), re.compile(r"^[\w-]*(?: [\w-]+)? or\b")
 PROXY = re.compile(r"congestion|indistinctness|vascular prominence")  # these hint at edema, no more
+
+
+def reaches(gap: str, after: str) -> bool:
+    """Does a cue before `gap` still speak of the mention behind it, which begins `after`?"""
+    if STOP.search(gap) or " vs " in gap or "," in gap and VERSUS.match(after):
+        return False
+    for item in ITEM.finditer(gap):
+        closed = OR.search(gap[: item.start()])  # by the "or" of "no A or B, C"
+        going_on = OR.search(LIST_END.split(gap[item.end():] + after, maxsplit=1)[0])
+        if closed and not going_on or item[0] != "," and (closed or not going_on):
+            return False
+    return True
 
 
 def finding_verdict(left: str, mention: str, right: str) -> float:
     """Is the finding that stands between `left` and `right` in its clause present, absent or uncertain?"""
     verbs = [m.start() for m in STOP.finditer(right)]
     predicate = right[: verbs[1]] if len(verbs) > 1 else right  # up to the end of what its own verb says
-    if CANNOT_EXCLUDE.search(left) or NOT_EXCLUDED.search(right):
+    if CANNOT_EXCLUDE.search(left) or NOT_EXCLUDED.search(right) or UNLIKELY.match(predicate):
         return UNCERTAIN
     for no in list(NO.finditer(left))[-1:]:
-        gap = left[no.end():]
-        listed = not NEW_ITEM.search(gap) or re.search(r"\bor\b", gap + right)
-        if listed and not STOP.search(gap):
+        if reaches(left[no.end():], mention + right):
             return UNCERTAIN if NO_NEW.search(left) else ABSENT
-    if GONE.search(predicate):
+    if COLON_NO.match(right) or GONE.search(predicate):
+        return ABSENT
+    if right.endswith(" none") and not ("," in right and ASIDE.search(left + right)):
         return ABSENT
     for maybe in list(MAYBE_LEFT.finditer(left))[-1:]:
-        if not STOP.search(left[maybe.end():]):
+        gap = left[maybe.end():]
+        if not STOP.search(gap) and (maybe[0] != "vs" or reaches(gap, mention + right)):
             return UNCERTAIN
-    doubt = MAYBE_RIGHT.search(predicate) or OR_LEFT.search(left) or OR_RIGHT.search(right)
+    doubt = (MAYBE_RIGHT.search(predicate) or VERSUS.match(right) or OR_LEFT.search(left)
+             or OR_RIGHT.search(right))
     return UNCERTAIN if doubt or PROXY.search(mention) else PRESENT
 
 
@@ -152,7 +184,7 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
 
 UNSURE = cues(r"""
     (?:upper limits (?:of )?)?normal (?:or|to) \w+ enlarged\b|borderline\b|obscured\b
-    (?:poorly|incompletely|not well) \w+|stable\b|unchanged\b|similar\b
+    (?:poorly|incompletely|not well) \w+|stable\b|unchanged\b|similar\b|abnormal config\w+
     (?:may|might|could|possibl[ey]|probabl[ey])(?: \w+){0,2} (?:enlarg|prominen|widen)\w+""")
 NORMAL = cues(r"""
     normal\b|unremarkable\b|upper limits\b|within \w+ limits\b|non-?enlarged\b
@@ -162,6 +194,8 @@ LARGE = cues(r"""
     enlargement of\b|enlarg\w+|prominen\w+|widen\w+|increase in\b|increased\b|dilated\b|large\b
     cardiomegaly\b|abnormal\b""")
 VERDICT = re.compile(f"(?P<uncertain>{UNSURE})|(?P<absent>{NORMAL})|(?P<present>{LARGE})")
+# "Mediastinum: enlarged nodes", but not "Heart: enlarged since then"
+OTHER = re.compile(rf"[^,:]*:.*?{LARGE}\b(?! (?:in|since|compared|and|from|again|with)\b|,|$)")
 VALUES = {"absent": ABSENT, "uncertain": UNCERTAIN, "present": PRESENT}
 # Adjective ... organ: "normal heart size and mediastinal contour", but not "heart normal and mediastinum".
 ADJECTIVE_GAP = re.compile(r"(?: (?!(?:and|in|with|for|or|to|is|are|appears?) )[\w-]+"
@@ -172,6 +206,8 @@ def organ_verdict(left: str, right: str) -> float:
     """Is the organ between `left` and `right` in its clause enlarged? nan where nothing is said."""
     adjectives = [m for m in VERDICT.finditer(left) if ADJECTIVE_GAP.fullmatch(left[m.end():])]
     verdict = adjectives[-1] if adjectives else VERDICT.search(right)
+    if not adjectives and verdict and verdict["present"] and OTHER.match(right):
+        return nan
     if adjectives and verdict["present"]:  # "no cardiomegaly or widened mediastinum": a finding, as any other
         return finding_verdict(left[: verdict.start()], verdict[0], left[verdict.end():] + right)
     return VALUES[verdict.lastgroup] if verdict else nan
@@ -180,31 +216,45 @@ def organ_verdict(left: str, right: str) -> float:
 # ------------------------------------------------------------------------------------------------------------
 # Report -> labels
 
+TYPESET = str.maketrans(dict.fromkeys("’‘ʼ´", "'") | dict.fromkeys("–−‑‐", "-") | {"—": " - "})
+SHORT = (("`", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
+         ("v/s", "vs"), ("and/or", "or"), (",", ", "))
+# "Pneumothorax: none", "Pneumothorax - no", "Pneumothorax (-)": an answer, with which its clause ends.
+END = r"(?=\s*(?:[.,;)\]]|$|\w[\w/ ]{0,40}[:=?]))"
+ANSWER = re.compile(rf"[:=?-]\s*[(\[]?(?:(?:none|nil)\b(?! of)|(?:no|neg|negative|absent|-){END})[)\]]?"
+                    rf"|[(\[](?:no|none|nil|neg|negative|absent|-)[)\]]|(?<= )(?:none|nil|negative|-){END}")
+
+
 def clean(text: str) -> list[str]:
     """Report -> its sentences: lower case, one space between words, "a/b" and "and/or" read as "or"."""
-    text = re.sub(r"\n\s*\n", ". ", text.lower()).replace("and/or", "or")
-    text = re.sub(r"\bnon[- ]", "non", re.sub(r"(?<=[a-z])/(?=[a-z])", " or ", text))
-    text = re.sub(r",(?=\S)", ", ", re.sub(r"\s+", " ", text))
-    return [sentence.strip() for sentence in re.split(r"[.!?]+(?!\d)", text) if sentence.strip()]
+    text = text.lower() if text.isascii() else text.lower().translate(TYPESET)
+    text = re.sub(r"\n\s*\n", ". ", re.sub(r":\s+", ": ", ANSWER.sub(" none;", text)))
+    for short, full in SHORT:
+        text = text.replace(short, full)
+    text = " " + " ".join(re.sub(r"/(?<=[a-z]/)(?=[a-z])", " or ", text).split())
+    text = text.replace(" non-", " non").replace(" non ", " non")
+    text = re.sub(r" v(?:ersus|s\.|\.s\.|\.(?= )) *", " vs ", text)
+    sentences = re.split(r"[.!?]+(?:(?!\d)|(?<=[^\d\s.!?]\.))", text)  # no decimal point
+    return [sentence.strip() for sentence in sentences if sentence.strip()]
 
 
 @lru_cache(maxsize=1 << 16)
 def sentence_mentions(sentence: str) -> tuple[tuple[str, float], ...]:
     """Every mention in a cleaned sentence as (label, verdict). Kept, as sentences repeat."""
-    found, start = [], 0
+    sentence, found, start = SAME.sub("unchanged", sentence), [], 0
     for stop in [*(m.start() for m in CLAUSE.finditer(sentence)), len(sentence)]:
         clause, start = sentence[start:stop], stop
-        for name, pattern in FINDING.items():
+        colon, said = clause.find(":"), []
+        for name, pattern in (*FINDING.items(), *ORGAN.items()):
             for m in pattern.finditer(clause):
-                verdict = finding_verdict(clause[max(0, m.start() - WINDOW): m.start()], m.group(),
-                                          clause[m.end(): m.end() + WINDOW])
-                found.append((name, verdict))
+                left, right = clause[max(0, m.start() - WINDOW): m.start()], clause[m.end(): m.end() + WINDOW]
+                organ = pattern is ORGAN.get(name)
+                verdict = organ_verdict(left, right) if organ else finding_verdict(left, m.group(), right)
+                said.append((name, verdict, m.start() > colon))
                 if name == "Edema" and verdict != ABSENT and re.search("failure|chf", m.group()):
-                    found.append(("Cardiomegaly", UNCERTAIN))
-        for name, pattern in ORGAN.items():
-            for m in pattern.finditer(clause):
-                found.append((name, organ_verdict(clause[max(0, m.start() - WINDOW): m.start()],
-                                                  clause[m.end(): m.end() + WINDOW])))
+                    said.append(("Cardiomegaly", UNCERTAIN, m.start() > colon))
+        answered = {name for name, _, behind in said if behind}  # "Effusion: no effusion" is one mention
+        found += [(name, verdict) for name, verdict, behind in said if behind or name not in answered]
     return tuple((name, verdict) for name, verdict in found if not isnan(verdict))
 
 
@@ -246,25 +296,29 @@ def label_all(reports: list[str]) -> Tensor:
 # Sections. Reports are laid out as " HEADER: text", a blank before the header; names vary and are misspelt.
 # Rules from MIMIC-CXR's section parser (MIT-LCP/mimic-cxr), described and written anew.
 
-HEADER = re.compile(r"(?:^|\n) ?([A-Z][A-Z ()/,-]*):(?=\s|$)")
+KNOWN = (r"(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISONS?|TECHNIQUES?|PROCEDURE"
+         r"|(?:REASON FOR (?:THE )?)?(?:EXAM(?:INATION)?|STUDY)|FINDINGS?(?: ?(?:AND|/) ?IMPRESSIONS?)?"
+         r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATIONS?|ADDENDUM|WET READ|NOTIFICATION")
+# At the start of a line any capitals; a usual name anywhere in capitals, or as the first words of a sentence.
+HEADER = re.compile(rf"(?:^|\n) ?([A-Z][A-Z ()/,-]*):(?=\s|$)|\b({KNOWN}):"
+                    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s*((?i:{KNOWN})):")
 SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
-    ("comparison", r"compari\w+"),
-    ("indication", r"reason for (the )?(exam(ination)?|study)|clinical indication"),
+    ("indication", r"reason for (the )?(exam(ination)?|study)"),
     ("history", r"clinical (history|information)|patient history|pfi"),
-    ("impression", r"conclusion|findings ?(and|/) ?impression|i ?m?p\w*s\w*n\w?|ndication"),
+    ("impression", r"conclusions?|opinion|i ?m?p\w*s\w*n\w?"),
     ("findings", r"fin\w*s|finding|chest, two views"),
-    ("examination", r"exam|type of examination"),
+    ("examination", r"exam"),
     ("recommendations", r"recommendations?"),
     ("wet read", r"wetread"),
 )
-SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum")
+SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum", "indication", "examination")
 CHEST_VIEW = re.compile(cues(r"""
     chest|portable|pa and lat|lat(?:eral)? and pa|(?:two|one|frontal|pa|ap|lateral) views?|frontal and
     frontal (?:semi-)?upright|bone window|ribs"""))
 
 
 def section_name(header: str) -> str:
-    """A header as it stands in a report -> the section's usual name, lower case."""
+    """A header as it stands in a report -> the section's usual name, lower case; its misspelling counts."""
     name = " ".join(header.lower().split())
     for known, pattern in SECTION_NAMES:
         if re.fullmatch(pattern, name):
@@ -272,7 +326,8 @@ def section_name(header: str) -> str:
     for word in SECTION_WORDS:
         if word in name:
             return word
-    return "findings" if CHEST_VIEW.search(name) else name
+    close = get_close_matches(name, SECTION_WORDS, 1, 0.82)
+    return close[0] if close else "findings" if CHEST_VIEW.search(name) else name
 
 
 def sections(text: str) -> dict[str, str]:
@@ -285,10 +340,9 @@ def sections(text: str) -> dict[str, str]:
     header = HEADER.search(text)
     parts = [("preamble", text[: header.start()])] if header else [("full report", text)]
     while header:
-        newline = text.find("\n", header.end())  # a second header on the same line belongs to the text
-        following = HEADER.search(text, newline) if newline >= 0 else None
+        following = HEADER.search(text, header.end())
         end = following.start() if following else len(text)
-        parts.append((section_name(header[1]), text[header.end(): end]))
+        parts.append((section_name(header[header.lastindex]), text[header.end(): end]))
         header = following
     parts = [(name, body) for name, body in parts if body.strip() or name not in ("impression", "findings")]
     if not {"impression", "findings"} & {name for name, _ in parts}:

@@ -1,1 +1,2 @@
-"""How a run is judged: judge.py, the networks that gave no reward; metrics.py, the numbers."""
+"""How a run is judged: judge.py, the networks that gave no reward; metrics.py, the numbers; results.py, what
+is said of them."""

@@ -13,6 +13,7 @@ KID, precision ... coverage and nearest images.
 import hashlib
 import json
 import math
+import os
 import re
 import zlib
 from dataclasses import asdict, dataclass
@@ -21,13 +22,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from chests.labels import LABELS
 from storage.files import keep_tensors
+from storage.weights import read_kept
 
 IDENTITY = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0])   # psi = (s_x, s_y, t_x, t_y, theta) of a canonical chest
 PSI_UNIT = 0.1                                       # what the posture head and its loss count in
@@ -253,30 +253,22 @@ def train_judge(chests, config: JudgeConfig, device: torch.device) -> Judge:
 # ------------------------------------------------------------------------------------------------ in use
 
 
-def judge_digest(chests, config: JudgeConfig) -> str:
-    """Names what a trained judge depends on: settings, reports, labels and (by a sample of them) images."""
-    known = hashlib.sha256(json.dumps([asdict(config), chests.reports]).encode())
-    for tensor in (chests.labels.nan_to_num(9), chests.images(torch.arange(min(len(chests), 32)))):
-        known.update(tensor.contiguous().numpy().tobytes())
-    return known.hexdigest()
-
-
 def load_judge(path: Path, chests, device: torch.device) -> Judge:
     """The judge kept at `path`, if these settings and images made it; else train it and keep it there."""
     small = chests.size <= 64
     config = JudgeConfig(size=min(chests.size, 224), steps=900 if small else 6000)
-    digest = judge_digest(chests, config)
-    try:
-        with safe_open(path, "pt") as file:
-            fits = (file.metadata() or {}).get("digest") == digest
-        if fits:
-            judge = Judge(config)
-            judge.load_state_dict(load_file(path))
-            return judge.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    except FileNotFoundError:
-        pass
-    except (SafetensorError, RuntimeError) as error:   # truncated, or of an older version of this file
-        print(f"judge: {path} cannot be used ({str(error).splitlines()[0]}); training it again")
+    digest = hashlib.sha256(json.dumps([asdict(config), chests.digest]).encode()).hexdigest()
+    if os.path.lexists(path):
+        try:
+            tensors, header = read_kept(path)
+            if header.get("digest") == digest and all(t.isfinite().all() for t in tensors.values()):
+                judge = Judge(config)
+                judge.load_state_dict(tensors)
+                return judge.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+            error = "of other images, reports or labels"
+        except (ValueError, RuntimeError) as damage:   # or of an older version of this file
+            error = str(damage).splitlines()[0]
+        print(f"judge: {path} cannot be used ({error}); training it again")
     judge = train_judge(chests, config, device)
     keep_tensors(path, judge.state_dict(), {"digest": digest})
     return judge

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)   # Wang et al. 2003, finest scale first
+FEWEST = 20                                                  # images; a k = 5 neighbourhood needs neighbours
 WINDOW, SIGMA = 11, 1.5                                      # the Gaussian window of SSIM, pixels
 
 
@@ -268,6 +269,8 @@ def label_accuracy(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def all_labels_right(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """(probabilities: n l, labels: n l in {1, 0, nan = ignored}) -> n, 1 where all of them are met."""
+    """(probabilities: n l, labels: n l in {1, 0, nan = ignored}) -> n, 1 where all of them are met; nan where
+    there is none."""
+    known = ~labels.isnan()
     right = (probabilities > 0.5) == (labels > 0.5)
-    return (right | labels.isnan()).all(1).double()
+    return (right | ~known).all(1).double().where(known.any(1), torch.nan)

@@ -1,6 +1,7 @@
 """JSON and tensors on disk. What is read is checked, and errors name the file; what is written lies under a
 temporary name until it is whole: a reader sees the old file or the new one, never half."""
 import json
+import math
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,14 +12,47 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+try:
+    import fcntl
+except ImportError:   # Windows has none
+    fcntl = None
+
+
+@contextmanager
+def holding(folder: Path, flag: str = "") -> Iterator[None]:
+    """Make the run folder this process's own so long as the block runs: another process is refused. Temporary
+    files that killed ones left go at once; a new folder that nothing was written to goes in the end."""
+    made, path = not folder.exists(), folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "a")
+    except OSError as error:
+        raise ValueError(f"{flag}{folder}: cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            if fcntl is not None:   # of the process, not of the file as flock: its workers do not inherit it
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"{flag}{folder}: another process is at work in it") from error
+        for left in folder.rglob("*.[0-9]*.tmp"):   # replacing's names
+            left.unlink()
+        try:
+            yield
+        finally:
+            if made and [*folder.iterdir()] == [path]:
+                path.unlink()
+                folder.rmdir()
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a fresh temporary name, which takes the place of `path` in the end. OSError names the file."""
+    """Yields the name of a fresh temporary file, which takes the place of `path` in the end. OSError names
+    the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.unlink(missing_ok=True)   # left by a kill, or a link: never written through
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))   # never through a link
         yield temporary
         os.replace(temporary, path)
     except SafetensorError as error:    # a full disk
@@ -29,6 +63,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def read_text(path: Path) -> str:
     try:
+        if not path.is_file():   # a pipe would never end
+            raise FileNotFoundError("no such file" if not path.exists() else "not a regular file")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
@@ -53,8 +89,21 @@ def read_json(path: Path, missing: dict | None = None) -> dict:
     return value
 
 
+def strict(value: object) -> object:
+    """Numbers that are not finite, for which JSON has no word, become None."""
+    if isinstance(value, dict):
+        return {key: strict(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(value: object, indent: int | None = None) -> str:
+    return json.dumps(strict(value), indent=indent, allow_nan=False)
+
+
 def write_json(path: Path, value: dict) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, to_json(value, indent=2) + "\n")
 
 
 def keep_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> None:

@@ -7,8 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from storage.files import keep_tensors, read_json, write_json
@@ -65,11 +64,19 @@ def read_weights(folder: Path | str, stem: str) -> tuple[dict[str, Tensor], Path
     raise ValueError(f"{folder}: no {stem}.safetensors in it")
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_kept(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A safetensors file -> its tensors and its header."""
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: missing, truncated or not a safetensors file: {error}") from error
+        if not path.is_file():
+            raise FileNotFoundError("no such file" if not path.exists() else "not a regular file")
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except Exception as error:   # safetensors raises its own, and torch others for types that it lacks
+        raise ValueError(f"{path}: missing, damaged or not a safetensors file: {error}") from error
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    return read_kept(path)[0]
 
 
 def load_strict(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

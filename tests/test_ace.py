@@ -29,12 +29,15 @@ def test_gradient_reaches_the_vectors():
 
 
 def test_folder_round_trip_and_damage(tmp_path):
-    """What is saved is read back exactly; a truncated file gives one error that names the folder."""
+    """What is saved is read back exactly; a truncated file gives one error that names the file."""
     ace = ACE.start(2, torch.randn(5, 8))
     ace.save_pretrained(tmp_path)
     assert torch.equal(ACE.from_pretrained(tmp_path).c_s, ace.c_s)
     assert ACE.from_pretrained(tmp_path).config == ACEConfig(2, 8)
+    (tmp_path / "config.json").write_text('{"tokens": 3, "dim": 8}')
+    with pytest.raises(ValueError, match="c_s has shape .2, 8., but config.json says .3, 8."):
+        ACE.from_pretrained(tmp_path)
     path = tmp_path / "ace.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="not an ACE folder"):
+    with pytest.raises(ValueError, match="ace.safetensors: missing, damaged"):
         ACE.from_pretrained(tmp_path)

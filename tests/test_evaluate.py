@@ -13,6 +13,7 @@ from PIL import Image
 from test_judge import FLUID, HEART, ToyChests, trained
 
 import evaluate
+from evaluation.results import BETTER
 from model import UNet2DConditionModel, UNetConfig
 from rewards import DiagnosisNet, RewardConfig
 from sample import Pipeline, Schedule, ScheduleConfig
@@ -89,7 +90,7 @@ def test_evaluation_json_holds_the_contract(run, result):
 def test_real_images_win_against_noise(result):
     """Real images beat an untrained pipeline on all metrics but three: noise is diverse, has no posture and
     copies nothing."""
-    for name, better in evaluate.BETTER.items():
+    for name, better in BETTER.items():
         real, noise = result["real"][name]["value"], result["anchor"][name]["value"]
         if name in ("ms_ssim", "posture_deviation", "closer_to_train"):
             continue
@@ -231,6 +232,36 @@ def test_images_from_elsewhere_are_measured_by_the_same_yardstick(run, tmp_path)
         shutil.copy(tmp_path / "theirs" / f"{i}.png", tmp_path / "cxrl")
     with pytest.raises(ValueError, match="--images .*cxrl: the name is taken"):
         evaluate.evaluate_run(copy, sets, reports=32, images=(tmp_path / "cxrl",))
+
+
+def test_what_cannot_be_measured_is_null_and_said_to_be_undefined(run, tmp_path, capsys):
+    """Reports that are uncertain throughout leave no label to judge: every such figure is null in strict JSON
+    and `undefined` in the table, and no system is right altogether. More prompts than there are images are
+    refused, but for the default, of which all are taken."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    sets = toy_sets()
+    sets["test"].labels = torch.full_like(sets["test"].labels, -1)
+    result = evaluate.evaluate_run(copy, sets)
+    text = (copy / "evaluation.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert result["n"] == len(sets["test"]) and result["judge"]["accuracy_on_real"] is None
+    assert result["real"]["all_labels_right"] == {"value": None, "ci95": [None, None]}
+    out = capsys.readouterr().out
+    assert "label accuracy undefined" in out and "all of which are taken" in out and "nan" not in out.split()
+    for reports, words in [(65, "--reports 65: the test split has 64"),
+                           (19, "--reports 19: expected at least 20")]:
+        with pytest.raises(ValueError, match=words):
+            evaluate.check_prompts("--reports", reports, sets["test"])
+    with pytest.raises(ValueError, match="the test split has 8 images; an evaluation needs 20"):
+        evaluate.check_prompts("--eval-reports", 512, ToyChests(8, seed=2, name="test"))
+
+
+@pytest.mark.parametrize("name", ["seed", "n", "protocol", "cxrl_vs_anchor", "seconds"])
+def test_a_folder_named_like_a_column_of_the_result_is_refused(name, monkeypatch):
+    """Images of a folder are a system by its name, which must not hide another key of evaluation.json."""
+    monkeypatch.setattr(evaluate.chest_data, "load_images", lambda *_: ToyChests(32, seed=0, name=name))
+    with pytest.raises(ValueError, match=f"--images {name}: the name is taken"):
+        evaluate.read_images((Path(name),), 32, "crop", {"anchor", "cxrl"})
 
 
 def test_undefined_metrics_are_null():

@@ -1,5 +1,6 @@
 """judge.py: the geometry of psi, n-grams, and that the judge learns a toy chest and keeps what it learned."""
 import functools
+import hashlib
 import math
 import tempfile
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class ToyChests:
         self.reports = [" ".join(SENTENCES[i][int(1 - row[i])] for i in (HEART, FLUID)) for row in self.truth]
         self.labels = label_all(self.reports)
         self.patients = [f"{self.seed}:{i}" for i in range(self.count)]
+        self.digest = hashlib.sha256(self.pixels.numpy().tobytes() + repr(self.reports).encode()).hexdigest()
         if not self.posed:
             self.truth = self.posture = None
 

@@ -261,12 +261,14 @@ def test_auroc_closed_forms():
 
 
 def test_label_accuracy_ignores_uncertain_labels():
-    """nan labels count neither as right nor as wrong; an image without any label has no accuracy."""
+    """nan labels count neither as right nor as wrong; an image without any label has no accuracy,
+    and is not right altogether either."""
     p = torch.tensor([[0.9, 0.2, 0.7], [0.9, 0.2, 0.7], [0.1, 0.1, 0.1]])
     labels = torch.tensor([[1, 0, math.nan], [1, 1, 0], [math.nan] * 3])
     accuracy = metrics.label_accuracy(p, labels)
     assert accuracy[:2].tolist() == pytest.approx([1, 1 / 3]) and accuracy[2].isnan()
-    assert metrics.all_labels_right(p, labels).tolist() == [1, 0, 1]
+    right = metrics.all_labels_right(p, labels)
+    assert right[:2].tolist() == [1, 0] and right[2].isnan()
 
 
 def test_f1_matches_scikit_learn_and_repeated_rows():

@@ -264,6 +264,19 @@ def test_your_own_densenet_is_the_diagnosis_reward(tmp_path):
     assert torch.equal(DiagnosisNet.from_pretrained(tmp_path / "kept")(images), net(images))
 
 
+@pytest.mark.parametrize("change, words", [
+    ({"classifier.weight": torch.zeros(3, 1000)}, "another width"),
+    ({"classifier.bias": torch.zeros(1)}, "width"), ({"op_threshs": torch.zeros(2)}, "width"),
+    ({"classifier.bias": torch.full((3,), torch.nan)}, "not finite")])
+def test_a_head_of_another_width_is_refused(tmp_path, change, words):
+    """Head, bias and operating points are one for each label and as wide as the trunk, and finite."""
+    weights = random_densenet(3) | change
+    save_file({k: v.contiguous() for k, v in weights.items()}, tmp_path / "own.safetensors")
+    (tmp_path / "own.json").write_text('["Edema", "Hernia", "Mass"]')
+    with pytest.raises(ValueError, match=f"own.safetensors: not a DenseNet-121.*{words}"):
+        DiagnosisNet.from_densenet(tmp_path / "own.safetensors")
+
+
 @pytest.mark.parametrize("labels, words", [('["Hernia", "Mass", "Nodule"]', "none of its labels"),
                                            ('["Edema"]', "1 labels for 3 outputs"), ("{", "")])
 def test_a_densenet_that_does_not_fit_is_refused(tmp_path, labels, words):

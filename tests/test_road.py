@@ -113,7 +113,7 @@ def test_killed_fine_tuning_ends_bit_for_bit_where_the_uninterrupted_one_ends(in
     assert all(torch.equal(one[key], two[key]) for key in one)
     for part, same in (("unet", False), ("text_encoder", False), ("vae", True)):
         assert all(torch.equal(before[key], one[key]) for key in one if key.startswith(part)) is same, part
-    with pytest.raises(ValueError, match="--finetune none: .* was made with 'all'; choose another --out"):
+    with pytest.raises(ValueError, match="--finetune none: .* was begun with 'all'; choose another --out"):
         train.main([*argv[:-4], "--out", str(tmp_path / "whole")])
 
 
@@ -195,7 +195,7 @@ def test_passes_of_any_size_make_the_same_update(tmp_path):
 
 class Films:
     """Ten grey images, and a note of which were asked for."""
-    size, digest = 16, "films"
+    size, digest = 16, "0123456789abcdef"
 
     def __init__(self):
         self.pixels = torch.randint(256, (10, 1, 16, 16), dtype=torch.uint8)
@@ -209,8 +209,9 @@ class Films:
 
 
 def test_latents_are_mapped_and_made_shard_by_shard(tmp_path, monkeypatch):
-    """Each image is encoded once, to float16 files that are mapped, never read whole; a shard that is missing
-    is made again, and no other; a batch is what the autoencoder gives, scaled, to float16's rounding."""
+    """Each image is encoded once, to float16 files that are mapped, never in memory whole; a shard that is
+    missing is made again, and no other; a batch is what the autoencoder gives, scaled, to float16's
+    rounding."""
     monkeypatch.setattr(latents, "SHARD", 4)
     monkeypatch.setattr(latents, "PIXELS", 3 * 16**2)
     vae, films = AutoencoderKL(VAE).eval(), Films()
@@ -222,10 +223,11 @@ def test_latents_are_mapped_and_made_shard_by_shard(tmp_path, monkeypatch):
     with torch.no_grad():
         want = vae.encode((films.pixels[index] / 255 * 2 - 1).expand(-1, 3, -1, -1))[0] * VAE.scaling_factor
     assert first[index].dtype == torch.float32 and torch.allclose(first[index], want, rtol=2e-3, atol=1e-3)
-    next(tmp_path.glob("state/latents*/0000004.npy")).unlink()
+    [folder] = (tmp_path / "state").glob("latents-*")
+    (folder / "0000004.npy").unlink()
     again = latents.latent_cache(run, vae, films)
     assert films.seen[10:] == [4, 5, 6, 7] and torch.equal(again[index], first[index])
-    path = next(tmp_path.glob("state/latents*/0000008.npy"))
+    path = folder / "0000008.npy"
     np.save(path, np.zeros((3, 4, 2, 2), np.float16))
     with pytest.raises(ValueError, match=r"08.npy: float16 \(3, 4, 2, 2\), expected float16 \(2, 4, 2, 2\)"):
         latents.latent_cache(run, vae, films)

@@ -146,6 +146,13 @@ def test_vocab_and_merges_alone_are_enough(tokenizer, tmp_path):
     assert (tokens.vocab, tokens.merges, tokens.pad) == (tokenizer.vocab, tokenizer.merges, EOS)
 
 
+def whole(folder, **model) -> None:
+    """tokenizer.json in place of vocab.json and merges.txt"""
+    vocab = json.loads((folder / "vocab.json").read_text())
+    (folder / "vocab.json").unlink()
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab, "merges": [], **model}}))
+
+
 BAD_TOKENIZERS = {
     "no vocabulary": (lambda f: (f / "vocab.json").unlink(), "tokenizer.json"),
     "no merges": (lambda f: (f / "merges.txt").unlink(), "merges.txt"),
@@ -159,6 +166,14 @@ BAD_TOKENIZERS = {
                      "lacks the token '<|startoftext|>'"),
     "unknown padding": (lambda f: (f / "special_tokens_map.json").write_text('{"pad_token": "[PAD]"}'),
                         r"\[PAD\]"),
+    "merges of numbers": (lambda f: whole(f, merges=[[1, 2]]), "merge 0 is"),
+    "merges are no list": (lambda f: whole(f, merges=7), "not a CLIP tokenizer"),
+    "model is a list": (lambda f: (f / "vocab.json").unlink() or
+                        (f / "tokenizer.json").write_text('{"model": []}'), "not a CLIP tokenizer"),
+    "padding is a list": (lambda f: (f / "tokenizer_config.json").write_text('{"pad_token": ["!"]}'),
+                          "a token is .'!'., expected text"),
+    "nested thousands deep": (lambda f: (f / "tokenizer.json").write_text('{"model":' * 50_000),
+                              "tokenizer.json: not JSON"),
     "ids as text": (lambda f: (f / "vocab.json").write_text(json.dumps({"a": "0", BOS: "1", EOS: "2"})),
                     "vocab"),
 }
@@ -173,6 +188,24 @@ def test_bad_tokenizer_folders_are_refused(tokenizer, name, tmp_path):
     with pytest.raises(ValueError, match=message.replace("|", r"\|")) as caught:
         Tokenizer.from_pretrained(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("file, value", [
+    ("added_tokens.json", {"<cxr-style>": 600}),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"600": {"content": "<cxr-style>"}}}),
+    ("tokenizer.json", {"added_tokens": [{"id": 600, "content": "<cxr-style>"}]}),
+    ("special_tokens_map.json", {"additional_special_tokens": ["<cxr-style>"]})])
+def test_added_tokens_are_refused_by_name(tokenizer, file, value, tmp_path):
+    """A token of textual inversion would be split into letters, which is another prompt: wherever a folder
+    names it, it is refused. CLIP's own special tokens among added ones are not."""
+    tokenizer.save_pretrained(tmp_path)
+    for name, refused in [("<cxr-style>", True), (EOS, False)]:
+        (tmp_path / file).write_text(json.dumps(value).replace("<cxr-style>", name))
+        if refused:
+            with pytest.raises(ValueError, match="the added token '<cxr-style>' is not supported"):
+                Tokenizer.from_pretrained(tmp_path)
+        else:
+            assert Tokenizer.from_pretrained(tmp_path).vocab == tokenizer.vocab
 
 
 def test_vocabulary_must_hold_all_bytes():

@@ -142,7 +142,7 @@ def test_command_line_errors_are_one_line(tmp_path):
 
 def test_a_run_folder_of_other_origin_is_refused(smoke_run):
     """Another data set, preset or seed in the same --out: the flag, both values, and what to do."""
-    with pytest.raises(ValueError, match="--seed 5: .* was made with 0; choose another --out"):
+    with pytest.raises(ValueError, match="--seed 5: .* was begun with 0; choose another --out"):
         train.main(["--out", str(smoke_run), *SMOKE, "--seed", "5"])
 
 
@@ -188,7 +188,7 @@ def test_unwritable_folder_is_named(tmp_path):
     """--out below a file cannot be made: one line that names it."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="--out .*file.*cannot be written"):
-        options.open_run(*parse(["--out", str(tmp_path / "file" / "run"), *SMOKE]))
+        train.main(["--out", str(tmp_path / "file" / "run"), *SMOKE])
 
 
 def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
@@ -202,7 +202,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loop, "save_file", full)
+    monkeypatch.setattr("storage.files.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         loop.save_state(run, "vae", 4, 1.0, {"net": net}, optimizer, None)
     assert loop.load_state(run, "vae", {"net": net}, optimizer, None)[0] == 3

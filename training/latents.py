@@ -1,8 +1,11 @@
-"""The training images' latents, encoded once: float16 in RUN/state/latents/*.npy, SHARD images a file.
+"""The training images' latents, encoded once: float16 in RUN/state/latents-KEY/*.npy, SHARD images a file.
+The key names images and autoencoder; latents of others are removed.
 
 A shard appears when it is whole; those that are there are not made again. Ranks share the shards out. Files
 are memory-mapped: a batch touches its own images and no others.
 """
+import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +33,9 @@ class Latents:
             except (ValueError, OSError, EOFError) as error:
                 raise ValueError(f"{path}: damaged ({error}); delete it to encode its images anew") from error
             found, wanted = self.shards[-1], (min(SHARD, n - i * SHARD), *shape)
-            if found.shape != wanted or found.dtype != np.float16:
-                raise ValueError(f"{path}: {found.dtype} {found.shape}, expected float16 {wanted}; "
+            sound = np.isfinite(found).all() if found.dtype == np.float16 else False
+            if found.shape != wanted or not sound:
+                raise ValueError(f"{path}: {found.dtype} {found.shape}, expected float16 {wanted}, finite; "
                                  f"delete {path.parent} to encode the images anew")
 
     def __len__(self) -> int:
@@ -47,8 +51,14 @@ def latent_cache(run: Run, vae: AutoencoderKL, train) -> Latents:
     """-> the training images' latents, scaled; what is missing of them is encoded, by all ranks."""
     n, side, few = len(train), train.size // vae.config.factor, max(PIXELS // train.size**2, 1)
     shape = (vae.config.latent_channels, side, side)
-    paths = [run.path("state", "latents", f"{first:07d}.npy") for first in range(0, n, SHARD)]
-    missing = [i for i in range(rank(), len(paths), ranks()) if not paths[i].exists()]
+    key = hashlib.sha256(next(vae.parameters()).detach().cpu().numpy().tobytes())
+    key.update(f"{train.digest} {vae.config}".encode())
+    folder = run.path("state", f"latents-{key.hexdigest()[:16]}")
+    for other in set(run.path("state").glob("latents*")) - {folder} if rank() == 0 else ():
+        print(f"latents: those in {other} are of other images or another autoencoder; made again")
+        shutil.rmtree(other, ignore_errors=True)
+    paths = [folder / f"{first:07d}.npy" for first in range(0, n, SHARD)]
+    missing = [i for i in range(rank(), len(paths), ranks()) if not paths[i].is_file()]
     parts = [part for i in missing for part in torch.arange(n).split(SHARD)[i].split(few)]
     draw = train.stream(lambda step: parts[min(step, len(parts) - 1)])   # worker processes look ahead
     steps = iter(tqdm(range(len(parts)), "latents", unit="batch", disable=rank() > 0 or not parts))

@@ -6,6 +6,7 @@ bit for bit (CPU, fp32).
 """
 import functools
 import json
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from storage.files import keep_tensors, write_text
+from storage.command import stoppable
+from storage.files import keep_tensors, read_text, to_json, write_text
+from storage.weights import read_kept
 from training.ranks import average_over_ranks, rank, share, share_batch_norms
 
 # ------------------------------------------------------------------------------------------------ run folder
@@ -40,25 +41,43 @@ class Run:
     def log(self, stage: str, step: int, **numbers: float) -> None:
         if rank():
             return
-        with open(self.path("log.jsonl"), "a") as file:
-            file.write(json.dumps({"stage": stage, "step": step, **numbers}) + "\n")
+        line = to_json({"stage": stage, "step": step, **numbers}) + "\n"
+        with open(self.path("log.jsonl"), "ab", buffering=0) as file:   # one write: the end alone can lack
+            file.write(line.encode())
         if self.writer is not None:
             for name, value in numbers.items():
                 self.writer.add_scalar(f"{stage}/{name}", value, step)
 
     def forget(self, stage: str, after: int) -> None:
-        """Drop this stage's log lines beyond the step it resumes from
-        (a killed run may have written half a line)."""
+        """Drop what this stage logged beyond the step it resumes from, and at its end (without a time)."""
         path = self.path("log.jsonl")
         if path.exists() and rank() == 0:
-            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if (d := json.loads(line))["stage"] != stage or d["step"] <= after]
-            write_text(path, "".join(line + "\n" for line in kept))
+            kept = [line for line in read_log(path)
+                    if line["stage"] != stage or (line["step"] <= after and "time" in line)]
+            write_text(path, "".join(to_json(line) + "\n" for line in kept))
 
 
-# Options that may change when a stage resumes: they do not touch its result.
-NOT_RESULT = {"out", "stage", "dry_run", "save_every", "tensorboard", "compile", "eval_reports",
+def read_log(path: Path) -> list[dict]:
+    """The lines of a log.jsonl. A line that a kill cut short, the last, is left out; others that are none of
+    a log's raise ValueError."""
+    lines, found = (read_text(path) if os.path.lexists(path) else "").split("\n"), []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry["stage"], str) or not isinstance(entry["step"], int):
+                raise TypeError("no stage, or no step")
+            found.append(entry)
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            if number < len(lines) or not '{"stage": "'.startswith(line[:11]):
+                raise ValueError(f"{path}: line {number} is none of a log, {line[:60]!r} ({error}); "
+                                 "mend the file, or move it away") from error
+    return found
+
+
+# Options that may change when a stage resumes: they do not touch its result, or data_digest speaks for them.
+NOT_RESULT = {"out", "stage", "dry_run", "save_every", "tensorboard", "compile", "eval_reports", "data",
               "diffusion_micro", "rl_batch", "rl_micro", "checkpointing", "offload"}
+QUICK = 2**28   # bytes of a checkpoint that is written in well under a second
 
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
@@ -77,52 +96,81 @@ def batch_index(n: int, batch: int, seed: int, step: int) -> Tensor:
     return torch.stack([permutation(n, seed, p // n)[p % n] for p in positions])
 
 
+def quick(modules: dict[str, nn.Module]) -> bool:
+    """Whether a checkpoint (weights, their average, two moments) costs next to nothing."""
+    return 4 * 4 * sum(p.numel() for m in modules.values() for p in m.parameters()) < QUICK
+
+
 def save_state(run: Run, stage: str, step: int, seconds: float, modules: dict[str, nn.Module], optimizer,
                ema: dict | None) -> None:
     """RUN/state/STAGE.safetensors: weights, AdamW moments, EMA; step and options in its header.
     Renamed when complete. Rank 0 writes for all."""
     if rank():
         return
-    tensors = {f"{name}.{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
+    tensors = weights_and_average(modules, ema)
     moments = optimizer.state_dict()["state"]
     tensors |= {f"optimizer.{i}.{k}": v for i, s in moments.items() for k, v in s.items()}
-    tensors |= {f"ema.{k}": v for k, v in (ema or {}).items()}
-    header = {"step": str(step), "seconds": str(seconds), "options": json.dumps(run.options)}
+    header = {"stage": stage, "step": str(step), "seconds": str(seconds), "options": json.dumps(run.options)}
     keep_tensors(run.path("state", f"{stage}.safetensors"), tensors, header)
+
+
+def weights_and_average(modules: dict[str, nn.Module], ema: dict | None) -> dict[str, Tensor]:
+    tensors = {f"{name}.{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
+    return tensors | {f"ema.{k}": v for k, v in (ema or {}).items()}
+
+
+def refuse_another(name: str, old: dict, new: dict, path: Path, advice: str) -> None:
+    """Raise ValueError where an option of `path` was another; a path may be spelled in many ways."""
+    name = "data" if name == "data_digest" and name not in old else name   # an older version's
+    before, now = old.get(name), new[name]
+    spelled = isinstance(before, str) and isinstance(now, str)
+    if before == now or spelled and os.path.realpath(before) == os.path.realpath(now):
+        return
+    if name == "data_digest":
+        raise ValueError(f"--data {new['data']}: its images, reports or labels are not those that {path} was "
+                         f"begun with; {advice}")
+    raise ValueError(f"--{name.replace('_', '-')} {now}: {path} was begun with {before!r}; {advice}")
 
 
 def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer,
                ema: dict | None) -> tuple[int, float]:
     """-> (steps done, seconds spent), 0 when the stage is new."""
-    path = run.path("state", f"{stage}.safetensors")
-    if not path.exists():
+    path, anew = run.path("state", f"{stage}.safetensors"), "delete it to begin the stage anew"
+    if not os.path.lexists(path):
         return 0, 0.0
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata()
-        tensors = load_file(path, device=str(run.device))
-    except Exception as error:
-        raise ValueError(f"{path}: damaged ({error}); delete it to begin the stage anew") from error
-    old = json.loads(header["options"])
-    for name, value in run.options.items():
-        if name not in NOT_RESULT and old.get(name) != value:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: {path} was begun with {old.get(name)!r}; "
-                             "give that value, or delete the file to begin the stage anew")
-    for name, module in modules.items():
-        module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items()
-                                if k.startswith(f"{name}.")})
-    parameters, state = [p for group in optimizer.param_groups for p in group["params"]], {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, i, name = key.split(".")
-            parameter = parameters[int(i)]
-            if value.shape == parameter.shape:   # fused AdamW takes it for granted that the strides agree
-                value = torch.empty_like(parameter).copy_(value)
-            state.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for key in ema or {}:
-        ema[key].copy_(tensors[f"ema.{key}"])
-    return int(header["step"]), float(header["seconds"])
+        tensors, header = read_kept(path)
+        step, seconds, old = int(header["step"]), float(header["seconds"]), json.loads(header["options"])
+        if header.get("stage", stage) != stage or step < 0 or not seconds >= 0 or not isinstance(old, dict):
+            raise ValueError(f"its header is none of stage {stage}")
+        live = weights_and_average(modules, ema)
+        moments = check_state(tensors, live, optimizer)
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged, or of another kind ({error}); {anew}") from error
+    for name in run.options.keys() - NOT_RESULT:
+        refuse_another(name, old, run.options, path, f"give that value, or {anew}")
+    with torch.no_grad():
+        for key, value in live.items():
+            value.copy_(tensors[key])
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step, seconds
+
+
+def check_state(tensors: dict[str, Tensor], live: dict[str, Tensor], optimizer) -> dict[int, dict]:
+    """Raise ValueError unless the tensors of a state file are the live ones and the moments of all parameters
+    (or of none: no step was made), each of its shape and type -> the moments."""
+    moments = {}
+    if any(key.startswith("optimizer.") for key in tensors):
+        moments = {i: {"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p} for i, p in
+                   enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    wanted = live | {f"optimizer.{i}.{name}": p for i, own in moments.items() for name, p in own.items()}
+    found, wanted = ({k: f"{v.dtype} {list(v.shape)}" for k, v in t.items()} for t in (tensors, wanted))
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            raise ValueError(f"{key} is {found.get(key)}, expected {wanted.get(key)}")
+    # Laid out as the parameter: fused AdamW takes it for granted that the strides agree.
+    return {i: {name: torch.empty_like(p).copy_(tensors[f"optimizer.{i}.{name}"]) for name, p in own.items()}
+            for i, own in moments.items()}
 
 
 # ------------------------------------------------------------------------------------------------ one loop
@@ -166,32 +214,36 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: 
     start = saved = time.monotonic()
     bar = tqdm(range(begin, steps), stage, steps, initial=begin, unit="step", mininterval=1.0,
                disable=rank() > 0)
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, group["peak"], decay)
-        optimizer.zero_grad(set_to_none=True)
-        numbers = gradients(loss, step, share(batch), micro or batch)
-        average_over_ranks([*(p.grad for p in parameters), *numbers.values()])
-        grad_norm = nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        if ema is not None:
-            keep = min(ema_decay, (step + 1) / (step + 10))
-            live = [p.detach() for m in modules.values() for p in m.parameters()]
-            torch._foreach_lerp_(list(ema.values()), live, 1 - keep)
-        report, save = (step + 1) % 50 == 0 or step + 1 == steps, time.monotonic() - saved > run.save_every
-        if report or save:   # the only host syncs of the loop
-            if not torch.isfinite(numbers["loss"]):
+    with stoppable() as stopped:
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, group["peak"], decay)
+            optimizer.zero_grad(set_to_none=True)
+            numbers = gradients(loss, step, share(batch), micro or batch)
+            average_over_ranks([*(p.grad for p in parameters), *numbers.values()])
+            grad_norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            if ema is not None:
+                keep = min(ema_decay, (step + 1) / (step + 10))
+                live = [p.detach() for m in modules.values() for p in m.parameters()]
+                torch._foreach_lerp_(list(ema.values()), live, 1 - keep)
+            stop, last = stopped(), step + 1 == steps
+            report = (step + 1) % 50 == 0 or last
+            save = last or time.monotonic() - saved > run.save_every or (stop and quick(modules))
+            if (report or save) and not torch.isfinite(numbers["loss"]):   # the only host syncs of the loop
                 raise FloatingPointError(f"{stage}: loss is {numbers['loss'].item()} at step {step}, "
                                          f"seed {run.seed}")
-        if report:
-            seconds = before + time.monotonic() - start
-            run.log(stage, step + 1, time=round(seconds, 2), grad_norm=grad_norm.item(),
-                    images_per_second=round((step + 1 - begin) * batch / (time.monotonic() - start), 1),
-                    **{k: v.item() for k, v in numbers.items()})
-            bar.set_postfix(**{k: f"{v.item():.4f}" for k, v in list(numbers.items())[:3]})
-        if save or step + 1 == steps:
-            saved = time.monotonic()
-            save_state(run, stage, step + 1, before + saved - start, modules, optimizer, ema)
+            if report:
+                seconds = time.monotonic() - start
+                run.log(stage, step + 1, time=round(before + seconds, 2), grad_norm=grad_norm.item(),
+                        images_per_second=round((step + 1 - begin) * batch / seconds, 1),
+                        **{k: v.item() for k, v in numbers.items()})
+                bar.set_postfix(**{k: f"{v.item():.4f}" for k, v in list(numbers.items())[:3]})
+            if save:
+                saved = time.monotonic()
+                save_state(run, stage, step + 1, before + saved - start, modules, optimizer, ema)
+            if stop:
+                break
     if ema is not None:
         with torch.no_grad():
             for name, module in modules.items():

@@ -2,22 +2,25 @@
 begins, and the run folder that keeps them."""
 import argparse
 import dataclasses
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
+from evaluation.metrics import FEWEST
 from model import FIXED as UNET_FIXED
 from model import UNetConfig
 from rewards import CLIPConsistency, DiagnosisNet, RewardConfig
 from rl import SCORE, RLConfig
-from sample import SampleConfig, ScheduleConfig
+from sample import SampleConfig, Schedule, ScheduleConfig
+from storage.command import arguments
 from storage.files import git_revision, read_json, write_json
 from storage.weights import read_config
 from text_encoder import FIXED as TEXT_FIXED
 from text_encoder import TextConfig
-from training.loop import Run
+from training.loop import Run, read_log, refuse_another
 from training.ranks import rank, start_ranks
 from vae import FIXED as VAE_FIXED
 from vae import VAEConfig
@@ -133,25 +136,33 @@ def parse(argv: list[str] | None, text: str = "") -> tuple[TrainConfig, SampleCo
     kinds = (TrainConfig, SampleConfig, RLConfig)
     for kind in kinds:
         add_flags(parser, kind, defaults)
-    values = vars(parser.parse_args(argv))
+    values = vars(arguments(parser, argv))
     configs = tuple(kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}) for kind in kinds)
     check(*configs)
     return configs
 
 
+# Options that may be 0, and the most of those that cannot be 10^9.
+ZERO = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr",
+        "save_every", "lora_rank", "rwr_steps", "rounds", "ema_decay"}
+MOST = {"seed": 2**31 - 1, "train_images": 2**20, "prompt_dropout": 1, "ema_decay": 1, "eta": 10,
+        "guidance": 1000}
+
+
 def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
     """Refuse what cannot work before anything slow begins."""
     for part in (config, sampling, rl):
-        for field in dataclasses.fields(part):
-            value, flag = getattr(part, field.name), "--" + field.name.replace("_", "-")
-            zero_ok = field.name in ZERO_ALLOWED
+        for name, value in dataclasses.asdict(part).items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                if not (0 <= value < float("inf")) or (value == 0 and not zero_ok):
-                    raise ValueError(f"{flag} {value}: expected a "
-                                     f"{'number >= 0' if zero_ok else 'positive number'}")
-    for name, value in [("--prompt-dropout", config.prompt_dropout), ("--ema-decay", config.ema_decay)]:
-        if value > 1:
-            raise ValueError(f"{name} {value}: expected at most 1")
+                most = MOST.get(name, 10**9)
+                if not 0 <= value <= most or (value == 0 and name not in ZERO):
+                    raise ValueError(f"--{name.replace('_', '-')} {value}: expected "
+                                     f"{'at least' if name in ZERO else 'more than'} 0, at most {most:,}")
+    if config.eval_reports < FEWEST:
+        raise ValueError(f"--eval-reports {config.eval_reports}: expected at least {FEWEST}")
+    if sampling.eta < 0.01:
+        raise ValueError(f"--eta {sampling.eta}: expected 0.01 or more: with hardly any randomness in a step "
+                         "there is no log-probability, which the policy gradient needs")
     if sampling.sample_steps < 2:
         raise ValueError(f"--sample-steps {sampling.sample_steps}: expected 2 or more; the last step has no "
                          "randomness, hence no log-probability")
@@ -163,6 +174,15 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
         raise ValueError(f"--finetune {config.finetune}: needs --init DIR, a diffusers folder to start from")
     if config.init is not None and not (config.init / "model_index.json").is_file():
         raise ValueError(f"--init {config.init}: no model_index.json: expected a diffusers folder")
+    if config.init is not None and (config.init / "ace").exists():
+        raise ValueError(f"--init {config.init}: has the c_s of an earlier reinforcement learning (ace/), "
+                         "which an anchor cannot have; expected a folder without, such as that run's anchor/")
+    try:
+        schedule = (Schedule(preset(config.preset).schedule) if config.init is None
+                    else Schedule.from_pretrained(config.init / "scheduler"))
+        schedule.timesteps(sampling.sample_steps)
+    except ValueError as error:
+        raise ValueError(f"--sample-steps {sampling.sample_steps}: {error}") from error
     for flag, read in (("diagnosis", DiagnosisNet.from_densenet),
                        ("consistency", CLIPConsistency.from_pretrained)):
         try:
@@ -170,10 +190,13 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
                 read(getattr(config, flag))
         except ValueError as error:
             raise ValueError(f"--{flag} {error}") from error
-
-
-ZERO_ALLOWED = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr",
-                "save_every", "lora_rank", "rwr_steps", "rounds", "ema_decay"}
+    if config.compile:
+        try:   # a number that no kernel in a cache has
+            nonce, device = time.time_ns(), "cuda" if torch.cuda.is_available() else "cpu"
+            torch.compile(lambda x: x * 2 + nonce)(torch.ones(8, device=device))
+        except Exception as error:   # of every kind, and pages long
+            raise ValueError("--compile: torch.compile does not work here (it needs a C++ compiler): "
+                             f"{str(error).strip().splitlines()[0]}") from error
 
 
 def sizes_of(config: TrainConfig) -> Preset:
@@ -192,26 +215,41 @@ def sizes_of(config: TrainConfig) -> Preset:
 # ------------------------------------------------------------------------------------------------ run folder
 
 
+ORIGIN = ("preset", "data_digest", "seed", "fit", "prompt", "init", "finetune", "diagnosis", "consistency",
+          "train_images")
+
+
 def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
-    """Make or continue the run folder; a folder made by another preset, data set or seed is refused."""
-    options = {k: str(v) if isinstance(v, Path) else v
+    """The run in the folder --out, made or continued. One of another preset, seed or init is refused."""
+    options = {k: str(v.absolute()) if isinstance(v, Path) else v
                for part in (config, sampling, rl) for k, v in dataclasses.asdict(part).items()}
-    path = config.out / "config.json"
-    if path.exists():
-        old = read_json(path)
-        for name in ("preset", "data", "seed", "fit", "prompt", "init", "finetune", "diagnosis",
-                     "consistency", "train_images"):
-            before = old.get(name, getattr(TrainConfig, name))
-            if before != options[name]:
-                raise ValueError(f"--{name.replace('_', '-')} {options[name]}: {config.out} was made with "
-                                 f"{before!r}; choose another --out")
-    try:
-        if rank() == 0:
-            write_json(path, {**options, "torch": torch.__version__, "git": git_revision()})
-    except OSError as error:
-        raise ValueError(f"--out {config.out}: cannot be written: {error.strerror}") from error
+    if config.data != "phantom":
+        options["data"] = str(Path(config.data).absolute())
+    run = Run(config.out, options, start_ranks(), config.seed, config.save_every)
+    read_log(run.path("log.jsonl"))
+    refuse_other_origin(run)
     torch.set_float32_matmul_precision("high")   # TF32 where there is one
-    return Run(config.out, options, start_ranks(), config.seed, config.save_every, tensorboard(config))
+    return dataclasses.replace(run, writer=tensorboard(config))
+
+
+def refuse_other_origin(run: Run) -> dict:
+    """-> RUN/config.json. Raises ValueError where it was made with another of ORIGIN, of those known now."""
+    path = run.path("config.json")
+    old = read_json(path, missing={})
+    known = dataclasses.asdict(TrainConfig()) | old   # an option that is new had its default
+    for name in ORIGIN if old else ():
+        if name in run.options:
+            refuse_another(name, known, run.options, run.folder, "choose another --out")
+    return old
+
+
+def bind(run: Run, sets: dict) -> None:
+    """Tie the run to its data: their contents are part of its options from now on, and of config.json."""
+    run.options["data_digest"] = {name: chests.digest for name, chests in sets.items()}
+    refuse_other_origin(run)
+    if rank() == 0:
+        write_json(run.path("config.json"),
+                   {**run.options, "torch": torch.__version__, "git": git_revision()})
 
 
 def tensorboard(config: TrainConfig):

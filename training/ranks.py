@@ -7,6 +7,8 @@ contrastive losses, reaches over all ranks by share_batch_norms and gather_from_
 import functools
 import itertools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -35,6 +37,17 @@ def rank() -> int:
 
 def ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def whole_job() -> Iterator[None]:
+    """OSError where another of the processes has ended."""
+    try:
+        yield
+    except RuntimeError as error:   # gloo's and NCCL's; the first has no class of its own
+        if not isinstance(error, dist.DistError) and "Connection" not in str(error):
+            raise
+        raise OSError(f"another process of this job has ended ({str(error).splitlines()[0]})") from error
 
 
 def wait_for_ranks() -> None:

@@ -1,0 +1,88 @@
+"""What every command shares: what it prints cannot end it, what ends it is one line and a status.
+
+Imports nothing slow, so that a script can call `begin` before its own imports, which take seconds.
+"""
+import argparse
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)   # all else is a mistake of this code
+asked: list[int] = []      # the signal that asked the command to end
+patient: list[bool] = []   # not empty: whoever listens ends it, at the next good moment
+
+
+class Output(io.TextIOWrapper):
+    """A standard stream whose reader may go away (`| head`) or whose disk may be full: what cannot be written
+    is lost. Letters that its code page lacks are written as escapes."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+
+
+def begin(again: str, status: int = 1) -> None:
+    """From here on this process is a command. `again` says how to go on after Ctrl-C or SIGTERM, which end it
+    with 130 or 143; errors of data, files and options end it with `status`."""
+    for name in ("stdout", "stderr"):
+        old = getattr(sys, name)   # None where the shell closed it
+        setattr(sys, name, open(os.devnull, "w") if old is None else
+                Output(old.buffer, old.encoding, "backslashreplace", line_buffering=True))
+
+    def last_words(kind: type, error: BaseException, trace) -> None:
+        if issubclass(kind, (KeyboardInterrupt, *ERRORS)):
+            traceback.clear_frames(trace)   # ends progress bars, before the line and not after it
+        if issubclass(kind, KeyboardInterrupt):
+            if os.environ.get("RANK", "0") == "0":   # of many processes one speaks
+                print(f"stopped: {again}", file=sys.stderr)
+            raise SystemExit(128 + (asked or [signal.SIGINT])[0])
+        if issubclass(kind, ERRORS):
+            print("error:", " ".join(str(error).split("\n")) or kind.__name__, file=sys.stderr)
+            raise SystemExit(status)
+        sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = last_words
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+
+
+def arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """parser.parse_args(argv). Refused: bytes that are no letters, in which neither a report nor the path of
+    a weight file can be written, and "--flag=--", of which some versions of argparse make a list."""
+    for word in sys.argv[1:] if argv is None else argv:
+        if word.endswith("=--") or any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise ValueError(f"argument {word!r}: expected a value, in valid UTF-8")
+    return parser.parse_args(argv)
+
+
+def on_signal(number: int, _) -> None:
+    if not asked:   # once is enough: what is being saved is saved
+        asked.append(number)
+        if not patient:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """A loop inside is not interrupted anywhere: it calls what is yielded and ends itself where that is True.
+    The command then ends with the block."""
+    patient.append(True)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        patient.pop()
+    if asked:
+        raise KeyboardInterrupt

@@ -1,0 +1,132 @@
+"""A storm of kills: `python train.py` is killed again and again, at moments of its writing, until it ends.
+
+    python tests/storm_kills.py [--storms 3] [--ranks 1] [--seed 0]
+
+In each storm one run in smoke size, all stages. A kill comes some file events after a start, mostly SIGKILL,
+now and then SIGTERM or Ctrl-C; with --ranks 2 it hits one of torchrun's processes. In the end the run has to
+be the uninterrupted one's: weights, evaluation, pictures and log bit for bit (times left out), nothing half
+written.
+"""
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from conftest import ROOT, SMOKE
+from safetensors.torch import load_file
+
+TIMES = {"time", "images_per_second", "seconds", "out"}   # what may differ
+STATUS = {signal.SIGKILL: (-9, 137), signal.SIGTERM: (143,), signal.SIGINT: (130,)}
+
+
+def start(run: Path, out: Path, ranks: int, arguments: list[str]) -> subprocess.Popen:
+    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] * (ranks > 1)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(out, "w") as file:
+        return subprocess.Popen([sys.executable, *many, ROOT / "train.py", "--out", run, *arguments],
+                                cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment)
+
+
+def moment(run: Path) -> list[int]:
+    """Changes with every file that appears in the run folder, and with every line of its log."""
+    folders = [run, *run.glob("*/"), *run.glob("*/*/")]
+    times = [path.stat().st_mtime_ns for path in folders if path.exists()]
+    return [*times, (run / "log.jsonl").stat().st_size if (run / "log.jsonl").exists() else 0]
+
+
+def victim(job: subprocess.Popen, ranks: int, chance: random.Random) -> int | None:
+    """The process that is killed: the job itself, or one of torchrun's."""
+    if ranks == 1:
+        return job.pid
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
+    pids = [int(pid) for pid in children.read_text().split()] if children.exists() else []
+    return chance.choice(pids) if len(pids) == ranks else None
+
+
+def storm(run: Path, seed: int, kills: int = 1000, ranks: int = 1, arguments: list[str] = SMOKE) -> int:
+    """Start, kill, start ... until the run has ended; at most `kills` times -> how many. AssertionError where
+    a process ends otherwise than it should."""
+    chance, done, out = random.Random(seed), 0, run.with_name(f"{run.name}.txt")
+    while True:
+        job, events, before = start(run, out, ranks, arguments), chance.randint(1, 25), []
+        number = chance.choice([signal.SIGKILL] * 6 + [signal.SIGTERM, signal.SIGINT] * (ranks == 1))
+        while job.poll() is None and (events or done >= kills):
+            now = moment(run)
+            events, before = max(events - (now != before), 0), now
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.03)
+        target = victim(job, ranks, chance) if job.poll() is None else None
+        if target is not None:
+            os.kill(target, number)
+        status, text = job.wait(timeout=600), out.read_text()
+        assert "Traceback" not in text or ranks > 1, text[-3000:]   # torchrun prints its own
+        if status == 0:
+            return done
+        assert target is not None, f"ended by itself with {status}: {text[-3000:]}"
+        assert ranks > 1 or status in STATUS[number], f"{number.name} ended in {status}: {text[-3000:]}"
+        if ranks > 1 and "\nrl: " not in text.replace("rl: done already", ""):
+            held = "evaluate" in text or not (run / "cxrl" / "model_index.json").exists()
+            assert held, "a rank died in RL, and a result is there"
+        done += 1
+
+
+def without_times(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: without_times(part) for key, part in value.items() if key not in TIMES}
+    return value
+
+
+def content(path: Path) -> object:
+    """What has to be equal of a file: tensors, JSON without times, or bytes."""
+    if path.suffix == ".safetensors":
+        return {key: value.numpy().tobytes() for key, value in load_file(path).items()}
+    if path.suffix == ".json":
+        return without_times(json.loads(path.read_text()))
+    if path.suffix == ".jsonl":
+        return [without_times(json.loads(line)) for line in path.read_text().splitlines()]
+    return path.read_bytes()
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """Names of the files that are not equal in two runs; of state/, which is scratch, temporary files."""
+    left = [str(path) for path in (*run.rglob("*.tmp"), *other.rglob("*.tmp"))]
+    ours, theirs = ({str(path.relative_to(root)) for path in root.rglob("*")
+                     if path.is_file() and path.relative_to(root).parts[0] not in ("state", ".lock")}
+                    for root in (run, other))
+    return left + sorted(ours ^ theirs) + [name for name in sorted(ours & theirs)
+                                           if content(run / name) != content(other / name)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--storms", type=int, default=3)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder, "whole")
+        assert start(whole, Path(folder, "whole.txt"), args.ranks, SMOKE).wait() == 0
+        equal = kills = 0
+        for seed in range(args.seed, args.seed + args.storms):
+            run = Path(folder, f"storm{seed}")
+            try:
+                count, wrong = storm(run, seed, ranks=args.ranks), differences(run, whole)
+            except AssertionError as error:
+                count, wrong = 0, [str(error)]
+            kills, equal = kills + count, equal + (not wrong)
+            print(f"storm {seed}: {count} kills, {'equal' if not wrong else wrong}", flush=True)
+    print(f"{equal} of {args.storms} runs bit for bit after {kills} kills")
+    sys.exit(equal < args.storms)
+
+
+if __name__ == "__main__":
+    main()

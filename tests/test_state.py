@@ -1,0 +1,314 @@
+"""storage/ and training/: what a command prints and how it ends, who may write, and what is read back."""
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SMOKE
+from safetensors.torch import load_file, save_file
+
+import data
+from sample import SampleConfig
+from storage.files import holding, read_json, replacing, to_json, write_json
+from training import loop, options
+from training.latents import latent_cache
+from training.loop import Run, read_log
+from training.options import parse
+from vae import AutoencoderKL, VAEConfig
+
+SCRIPT = f"""
+import os, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from storage import command
+command.begin("the same command goes on", status=3)
+"""
+
+
+def script(body: str, **how) -> subprocess.Popen:
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT + body], **how)
+
+
+def test_no_letter_and_no_reader_ends_a_command():
+    """Letters that the console's code page lacks are escaped; a closed pipe or a full disk behind `>` costs
+    the output and nothing else."""
+    body = "for i in range(300): print('漢', i)\nopen(sys.argv[1], 'w').write('done')"
+    for number, how in enumerate(({"env": {**os.environ, "PYTHONIOENCODING": "cp1252"}},
+                                  {"stdout": os.open("/dev/full", os.O_WRONLY)}, {})):
+        path = Path(f"/tmp/cxrl-test-{os.getpid()}-{number}")
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT + body, path],
+                                   **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how})
+        if not how:
+            process.stdout.close()   # `| head -0`
+        out = process.stdout.read() if number == 0 else b""
+        assert process.wait() == 0 and path.read_text() == "done", process.stderr.read()
+        path.unlink()
+        assert number or out.startswith(b"\\u6f22 0")
+
+
+def test_an_error_is_one_line_whatever_is_in_it():
+    """A message of several lines, or with half a letter in it, is one line and the command's own status."""
+    process = script("raise ValueError('DIR\\udcff: wrong\\nin two lines')")
+    assert process.wait() == 3
+    assert process.stderr.read() == b"error: DIR\\udcff: wrong in two lines\n"
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("body", [
+    "print('begun', flush=True); time.sleep(60)",
+    "with command.stoppable() as stopped:\n    print('begun', flush=True)\n"
+    "    while not stopped(): time.sleep(0.01)\n    print('saved')\nprint('never reached')"])
+def test_a_signal_ends_a_command_with_a_word_on_how_to_go_on(number, status, body):
+    """Ctrl-C and SIGTERM: one line, the usual status; a loop that is stoppable ends itself first."""
+    process = script(body)
+    assert process.stdout.readline() == b"begun\n"
+    process.send_signal(number)
+    out, error = process.communicate(timeout=30)
+    assert process.returncode == status and error == b"stopped: the same command goes on\n"
+    assert out == (b"saved\n" if "saved" in body else b"")
+
+
+def test_one_process_holds_a_run_and_its_death_frees_it(tmp_path):
+    """A second process on a folder is refused at once; SIGKILL of the first leaves nothing to clean up. What
+    a killed process left half-written goes, what others put there stays."""
+    run = tmp_path / "run"
+    with holding(run):
+        write_json(run / "config.json", {})
+    holder = subprocess.Popen([sys.executable, "-c", "import fcntl, sys, time\nf = open(sys.argv[1], 'a')\n"
+                               "fcntl.lockf(f, fcntl.LOCK_EX)\nprint('held', flush=True)\ntime.sleep(60)",
+                               run / ".lock"], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(ValueError, match="run: another process is at work in it"), holding(run):
+        pass
+    holder.kill()
+    holder.wait()
+    (run / "vae.safetensors.4711.tmp").write_text("half")
+    (run / "mine.tmp").write_text("whole")
+    with holding(run):
+        pass
+    assert sorted(p.name for p in run.iterdir()) == [".lock", "config.json", "mine.tmp"]
+
+
+def test_a_folder_to_which_nothing_was_written_goes_again(tmp_path):
+    """An error before the first file leaves no run folder behind; a folder that was there stays."""
+    for name, there in (("new", False), ("old", True)):
+        (tmp_path / name).mkdir() if there else None
+        with pytest.raises(KeyError), holding(tmp_path / name):
+            raise KeyError
+        assert (tmp_path / name).exists() is there
+
+
+def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path):
+    """Writing never goes through a link that somebody laid under the temporary name."""
+    (tmp_path / "outside").write_text("precious")
+    (tmp_path / f"a.json.{os.getpid()}.tmp").symlink_to(tmp_path / "outside")
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert (tmp_path / "outside").read_text() == "precious" and read_json(tmp_path / "a.json") == {"a": 1}
+    with pytest.raises(OSError), replacing(tmp_path / "b") as temporary:
+        assert temporary.is_file() and not temporary.read_bytes()
+        raise OSError
+    assert not list(tmp_path.glob("b*"))
+
+
+def test_json_knows_no_nan_and_no_depth(tmp_path):
+    """Numbers that are not finite are written as null; a file nested thousands deep, or a pipe, is an error
+    that names it, and no hang."""
+    assert json.loads(to_json({"a": [float("nan"), 1.5], "b": float("inf")})) == {"a": [None, 1.5], "b": None}
+    path = tmp_path / "deep.json"
+    path.write_text('{"a": ' * 50_000)
+    with pytest.raises(ValueError, match="deep.json: not JSON"):
+        read_json(path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: cannot be read: not a regular file"):
+        read_json(tmp_path / "pipe")
+
+
+# ------------------------------------------------------------------------------------------------ the log
+
+
+def run_of(folder: Path, **more) -> Run:
+    run = options.open_run(*parse(["--out", str(folder), *SMOKE]))
+    run.options.update(more)
+    folder.mkdir(exist_ok=True)
+    return run
+
+
+def test_no_log_line_stays_half_or_is_counted_twice(tmp_path):
+    """A stage that resumes from step 4 drops what it logged later, half a line at the end, and what is logged
+    at its end (without a time), which comes again; other stages' lines stay."""
+    run = run_of(tmp_path / "run")
+    run.log("vae", 4, time=1.0, loss=0.5)
+    run.log("text", 9, time=1.0, loss=float("nan"))
+    run.log("vae", 8, time=2.0, loss=0.25)
+    run.log("vae", 4, held_out_psnr=20.0)
+    with open(run.path("log.jsonl"), "a") as file:
+        file.write('{"stage": "vae", "st')
+    run.forget("vae", 4)
+    assert run.path("log.jsonl").read_text() == (
+        '{"stage": "vae", "step": 4, "time": 1.0, "loss": 0.5}\n'
+        '{"stage": "text", "step": 9, "time": 1.0, "loss": null}\n')
+
+
+@pytest.mark.parametrize("lines", [
+    b'{"stage": "vae", "step": 1}{"stage": "vae", "step": 2}\n', b'{"stage": "vae"}\n', b"[1, 2]\n",
+    b"notes\n", b"my notes", b'{"stage": "vae", "step": "1"}\n', b"[" * 90_000 + b"\n", b"\xff\xfe\n"])
+def test_a_log_with_lines_of_others_is_refused_and_not_touched(tmp_path, lines):
+    """Glued, foreign or undecodable lines: an error that names file (and line); nothing is lost."""
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"stage": "vae", "step": 1, "time": 1}\n' + lines)
+    with pytest.raises(ValueError, match="log.jsonl: (line 2 is none of a log|cannot be read)"):
+        read_log(path)
+    assert path.read_bytes().endswith(lines)
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+def stepped(net: torch.nn.Module):
+    optimizer = loop.adamw(net.parameters(), 1e-3)
+    net(torch.randn(3, 2)).square().mean().backward()
+    optimizer.step()
+    return optimizer
+
+
+def change(path: Path, header: dict | None = None, **tensors) -> None:
+    """Write a safetensors file again with other tensors (None: without), and another header."""
+    kept = load_file(path) | tensors
+    save_file({k: v for k, v in kept.items() if v is not None}, path, header)
+
+
+HEADER = {"stage": "vae", "step": "3", "seconds": "1", "options": "{}"}
+WRONG_STATES = {
+    "no header": lambda p: change(p),
+    "another stage's": lambda p: change(p, HEADER | {"stage": "text"}),
+    "a step that is none": lambda p: change(p, HEADER | {"step": "many"}),
+    "a negative step": lambda p: change(p, HEADER | {"step": "-1"}),
+    "options that are a list": lambda p: change(p, HEADER | {"options": "[]"}),
+    "options nested deep": lambda p: change(p, HEADER | {"options": "[" * 90_000}),
+    "another network's": lambda p: change(p, HEADER, **{"net.weight": torch.zeros(3, 3)}),
+    "a weight missing": lambda p: change(p, HEADER, **{"net.bias": None}),
+    "a moment missing": lambda p: change(p, HEADER, **{"optimizer.1.exp_avg": None}),
+    "moments of another type": lambda p: change(p, HEADER, **{
+        "optimizer.0.exp_avg": torch.zeros(2, 2).to(torch.float8_e4m3fn)}),
+    "moments of nobody": lambda p: change(p, HEADER, **{"optimizer.7.step": torch.tensor(1.0)}),
+    "truncated": lambda p: p.write_bytes(p.read_bytes()[:-7]),
+    "a pipe": lambda p: (p.unlink(), os.mkfifo(p)),
+    "a folder": lambda p: (p.unlink(), p.mkdir()),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_STATES)
+def test_a_state_file_of_another_kind_is_refused_by_name(tmp_path, name):
+    """One error that names the file and says what to do, whatever is wrong in it; weights stay as they
+    are."""
+    run, net = run_of(tmp_path / "run"), torch.nn.Linear(2, 2)
+    optimizer = stepped(net)
+    loop.save_state(run, "vae", 3, 1.0, {"net": net}, optimizer, None)
+    assert loop.load_state(run, "vae", {"net": net}, optimizer, None) == (3, 1.0)
+    WRONG_STATES[name](run.path("state", "vae.safetensors"))
+    before = net.weight.clone()
+    with pytest.raises(ValueError, match="vae.safetensors: .*delete it to begin the stage anew"):
+        loop.load_state(run, "vae", {"net": net}, optimizer, None)
+    assert torch.equal(net.weight, before)
+
+
+class Pairs:
+    """As much of a set as a run is tied to."""
+    name, size, truth, posture = "train", 16, None, None
+
+    def __init__(self, reports: list[str], seed: int = 0):
+        self.reports, self.labels = reports, torch.zeros(len(reports), 14)
+        self.pixels = torch.randint(256, (len(reports), 1, 16, 16), dtype=torch.uint8,
+                                    generator=torch.Generator().manual_seed(seed))
+        self.digest = data.digest([self.pixels.flatten().tolist()], reports, self.labels)
+
+    def __len__(self) -> int:
+        return len(self.reports)
+
+    def images(self, index) -> torch.Tensor:
+        return self.pixels[index]
+
+    def stream(self, rule):
+        return lambda step: self.images(rule(step))
+
+
+def test_a_run_is_tied_to_its_data(tmp_path):
+    """The same images, reports and labels are the same data however the folder is spelled; sorted otherwise
+    they are not, in the run folder and in each checkpoint."""
+    data = tmp_path / "data"
+    data.mkdir()
+    runs = [options.open_run(*parse(["--out", str(tmp_path / "run"), "--data", spelled, *SMOKE]))
+            for spelled in (str(data), f"{data}/", os.path.relpath(data))]
+    for run in runs:
+        options.bind(run, {"train": Pairs(["a", "b"])})
+    net = torch.nn.Linear(2, 2)
+    loop.save_state(run, "vae", 3, 1.0, {"net": net}, stepped(net), None)
+    for other in (Pairs(["b", "a"]), Pairs(["a", "b"], seed=1)):
+        run = options.open_run(*parse(["--out", str(tmp_path / "run"), "--data", str(data), *SMOKE]))
+        with pytest.raises(ValueError, match="--data .*images, reports or labels are not those .*run was"):
+            options.bind(run, {"train": other})
+        with pytest.raises(ValueError, match="--data .*vae.safetensors was begun with"):
+            loop.load_state(run, "vae", {"net": net}, stepped(net), None)
+
+
+def test_latents_of_other_images_are_made_again(tmp_path, capsys):
+    """Kept latents are named after their images and their autoencoder: sorted otherwise, or encoded by
+    another one, they are not used. What is not finite is refused."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(VAEConfig(in_channels=1, out_channels=1, block_out_channels=(8, 8),
+                                  norm_num_groups=4))
+    run, here, there = run_of(tmp_path / "run"), Pairs(["a", "b", "c"]), Pairs(["a", "b", "c"], seed=1)
+    first = latent_cache(run, vae, here)[torch.arange(3)]
+    [path] = run.path("state").glob("latents-*/*.npy")
+    kept = path.stat().st_mtime_ns
+    assert torch.equal(latent_cache(run, vae, here)[torch.arange(3)], first)
+    assert path.stat().st_mtime_ns == kept
+    assert not torch.equal(latent_cache(run, vae, there)[torch.arange(3)], first)
+    assert "of other images or another autoencoder" in capsys.readouterr().out and not path.exists()
+    [path] = run.path("state").glob("latents-*/*.npy")
+    path.write_bytes(path.read_bytes()[:-2] + b"\xff\xff")   # float16 nan
+    with pytest.raises(ValueError, match="expected float16 .*, finite"):
+        latent_cache(run, vae, there)
+
+
+# ------------------------------------------------------------------------------------------------ options
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--eval-reports", "16"], "--eval-reports 16: expected at least 20"),
+    (["--seed", "3000000000"], "--seed 3000000000"), (["--seed", "9" * 20], "--seed 9999"),
+    (["--sample-steps", "1001"], "--sample-steps 1001: .*expected 1 to 1000"),
+    (["--eta", "0"], "--eta 0.*no log-probability"), (["--eta", "1e-30"], "--eta 1e-30"),
+    (["--w-align", "1e308"], "--w-align 1e.308"), (["--guidance", "1e9"], "--guidance"),
+    (["--vae-steps", "1" + "0" * 30], "--vae-steps 1000"), (["--init=--"], "--init=--.: expected a value"),
+    (["--data", "bad \udcff byte"], "bad .* byte.*: expected a value, in valid UTF-8")])
+def test_what_can_be_known_is_refused_at_once(argv, words):
+    """Under the flag's own name, before anything is loaded."""
+    with pytest.raises(ValueError, match=words):
+        parse(argv)
+
+
+def test_an_init_with_ace_is_refused(tmp_path):
+    """An anchor denoises without c_s: a folder that has one is no anchor; nothing is silently left out."""
+    (tmp_path / "ace").mkdir()
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="--init .*has the c_s of an earlier reinforcement learning"):
+        parse(["--init", str(tmp_path)])
+
+
+def test_compile_without_a_compiler_is_refused(monkeypatch):
+    """--compile compiles a line before the first stage: without a compiler that is one short error."""
+    import torch._inductor.config as inductor
+    monkeypatch.setattr(inductor.cpp, "cxx", (None, "/nonexistent/g++"))
+    with pytest.raises(ValueError, match="--compile: torch.compile does not work here") as error:
+        parse(["--compile"])
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_sampling_defaults_pass_the_check():
+    """What is refused is not what is given when nothing is given."""
+    assert parse([])[1] == SampleConfig()
