@@ -225,72 +225,88 @@ def blurred(images: Tensor, g: torch.Generator, batch: int, part: slice) -> Tens
     return images + amount * (soft - images) + 0.03 * torch.rand(1, generator=g).item() * noise
 
 
+@dataclasses.dataclass
+class Pairs:
+    """The training pairs as reward networks see them, archive faults included; the last are kept back."""
+    train: object
+    taught: int       # the first pairs, so many
+    batch: int
+    seed: int
+    device: torch.device
+
+    def __post_init__(self):
+        self.images = self.train.stream(lambda step: self.index(step)[share(self.batch)])
+
+    def index(self, step: int) -> Tensor:
+        return batch_index(self.taught, self.batch, self.seed + 1, step)
+
+    def draw(self, name: str, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        """-> this rank's share of a batch, softened; the rows of the whole batch; a generator"""
+        g = step_generator(self.seed, name, step)
+        images = unit(self.images(step), self.device)
+        return blurred(images, g, self.batch, share(self.batch)), self.index(step), g
+
+
+def teach_posture(run: Run, config: TrainConfig, sizes: rewards.RewardConfig, pairs: Pairs) -> PostureNet:
+    net = PostureNet(sizes).to(run.device)
+    some = unit(pairs.train.images(torch.arange(min(1000, pairs.taught))), run.device)
+    net.canonical.copy_(rewards.canonical_chest(some))
+    centre, spread = torch.tensor(rewards.IDENTITY), torch.tensor([0.15, 0.15, 0.1, 0.1, 0.12])
+
+    def loss(step: int, part: slice) -> tuple[Tensor, dict]:
+        images, _, g = pairs.draw("posture", step)
+        jitter = centre + torch.randn(pairs.batch, 5, generator=g)[part].clamp(-2, 2) * spread
+        return net.loss(F.interpolate(images, net.canonical.shape[2:], mode="area"), jitter.to(run.device))
+
+    fit(run, "posture", {"net": net}, loss, config.reward_steps, config.reward_lr, pairs.batch)
+    net.eval().set_zero(some)
+    return net
+
+
+def teach_diagnosis(run: Run, config: TrainConfig, sizes: rewards.RewardConfig, pairs: Pairs) -> DiagnosisNet:
+    if config.diagnosis is not None:
+        return DiagnosisNet.from_densenet(config.diagnosis).to(run.device)
+    net = DiagnosisNet(sizes).to(run.device)
+
+    def loss(step: int, part: slice) -> tuple[Tensor, dict]:
+        images, index, _ = pairs.draw("diagnosis", step)
+        labels, known = pairs.train.labels[index], (pairs.train.labels[index] != -1).float()
+        value, numbers = net.loss(images, labels[part].to(run.device))   # a mean over known labels
+        return value * (known[part].mean() / known.mean().clamp(min=1e-9)).to(run.device), numbers
+
+    fit(run, "diagnosis", {"net": net}, loss, config.reward_steps, config.reward_lr, pairs.batch)
+    return net
+
+
+def teach_consistency(run: Run, config: TrainConfig, sizes: rewards.RewardConfig,
+                      pairs: Pairs) -> ConsistencyNet | CLIPConsistency:
+    if config.consistency is not None:
+        return CLIPConsistency.from_pretrained(config.consistency).to(run.device)
+    net, reports = ConsistencyNet(sizes).to(run.device), pairs.train.reports
+    net.tokenizer = Tokenizer.train(reports, sizes.vocab_size, sizes.positions)
+
+    def loss(step: int, part: slice) -> tuple[Tensor, dict]:
+        images, index, _ = pairs.draw("consistency", step)
+        return net.loss(images, [reports[i] for i in index[part].tolist()])
+
+    fit(run, "consistency", {"net": net}, loss, config.reward_steps, config.reward_lr, pairs.batch)
+    return net
+
+
 def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
-    """The three reward networks, each on the training pairs as they are, archive faults included.
-    The last pairs are kept back: their scores set each network's scale."""
-    train, steps, lr, batch = sets["train"], config.reward_steps, config.reward_lr, config.reward_batch
-    mine = share(batch)
-    scale = min(1000, max(len(train) // 8, 1))
-    taught = max(len(train) - scale, 1)
-    kept = rank() == 0 and unit(train.images(torch.arange(len(train))[-scale:]), run.device)
-
-    def finish(name: str, net: rewards.Frozen) -> None:
+    """The three reward networks; the scores of the pairs kept back set each network's scale."""
+    train, kept = sets["train"], min(1000, max(len(sets["train"]) // 8, 1))
+    pairs = Pairs(train, max(len(train) - kept, 1), config.reward_batch, run.seed, run.device)
+    teachers = {"posture": teach_posture, "diagnosis": teach_diagnosis, "consistency": teach_consistency}
+    for number, (name, teach) in enumerate(teachers.items(), start=2):
+        if run.path("rewards", name, "config.json").exists():
+            continue
+        torch.manual_seed(run.seed + number)
+        net = teach(run, config, sizes.rewards, pairs).eval()
         if rank() == 0:
-            net.eval().calibrate(kept, train.reports[-scale:])
+            last = unit(train.images(torch.arange(len(train))[-kept:]), run.device)
+            net.calibrate(last, train.reports[-kept:])
             net.save_pretrained(run.path("rewards", name))
-
-    def chosen(step: int) -> Tensor:
-        return batch_index(taught, batch, run.seed + 1, step)
-
-    def draw(name: str, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
-        g = step_generator(run.seed, name, step)
-        return blurred(unit(images(step), run.device), g, batch, mine), chosen(step), g
-
-    images = train.stream(lambda step: chosen(step)[mine])
-
-    def posture_loss(step: int, part: slice):
-        images, _, g = draw("posture", step)
-        spread = torch.tensor([0.15, 0.15, 0.1, 0.1, 0.12])
-        jitter = torch.randn(batch, 5, generator=g)[part].clamp(-2, 2) * spread
-        jitter = (jitter + torch.tensor([1.0, 1, 0, 0, 0])).to(run.device)
-        return posture.loss(F.interpolate(images, posture.canonical.shape[2:], mode="area"), jitter)
-
-    def diagnosis_loss(step: int, part: slice):
-        images, index, _ = draw("diagnosis", step)
-        labels, known = train.labels[index], (train.labels[index] != -1).float()
-        loss, numbers = diagnosis.loss(images, labels[part].to(run.device))   # a mean over known labels
-        return loss * (known[part].mean() / known.mean().clamp(min=1e-9)).to(run.device), numbers
-
-    def consistency_loss(step: int, part: slice):
-        images, index, _ = draw("consistency", step)
-        return consistency.loss(images, [train.reports[i] for i in index[part].tolist()])
-
-    if not run.path("rewards", "posture", "config.json").exists():
-        torch.manual_seed(run.seed + 2)
-        posture = PostureNet(sizes.rewards).to(run.device)
-        some = unit(train.images(torch.arange(min(1000, taught))), run.device)
-        posture.canonical.copy_(rewards.canonical_chest(some))
-        fit(run, "posture", {"net": posture}, posture_loss, steps, lr, batch)
-        posture.eval().set_zero(some)
-        finish("posture", posture)
-    if not run.path("rewards", "diagnosis", "config.json").exists():
-        torch.manual_seed(run.seed + 3)
-        if config.diagnosis is not None:
-            diagnosis = DiagnosisNet.from_densenet(config.diagnosis).to(run.device)
-        else:
-            diagnosis = DiagnosisNet(sizes.rewards).to(run.device)
-            fit(run, "diagnosis", {"net": diagnosis}, diagnosis_loss, steps, lr, batch)
-        finish("diagnosis", diagnosis)
-    if not run.path("rewards", "consistency", "config.json").exists():
-        torch.manual_seed(run.seed + 4)
-        if config.consistency is not None:
-            consistency = CLIPConsistency.from_pretrained(config.consistency).to(run.device)
-        else:
-            consistency = ConsistencyNet(sizes.rewards).to(run.device)
-            consistency.tokenizer = Tokenizer.train(train.reports, sizes.rewards.vocab_size,
-                                                    sizes.rewards.positions)
-            fit(run, "consistency", {"net": consistency}, consistency_loss, steps, lr, batch)
-        finish("consistency", consistency)
 
 
 def begin_round(r: int, reports: list[str], seed: int, rl: RLConfig,
