@@ -61,11 +61,11 @@ FINDINGS = {
     "Atelectasis": r"atelecta|(?<!vertebral )(?<!body )collapse(?!d? vertebra)",
     "Pneumothorax": r"(?:hydro|hemo)?pneumothora|pleural air\b",
     "Pleural Effusion": r"pleural fluid|(?<!pericardial )effusion|hydropneumothora|hemothora",
-    "Pleural Other": r"pleural thickening|fibrosis|fibrothorax|(?:\w+-)?pleural scar|pleuro-\w+ scar",
+    "Pleural Other": r"pleural thickening|fibrosis|fibrothorax|pleural scar|pleuro-\w+ scar",
     "Fracture": r"fractur",
     "Support Devices": r"""
-        \w*pacer|pacemaker|a?icd\b|\w*defib|picc|(?<!kerley )(?<!b )(?<!septal )lines?\b|\w*tubes?\b
-        \w*catheter|cannula|drain\b|port-a-cath|mediport|valves?\b|hardware|arthroplast|screw|coils?\b
+        \w*(?:pacer|defib|tubes?\b|catheter)|pacemaker|a?icd\b|picc|(?<!kerley )(?<!b )(?<!septal )lines?\b
+        cannula|drain\b|port-a-cath|mediport|valves?\b|hardware|arthroplast|screw|coils?\b
         plates?\b(?!-| ?like)|marker|device|apparatus|support|equipment""",
     "Other": r"""
         emphysema|blunt|density|elevation|eventration|scoliosis|degenera|calcifi|hyperinflat|hyperexpan
@@ -80,7 +80,7 @@ ORGANS = {
         mediastinum|cardiomediastin(?:um|al)|(?<!diaphragmatic )contour
         mediastinal (?:configuration|silhouette)|pericardial silhouette""",
     "Cardiomegaly": r"""
-        heart(?! failure| disease| rate)|cardiac (?:size|shadow|contour|silhouette|and mediastinal)
+        heart(?! failure| disease| rate| enlargement)|cardiac (?:size|shadow|contour|silhouette|and mediastinal)
         cardiopericardial silhouette""",
 }
 POSITION = r"(?<!over the )(?<!overlying the )(?<!in the )"  # "the line ends over the mediastinum"
@@ -90,60 +90,88 @@ ORGAN = {name: re.compile(POSITION + cues(stems)) for name, stems in ORGANS.item
 # ------------------------------------------------------------------------------------------------------------
 # What a clause says about a finding
 
-CLAUSE = re.compile(r"[;:]|,? (?:but|however|although|though|except|while|whereas|despite)\b")
+CLAUSE = re.compile(r";|,? (?:but|however|although|though|except|while|whereas|despite)\b")
 STOP = re.compile(cues(r"""
     is\b|are\b|was\b|were\b|has\b|have\b|there\b|which\b|because\b
-    (?<!consistent )(?<!compatible )with\b|persist(?:s|ed)?\b|remain(?:s|ed)?\b|appear(?:s|ed)?\b"""))
+    (?<!consistent )(?<!compatible )with\b|persist(?:s|ed)?\b|remain(?:s|ed)?\b|appear(?:s|ed)?\b""") + "|:| - ")
 
-# "no change in the effusion" denies the change, not the effusion.
-CHANGE = r"(?! (?:\w+ ){0,2}(?:change|increase|decrease|improvement|progression|difference)s?\b)"
-NO = re.compile(cues(rf"""
-    no{CHANGE}\b|without{CHANGE}\b|not\b|nor\b|neither\b|absent\b|resolved\b|rather than\b|negative for\b
+# "No change in the effusion" and "not completely resolved effusion" deny the change: read as "unchanged".
+DEGREE = r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major|much|yet|been|evidence of) ){0,4}"
+SAME = re.compile(rf"""(?x) \b(?: (?:no|without)\ {DEGREE.replace(" ", chr(92) + " ")}
+    (?:change|(?:in|de)crease|improvement|progression|difference|worsening|growth|resolution|clearing)s?\b
+    (?:\ or\ \w+)?(?:\ (?:in|of)\b)? | (?:partial|incomplete)\ (?:resolution|clearing)\ of
+    | (?:not|partly|partially|incompletely)\ {DEGREE.replace(" ", chr(92) + " ")}
+    (?:chang|increas|decreas|improv|progress|differ|worse|resolv|cleared|remov|disappear)\w* )""")
+NO = re.compile(cues(r"""
+    no\b|without\b|not\b|nor\b|neither\b|absent\b|resolved\b|rather than\b|negative for\b
     free (?:of|from)\b|clear of\b|rules? out\b|ruled out\b|exclude\b|history of\b
     (?:resolution|disappearance|removal|drainage|absence|clearing) of\b"""))
 GONE = re.compile(cues(r"""
     (?:not|no longer) (?:\w+ly )?(?:seen|identified|visuali[sz]ed|present|evident|demonstrated|noted)\b
     (?:not|no longer) (?:\w+ly )?(?:detected|observed|apparent|suspected)\b|previously (?:seen|demonstrated)\b
     absent\b|resolved\b|cleared\b|excluded\b|ruled out\b|removed\b|disappeared\b|unremarkable\b"""))
+COLON_NO = re.compile(r"[^,:]*: (?:there (?:is|are) )?(?:no|without|not(?! well| clear))\b")
 # ", small left effusion" is a new, affirmed item after a denied one, unless a later "or" closes a list.
-NEW_ITEM = re.compile(r"(?:,|\band) (?:an? )?" + cues(r"""
-    small\b|tiny\b|trace\b|mild\b|minimal\b|moderate\b|stable\b|unchanged\b|persistent\b|chronic\b|low\b
-    left\b|right\b|bilateral\b|bibasilar\b|probable\b|possible\b|status\b|tortuous\b"""))
+SIZE = cues(r"""
+    small\b|tiny\b|trace\b|mild(?:ly)?\b|minimal(?:ly)?\b|moderate(?:ly)?\b|large\b|stable\b|unchanged\b|low\b
+    persistent\b|chronic\b|increas\w+|worsening\b|improv\w+|residual\b|slight(?:ly)?\b|subtle\b|severe\b""")
+NEW_ITEM = re.compile(rf"(?:,|\band) (?:(?!or\b|and\b|no\b|focal\b)[\w-]+ )?(?:{SIZE}|" + cues(r"""
+    left\b|right\b|bilateral\b|bibasilar\b|bibasal\b|basilar\b|basal\b|apical\b|biapical\b|retrocardiac\b
+    probable\b|possible\b|likely\b|status\b|tortuous\b|patchy\b|linear\b|streaky\b|scattered\b|old\b|healed\b
+    subsegmental\b|platelike\b|multiple\b|several\b|calcified\b|picc\b|et tube|endotracheal""") + ")")
+LIST_END = re.compile(rf"{STOP.pattern}|{NEW_ITEM.pattern}|\bno\b")
+OR, ASIDE = re.compile(r"\bor\b"), re.compile(rf"{SIZE}|[:+]")
 
 NO_NEW = re.compile(r"\b(?:no|without) (?:\w+ )?new ")  # an old one may still be there
-CANNOT = r"(?:cannot|can not|could not|can't|not|difficult to)(?: be)?(?: \w+ly)? "
+CANNOT = r"(?:not|difficult to)(?: be)?(?: \w+ly)? "
 CANNOT_EXCLUDE = re.compile(CANNOT + r"(?:exclud\w*|rul\w* out) ")
 NOT_EXCLUDED = re.compile(CANNOT + r"(?:excluded?|ruled? out)")
 MAYBE_LEFT = re.compile(cues(r"""
     may\b|might\b|could\b|would\b|possib\w+|probabl\w+|presum\w+|question\w*|suspect\w*|equivocal\b|either\b
     suspicio\w+ (?:for|of)\b|concern\w* (?:for|of)\b|worrisome for\b|suggest\w* of\b|favor\w*|consider\w*
-    versus\b|vs\b|differential\b|borderline\b|correlate\b|blunt\w* of .* angles?\b"""))
+    vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b|borderline\b|correlate\b|blunt\w* of .* angles?\b"""))
 MAYBE_RIGHT = re.compile(cues(r"""
     (?:may|might|could|would)(?: also)? (?:be (?:present|considered|possible)\b|exist\b|not be \w+)
-    possib\w+|consideration\b|limited\b|questionable\b|suspected\b|equivocal\b|versus\b|vs\b|obscured\b
+    possib\w+|consideration\b|limited\b|questionable\b|suspected\b|equivocal\b|obscured\b
     (?:poorly|incompletely|not well|suboptimally) \w+|not appreciated\b
     (?:not|cannot be) (?:\w+ )?(?:assessed|evaluated)\b"""))
+UNLIKELY = re.compile(r"[^,]*(?<!and )\b(?:unlikely|improbable|less likely|not \w* ?likely|doubt\w*)\b(?! (?:to )?(?:repr|refl))")
+VERSUS = re.compile(r"[\w-]*(?: (?!(?:and|with|or|is|are|due|from)\b|repres|reflec|likely|may|sugges|consis|concern)"
+                    r"[\w-]+){0,8},? vs\b")
 OR_LEFT, OR_RIGHT = re.compile(r"\bor (?:[\w-]+ ){0,2}$"), re.compile(r"^[\w-]*(?: [\w-]+)? or\b")
 PROXY = re.compile(r"congestion|indistinctness|vascular prominence")  # these hint at edema, no more
+
+
+def reaches(gap: str, after: str) -> bool:
+    """Does a cue before `gap` still speak of the mention behind it, which begins `after`?"""
+    if STOP.search(gap) or " vs " in gap or "," in gap and VERSUS.match(after):
+        return False
+    for new in NEW_ITEM.finditer(gap):
+        rest = LIST_END.split(gap[new.end():] + after, maxsplit=1)[0]
+        if OR.search(gap[: new.start()]) or not OR.search(rest):  # the list was closed before, or is never
+            return False
+    return True
 
 
 def finding_verdict(left: str, mention: str, right: str) -> float:
     """Is the finding that stands between `left` and `right` in its clause present, absent or uncertain?"""
     verbs = [m.start() for m in STOP.finditer(right)]
     predicate = right[: verbs[1]] if len(verbs) > 1 else right  # up to the end of what its own verb says
-    if CANNOT_EXCLUDE.search(left) or NOT_EXCLUDED.search(right):
+    if CANNOT_EXCLUDE.search(left) or NOT_EXCLUDED.search(right) or UNLIKELY.match(predicate):
         return UNCERTAIN
     for no in list(NO.finditer(left))[-1:]:
-        gap = left[no.end():]
-        listed = not NEW_ITEM.search(gap) or re.search(r"\bor\b", gap + right)
-        if listed and not STOP.search(gap):
+        if reaches(left[no.end():], mention + right):
             return UNCERTAIN if NO_NEW.search(left) else ABSENT
-    if GONE.search(predicate):
+    if COLON_NO.match(right) or GONE.search(predicate):
+        return ABSENT
+    if right.endswith(" none") and not ("," in right and ASIDE.search(left + right)):
         return ABSENT
     for maybe in list(MAYBE_LEFT.finditer(left))[-1:]:
-        if not STOP.search(left[maybe.end():]):
+        gap = left[maybe.end():]
+        if not STOP.search(gap) and (maybe[0] != "vs" or reaches(gap, mention + right)):
             return UNCERTAIN
-    doubt = MAYBE_RIGHT.search(predicate) or OR_LEFT.search(left) or OR_RIGHT.search(right)
+    doubt = (MAYBE_RIGHT.search(predicate) or VERSUS.match(right) or OR_LEFT.search(left)
+             or OR_RIGHT.search(right))
     return UNCERTAIN if doubt or PROXY.search(mention) else PRESENT
 
 
@@ -162,6 +190,7 @@ LARGE = cues(r"""
     enlargement of\b|enlarg\w+|prominen\w+|widen\w+|increase in\b|increased\b|dilated\b|large\b
     cardiomegaly\b|abnormal\b""")
 VERDICT = re.compile(f"(?P<uncertain>{UNSURE})|(?P<absent>{NORMAL})|(?P<present>{LARGE})")
+ENDS = re.compile(r"(?: (?:in|since|compared|and|from|again|with)\b|,|$)")
 VALUES = {"absent": ABSENT, "uncertain": UNCERTAIN, "present": PRESENT}
 # Adjective ... organ: "normal heart size and mediastinal contour", but not "heart normal and mediastinum".
 ADJECTIVE_GAP = re.compile(r"(?: (?!(?:and|in|with|for|or|to|is|are|appears?) )[\w-]+"
@@ -172,6 +201,9 @@ def organ_verdict(left: str, right: str) -> float:
     """Is the organ between `left` and `right` in its clause enlarged? nan where nothing is said."""
     adjectives = [m for m in VERDICT.finditer(left) if ADJECTIVE_GAP.fullmatch(left[m.end():])]
     verdict = adjectives[-1] if adjectives else VERDICT.search(right)
+    if not adjectives and verdict and verdict["present"] and ":" in right[: verdict.start()] and not ENDS.match(
+            right, verdict.end()):
+        return nan  # "Mediastinum: enlarged nodes"
     if adjectives and verdict["present"]:  # "no cardiomegaly or widened mediastinum": a finding, as any other
         return finding_verdict(left[: verdict.start()], verdict[0], left[verdict.end():] + right)
     return VALUES[verdict.lastgroup] if verdict else nan
@@ -180,31 +212,43 @@ def organ_verdict(left: str, right: str) -> float:
 # ------------------------------------------------------------------------------------------------------------
 # Report -> labels
 
+TYPESET = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "´": "'", "–": "-", "—": " - ", "−": "-", "‑": "-", "‐": "-"})
+SHORT = (("`", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"), ("v/s", "vs"), ("and/or", "or"), (",", ", "))
+# "Pneumothorax: none", "Pneumothorax - no", "Pneumothorax (-)": an answer, with which its clause ends.
+END = r"(?=\s*(?:[.,;)\]]|$|\w[\w/ ]{0,40}[:=?]))"
+ANSWER = re.compile(rf"[:=?-]\s*[(\[]?(?:(?:none|nil)\b(?! of)|(?:no|neg|negative|absent|-){END})[)\]]?"
+                    rf"|[(\[](?:no|none|nil|neg|negative|absent|-)[)\]]|(?<= )(?:none|nil|negative|-){END}")
+
+
 def clean(text: str) -> list[str]:
     """Report -> its sentences: lower case, one space between words, "a/b" and "and/or" read as "or"."""
-    text = re.sub(r"\n\s*\n", ". ", text.lower()).replace("and/or", "or")
-    text = re.sub(r"\bnon[- ]", "non", re.sub(r"(?<=[a-z])/(?=[a-z])", " or ", text))
-    text = re.sub(r",(?=\S)", ", ", re.sub(r"\s+", " ", text))
-    return [sentence.strip() for sentence in re.split(r"[.!?]+(?!\d)", text) if sentence.strip()]
+    text = text.lower() if text.isascii() else text.lower().translate(TYPESET)
+    text = re.sub(r"\n\s*\n", ". ", re.sub(r":\s+", ": ", ANSWER.sub(" none;", text)))
+    for short, full in SHORT:
+        text = text.replace(short, full)
+    text = " " + " ".join(re.sub(r"/(?<=[a-z]/)(?=[a-z])", " or ", text).split())
+    text = text.replace(" non-", " non").replace(" non ", " non")
+    text = re.sub(r" v(?:ersus|s\.|\.s\.|\.(?= )) *", " vs ", text)
+    return [sentence.strip() for sentence in re.split(r"[.!?]+(?:(?!\d)|(?<=[^\d\s.!?]\.))", text) if sentence.strip()]
 
 
 @lru_cache(maxsize=1 << 16)
 def sentence_mentions(sentence: str) -> tuple[tuple[str, float], ...]:
     """Every mention in a cleaned sentence as (label, verdict). Kept, as sentences repeat."""
-    found, start = [], 0
+    sentence, found, start = SAME.sub("unchanged", sentence), [], 0
     for stop in [*(m.start() for m in CLAUSE.finditer(sentence)), len(sentence)]:
         clause, start = sentence[start:stop], stop
-        for name, pattern in FINDING.items():
+        colon, said = clause.find(":"), []
+        for name, pattern in (*FINDING.items(), *ORGAN.items()):
             for m in pattern.finditer(clause):
-                verdict = finding_verdict(clause[max(0, m.start() - WINDOW): m.start()], m.group(),
-                                          clause[m.end(): m.end() + WINDOW])
-                found.append((name, verdict))
+                left, right = clause[max(0, m.start() - WINDOW): m.start()], clause[m.end(): m.end() + WINDOW]
+                organ = pattern is ORGAN.get(name)
+                verdict = organ_verdict(left, right) if organ else finding_verdict(left, m.group(), right)
+                said.append((name, verdict, m.start() > colon))
                 if name == "Edema" and verdict != ABSENT and re.search("failure|chf", m.group()):
-                    found.append(("Cardiomegaly", UNCERTAIN))
-        for name, pattern in ORGAN.items():
-            for m in pattern.finditer(clause):
-                found.append((name, organ_verdict(clause[max(0, m.start() - WINDOW): m.start()],
-                                                  clause[m.end(): m.end() + WINDOW])))
+                    said.append(("Cardiomegaly", UNCERTAIN, m.start() > colon))
+        answered = {name for name, _, behind in said if behind}  # "Effusion: no effusion" is one mention
+        found += [(name, verdict) for name, verdict, behind in said if behind or name not in answered]
     return tuple((name, verdict) for name, verdict in found if not isnan(verdict))
 
 
