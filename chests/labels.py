@@ -45,7 +45,7 @@ FINDINGS = {
         mediastinal (?:widening|enlargement)""",
     "Cardiomegaly": r"cardiomegaly|(?:cardiac|heart) enlargement|enlargement of the (?:heart|cardiac)",
     "Lung Lesion": r"""
-        (?<!body )mass(?!ive|achu)|lump(?!ect)|cavitary lesion|\w*carcinoma|neoplas|tumor
+        (?<!body )mass(?!ive|achu)|lump(?!ect)|cavitary lesion|(?:adeno)?carcinoma|neoplas|tumor
         (?<!\bcalcified )(?:micro)?nodul(?:es?\b|ar (?:densit|opaci))""",
     "Lung Opacity": r"""
         opaci|decreased translucency|increased densit|air-? ?space (?:disease|process)|infiltrat
@@ -64,7 +64,7 @@ FINDINGS = {
     "Pleural Other": r"pleural thickening|fibrosis|fibrothorax|pleural scar|pleuro-\w+ scar",
     "Fracture": r"fractur",
     "Support Devices": r"""
-        \w*(?:pacer|defib|tubes?\b|catheter)|pacemaker|a?icd\b|picc|(?<!kerley )(?<!b )(?<!septal )lines?\b
+        pacer|defib|tubes?\b|\w*catheter|pacemaker|a?icd\b|picc|(?<!kerley )(?<!b )(?<!septal )lines?\b
         cannula|drain\b|port-a-cath|mediport|valves?\b|hardware|arthroplast|screw|coils?\b
         plates?\b(?!-| ?like)|marker|device|apparatus|support|equipment""",
     "Other": r"""
@@ -85,7 +85,7 @@ ORGANS = {
 }
 POSITION = r"(?<!over the )(?<!overlying the )(?<!in the )"  # "the line ends over the mediastinum"
 FINDING = {name: re.compile(cues(stems)) for name, stems in FINDINGS.items()}
-ORGAN = {name: re.compile(POSITION + cues(stems)) for name, stems in ORGANS.items()}
+ORGAN = {name: re.compile(r"\b" + POSITION + cues(stems)) for name, stems in ORGANS.items()}
 
 # ------------------------------------------------------------------------------------------------------------
 # What a clause says about a finding
@@ -111,14 +111,13 @@ GONE = re.compile(cues(r"""
     (?:not|no longer) (?:\w+ly )?(?:detected|observed|apparent|suspected)\b|previously (?:seen|demonstrated)\b
     absent\b|resolved\b|cleared\b|excluded\b|ruled out\b|removed\b|disappeared\b|unremarkable\b"""))
 COLON_NO = re.compile(r"[^,:]*: (?:there (?:is|are) )?(?:no|without|not(?! well| clear))\b")
-# ", small left effusion" is a new, affirmed item after a denied one, unless a later "or" closes a list.
+# ", small left effusion" is a new, affirmed item after a denied one, unless a later "or" closes the list.
 SIZE = cues(r"""
     small\b|tiny\b|trace\b|mild(?:ly)?\b|minimal(?:ly)?\b|moderate(?:ly)?\b|large\b|stable\b|unchanged\b|low\b
-    persistent\b|chronic\b|increas\w+|worsening\b|improv\w+|residual\b|slight(?:ly)?\b|subtle\b|severe\b""")
+    persistent\b|chronic\b|increas\w+|worsening\b|improv\w+|residual\b""")
 NEW_ITEM = re.compile(rf"(?:,|\band) (?:(?!or\b|and\b|no\b|focal\b)[\w-]+ )?(?:{SIZE}|" + cues(r"""
-    left\b|right\b|bilateral\b|bibasilar\b|bibasal\b|basilar\b|basal\b|apical\b|biapical\b|retrocardiac\b
-    probable\b|possible\b|likely\b|status\b|tortuous\b|patchy\b|linear\b|streaky\b|scattered\b|old\b|healed\b
-    subsegmental\b|platelike\b|multiple\b|several\b|calcified\b|picc\b|et tube|endotracheal""") + ")")
+    left\b|right\b|bilateral\b|bibasilar\b|probable\b|possible\b|status\b|tortuous\b""") + ")")
+ITEM = re.compile(rf"{NEW_ITEM.pattern}|,")
 LIST_END = re.compile(rf"{STOP.pattern}|{NEW_ITEM.pattern}|\bno\b")
 OR, ASIDE = re.compile(r"\bor\b"), re.compile(rf"{SIZE}|[:+]")
 
@@ -146,9 +145,10 @@ def reaches(gap: str, after: str) -> bool:
     """Does a cue before `gap` still speak of the mention behind it, which begins `after`?"""
     if STOP.search(gap) or " vs " in gap or "," in gap and VERSUS.match(after):
         return False
-    for new in NEW_ITEM.finditer(gap):
-        rest = LIST_END.split(gap[new.end():] + after, maxsplit=1)[0]
-        if OR.search(gap[: new.start()]) or not OR.search(rest):  # the list was closed before, or is never
+    for item in ITEM.finditer(gap):
+        closed = OR.search(gap[: item.start()])  # by the "or" of "no A or B, C"
+        going_on = OR.search(LIST_END.split(gap[item.end():] + after, maxsplit=1)[0])
+        if closed and not going_on or item[0] != "," and (closed or not going_on):
             return False
     return True
 
@@ -180,7 +180,7 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
 
 UNSURE = cues(r"""
     (?:upper limits (?:of )?)?normal (?:or|to) \w+ enlarged\b|borderline\b|obscured\b
-    (?:poorly|incompletely|not well) \w+|stable\b|unchanged\b|similar\b
+    (?:poorly|incompletely|not well) \w+|stable\b|unchanged\b|similar\b|abnormal config\w+
     (?:may|might|could|possibl[ey]|probabl[ey])(?: \w+){0,2} (?:enlarg|prominen|widen)\w+""")
 NORMAL = cues(r"""
     normal\b|unremarkable\b|upper limits\b|within \w+ limits\b|non-?enlarged\b
