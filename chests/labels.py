@@ -14,6 +14,7 @@ lists ("no A, B or C") and stop where the clause turns to something else.
 """
 
 import re
+from difflib import get_close_matches
 from functools import lru_cache
 from math import isnan, nan
 
@@ -80,8 +81,8 @@ ORGANS = {
         mediastinum|cardiomediastin(?:um|al)|(?<!diaphragmatic )contour
         mediastinal (?:configuration|silhouette)|pericardial silhouette""",
     "Cardiomegaly": r"""
-        heart(?! failure| disease| rate| enlargement)|cardiac (?:size|shadow|contour|silhouette|and mediastinal)
-        cardiopericardial silhouette""",
+        heart(?! failure| disease| rate| enlargement)|cardiopericardial silhouette
+        cardiac (?:size|shadow|contour|silhouette|and mediastinal)""",
 }
 POSITION = r"(?<!over the )(?<!overlying the )(?<!in the )"  # "the line ends over the mediastinum"
 FINDING = {name: re.compile(cues(stems)) for name, stems in FINDINGS.items()}
@@ -93,15 +94,16 @@ ORGAN = {name: re.compile(r"\b" + POSITION + cues(stems)) for name, stems in ORG
 CLAUSE = re.compile(r";|,? (?:but|however|although|though|except|while|whereas|despite)\b")
 STOP = re.compile(cues(r"""
     is\b|are\b|was\b|were\b|has\b|have\b|there\b|which\b|because\b
-    (?<!consistent )(?<!compatible )with\b|persist(?:s|ed)?\b|remain(?:s|ed)?\b|appear(?:s|ed)?\b""") + "|:| - ")
+    (?<!consistent )(?<!compatible )with\b|persist(?:s|ed)?\b|remain(?:s|ed)?\b|appear(?:s|ed)?\b
+    """) + "|:| - ")
 
 # "No change in the effusion" and "not completely resolved effusion" deny the change: read as "unchanged".
-DEGREE = r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major|much|yet|been|evidence of) ){0,4}"
-SAME = re.compile(rf"""(?x) \b(?: (?:no|without)\ {DEGREE.replace(" ", chr(92) + " ")}
-    (?:change|(?:in|de)crease|improvement|progression|difference|worsening|growth|resolution|clearing)s?\b
-    (?:\ or\ \w+)?(?:\ (?:in|of)\b)? | (?:partial|incomplete)\ (?:resolution|clearing)\ of
-    | (?:not|partly|partially|incompletely)\ {DEGREE.replace(" ", chr(92) + " ")}
-    (?:chang|increas|decreas|improv|progress|differ|worse|resolv|cleared|remov|disappear)\w* )""")
+DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major|much|yet|been|evidence[ ]of)"
+          r"[ ]){0,4}")
+SAME = re.compile(rf"""(?x) \b(?: (?:no|without)[ ]{DEGREE}(?:change|(?:in|de)crease|improvement|progression
+    |difference|worsening|growth|resolution|clearing)s?\b(?:[ ]or[ ]\w+)?(?:[ ](?:in|of)\b)?
+    |(?:not|partly|partially|incompletely)[ ]{DEGREE}(?:chang|increas|decreas|improv|progress|differ|worse
+    |resolv|cleared|remov|disappear)\w* |(?:partial|incomplete)[ ](?:resolution|clearing)[ ]of )""")
 NO = re.compile(cues(r"""
     no\b|without\b|not\b|nor\b|neither\b|absent\b|resolved\b|rather than\b|negative for\b
     free (?:of|from)\b|clear of\b|rules? out\b|ruled out\b|exclude\b|history of\b
@@ -128,15 +130,17 @@ NOT_EXCLUDED = re.compile(CANNOT + r"(?:excluded?|ruled? out)")
 MAYBE_LEFT = re.compile(cues(r"""
     may\b|might\b|could\b|would\b|possib\w+|probabl\w+|presum\w+|question\w*|suspect\w*|equivocal\b|either\b
     suspicio\w+ (?:for|of)\b|concern\w* (?:for|of)\b|worrisome for\b|suggest\w* of\b|favor\w*|consider\w*
-    vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b|borderline\b|correlate\b|blunt\w* of .* angles?\b"""))
+    vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b|borderline\b|correlate\b
+    blunt\w* of .* angles?\b"""))
 MAYBE_RIGHT = re.compile(cues(r"""
     (?:may|might|could|would)(?: also)? (?:be (?:present|considered|possible)\b|exist\b|not be \w+)
     possib\w+|consideration\b|limited\b|questionable\b|suspected\b|equivocal\b|obscured\b
     (?:poorly|incompletely|not well|suboptimally) \w+|not appreciated\b
     (?:not|cannot be) (?:\w+ )?(?:assessed|evaluated)\b"""))
-UNLIKELY = re.compile(r"[^,]*(?<!and )\b(?:unlikely|improbable|less likely|not \w* ?likely|doubt\w*)\b(?! (?:to )?(?:repr|refl))")
-VERSUS = re.compile(r"[\w-]*(?: (?!(?:and|with|or|is|are|due|from)\b|repres|reflec|likely|may|sugges|consis|concern)"
-                    r"[\w-]+){0,8},? vs\b")
+UNLIKELY = re.compile(r"[^,]*(?<!and )\b(?:unlikely|improbable|less likely|not \w* ?likely|doubt\w*)\b"
+                      r"(?! (?:to )?(?:repr|refl))")
+VERSUS = re.compile(r"[\w-]*(?: (?!(?:and|with|or|is|are|due|from)\b|repres|reflec|likely|may|sugges|consis"
+                    r"|concern)[\w-]+){0,8},? vs\b")
 OR_LEFT, OR_RIGHT = re.compile(r"\bor (?:[\w-]+ ){0,2}$"), re.compile(r"^[\w-]*(?: [\w-]+)? or\b")
 PROXY = re.compile(r"congestion|indistinctness|vascular prominence")  # these hint at edema, no more
 
@@ -190,7 +194,8 @@ LARGE = cues(r"""
     enlargement of\b|enlarg\w+|prominen\w+|widen\w+|increase in\b|increased\b|dilated\b|large\b
     cardiomegaly\b|abnormal\b""")
 VERDICT = re.compile(f"(?P<uncertain>{UNSURE})|(?P<absent>{NORMAL})|(?P<present>{LARGE})")
-ENDS = re.compile(r"(?: (?:in|since|compared|and|from|again|with)\b|,|$)")
+# "Mediastinum: enlarged nodes", but not "Heart: enlarged since then"
+OTHER = re.compile(rf"[^,:]*:.*?{LARGE}\b(?! (?:in|since|compared|and|from|again|with)\b|,|$)")
 VALUES = {"absent": ABSENT, "uncertain": UNCERTAIN, "present": PRESENT}
 # Adjective ... organ: "normal heart size and mediastinal contour", but not "heart normal and mediastinum".
 ADJECTIVE_GAP = re.compile(r"(?: (?!(?:and|in|with|for|or|to|is|are|appears?) )[\w-]+"
@@ -201,9 +206,8 @@ def organ_verdict(left: str, right: str) -> float:
     """Is the organ between `left` and `right` in its clause enlarged? nan where nothing is said."""
     adjectives = [m for m in VERDICT.finditer(left) if ADJECTIVE_GAP.fullmatch(left[m.end():])]
     verdict = adjectives[-1] if adjectives else VERDICT.search(right)
-    if not adjectives and verdict and verdict["present"] and ":" in right[: verdict.start()] and not ENDS.match(
-            right, verdict.end()):
-        return nan  # "Mediastinum: enlarged nodes"
+    if not adjectives and verdict and verdict["present"] and OTHER.match(right):
+        return nan
     if adjectives and verdict["present"]:  # "no cardiomegaly or widened mediastinum": a finding, as any other
         return finding_verdict(left[: verdict.start()], verdict[0], left[verdict.end():] + right)
     return VALUES[verdict.lastgroup] if verdict else nan
@@ -212,8 +216,9 @@ def organ_verdict(left: str, right: str) -> float:
 # ------------------------------------------------------------------------------------------------------------
 # Report -> labels
 
-TYPESET = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "´": "'", "–": "-", "—": " - ", "−": "-", "‑": "-", "‐": "-"})
-SHORT = (("`", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"), ("v/s", "vs"), ("and/or", "or"), (",", ", "))
+TYPESET = str.maketrans(dict.fromkeys("’‘ʼ´", "'") | dict.fromkeys("–−‑‐", "-") | {"—": " - "})
+SHORT = (("`", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
+         ("v/s", "vs"), ("and/or", "or"), (",", ", "))
 # "Pneumothorax: none", "Pneumothorax - no", "Pneumothorax (-)": an answer, with which its clause ends.
 END = r"(?=\s*(?:[.,;)\]]|$|\w[\w/ ]{0,40}[:=?]))"
 ANSWER = re.compile(rf"[:=?-]\s*[(\[]?(?:(?:none|nil)\b(?! of)|(?:no|neg|negative|absent|-){END})[)\]]?"
@@ -229,7 +234,8 @@ def clean(text: str) -> list[str]:
     text = " " + " ".join(re.sub(r"/(?<=[a-z]/)(?=[a-z])", " or ", text).split())
     text = text.replace(" non-", " non").replace(" non ", " non")
     text = re.sub(r" v(?:ersus|s\.|\.s\.|\.(?= )) *", " vs ", text)
-    return [sentence.strip() for sentence in re.split(r"[.!?]+(?:(?!\d)|(?<=[^\d\s.!?]\.))", text) if sentence.strip()]
+    sentences = re.split(r"[.!?]+(?:(?!\d)|(?<=[^\d\s.!?]\.))", text)  # no decimal point
+    return [sentence.strip() for sentence in sentences if sentence.strip()]
 
 
 @lru_cache(maxsize=1 << 16)
@@ -290,25 +296,29 @@ def label_all(reports: list[str]) -> Tensor:
 # Sections. Reports are laid out as " HEADER: text", a blank before the header; names vary and are misspelt.
 # Rules from MIMIC-CXR's section parser (MIT-LCP/mimic-cxr), described and written anew.
 
-HEADER = re.compile(r"(?:^|\n) ?([A-Z][A-Z ()/,-]*):(?=\s|$)")
+KNOWN = (r"(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISONS?|TECHNIQUES?|PROCEDURE"
+         r"|(?:REASON FOR (?:THE )?)?(?:EXAM(?:INATION)?|STUDY)|FINDINGS?(?: ?(?:AND|/) ?IMPRESSIONS?)?"
+         r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATIONS?|ADDENDUM|WET READ|NOTIFICATION")
+# At the start of a line any capitals; a usual name anywhere in capitals, or as the first words of a sentence.
+HEADER = re.compile(rf"(?:^|\n) ?([A-Z][A-Z ()/,-]*):(?=\s|$)|\b({KNOWN}):"
+                    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s*((?i:{KNOWN})):")
 SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
-    ("comparison", r"compari\w+"),
-    ("indication", r"reason for (the )?(exam(ination)?|study)|clinical indication"),
+    ("indication", r"reason for (the )?(exam(ination)?|study)"),
     ("history", r"clinical (history|information)|patient history|pfi"),
-    ("impression", r"conclusion|findings ?(and|/) ?impression|i ?m?p\w*s\w*n\w?|ndication"),
+    ("impression", r"conclusions?|opinion|i ?m?p\w*s\w*n\w?"),
     ("findings", r"fin\w*s|finding|chest, two views"),
-    ("examination", r"exam|type of examination"),
+    ("examination", r"exam"),
     ("recommendations", r"recommendations?"),
     ("wet read", r"wetread"),
 )
-SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum")
+SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum", "indication", "examination")
 CHEST_VIEW = re.compile(cues(r"""
     chest|portable|pa and lat|lat(?:eral)? and pa|(?:two|one|frontal|pa|ap|lateral) views?|frontal and
     frontal (?:semi-)?upright|bone window|ribs"""))
 
 
 def section_name(header: str) -> str:
-    """A header as it stands in a report -> the section's usual name, lower case."""
+    """A header as it stands in a report -> the section's usual name, lower case; its misspelling counts."""
     name = " ".join(header.lower().split())
     for known, pattern in SECTION_NAMES:
         if re.fullmatch(pattern, name):
@@ -316,7 +326,8 @@ def section_name(header: str) -> str:
     for word in SECTION_WORDS:
         if word in name:
             return word
-    return "findings" if CHEST_VIEW.search(name) else name
+    close = get_close_matches(name, SECTION_WORDS, 1, 0.82)
+    return close[0] if close else "findings" if CHEST_VIEW.search(name) else name
 
 
 def sections(text: str) -> dict[str, str]:
@@ -329,10 +340,9 @@ def sections(text: str) -> dict[str, str]:
     header = HEADER.search(text)
     parts = [("preamble", text[: header.start()])] if header else [("full report", text)]
     while header:
-        newline = text.find("\n", header.end())  # a second header on the same line belongs to the text
-        following = HEADER.search(text, newline) if newline >= 0 else None
+        following = HEADER.search(text, header.end())
         end = following.start() if following else len(text)
-        parts.append((section_name(header[1]), text[header.end(): end]))
+        parts.append((section_name(header[header.lastindex]), text[header.end(): end]))
         header = following
     parts = [(name, body) for name, body in parts if body.strip() or name not in ("impression", "findings")]
     if not {"impression", "findings"} & {name for name, _ in parts}:

@@ -1,6 +1,6 @@
-"""labels.py, sentence by sentence: fifty of each kind that a rule is known to stumble over, written for these tests.
+"""labels.py, sentence by sentence: fifty of each kind that rules stumble over, written for these tests.
 
-A line is a sentence and what CheXpert's rules make of it: + present, - absent, ? uncertain, before a short name.
+A line is a sentence and what CheXpert's rules make of it: + present, - absent, ? uncertain, and a short name.
 """
 import pytest
 
@@ -38,7 +38,7 @@ No consolidation or edema, large right pleural effusion. | -cons -edema +eff
 No pneumonia or edema, patchy opacity at the right base. | -pna -edema +opacity
 No pneumothorax, effusion or consolidation, subsegmental atelectasis in the lingula. | -ptx -eff -cons +atel
 No pneumothorax or consolidation, small effusion on the left, stable. | -ptx -cons +eff
-No consolidation or pneumothorax, moderate right effusion with compressive atelectasis. | -cons -ptx +eff +atel
+No consolidation or pneumothorax, moderate effusion with compressive atelectasis. | -cons -ptx +eff +atel
 No effusion or edema, possible left lower lobe pneumonia. | -eff -edema ?pna
 No fracture or pneumothorax, probable small left effusion. | -fx -ptx ?eff
 No effusion or consolidation, old healed left rib fractures. | -eff -cons +fx
