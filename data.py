@@ -6,6 +6,7 @@
     .reports                    n prompts
     .labels    n 14             what the report says: 1 present, 0 absent, -1 uncertain, nan not mentioned
     .patients                   n names; no patient is in two of train, val and judge
+    .digest                     16 hex characters: the same for the same images, reports and labels in order
     .truth     n 14             what the image truly shows, 0 or 1 (phantom); None for real images
     .posture   n 5              psi = (s_x, s_y, t_x, t_y, theta) (phantom); None for real images
     .images(index) -> b 1 h w   uint8 grey; never flipped, as the side of the heart is meaning
@@ -30,7 +31,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count
 from math import ceil, nan
 from pathlib import Path
@@ -42,8 +43,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from chests.archives import DataError, Row, Tally, read_rows
-from chests.images import SMALLEST, Glance, ImageError, decode, decode_row, open_image, safe_path
+from chests.archives import CELLS, DataError, Tally, read_rows
+from chests.images import SMALLEST, Glance, ImageError, Row, decode, decode_row, open_image, safe_path
 from chests.labels import LABELS, label_values
 from chests.phantom import describe, phantom
 from storage.files import keep_tensors
@@ -60,6 +61,12 @@ JUDGE_SEED = 1_000_003  # added to the run's seed
 
 # ------------------------------------------------------------------------------------------------------------
 # Chests
+
+def digest(images: list, reports: list[str], labels: Tensor) -> str:
+    """16 hex characters that name images, reports and labels in their order: what kept things depend on"""
+    key = json.dumps([images, reports]).encode() + labels.numpy().tobytes()
+    return hashlib.sha256(key).hexdigest()[:16]
+
 
 @dataclass
 class PhantomChests:
@@ -82,6 +89,10 @@ class PhantomChests:
 
     def __len__(self) -> int:
         return self.count
+
+    @cached_property
+    def digest(self) -> str:
+        return digest([self.seed, self.start, self.count, self.size, self.faults], self.reports, self.labels)
 
     def render(self, index: Tensor) -> Tensor:
         parts = (index + self.start).split(512)  # bounds the renderer's memory
@@ -123,6 +134,13 @@ class FolderChests:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def digest(self) -> str:
+        """By the pixels of a small set, by the files' sizes and times of a large one"""
+        images = (hashlib.sha256(self.pixels.numpy()).hexdigest() if self.pixels is not None
+                  else images_digest(self.folder, self.rows, self.size, self.fit))
+        return digest([images], self.reports, self.labels)
 
     def images(self, index: Tensor | list[int]) -> Tensor:
         """index (b) -> b 1 h w uint8"""
@@ -201,6 +219,8 @@ class Index:
 
 def row_fault(glance: Glance, row: Row) -> str | None:
     """Why a row cannot be used, without opening its image; None if it can."""
+    if row.fault:
+        return row.fault
     if "lat" in row.view or row.view == "ll":
         return "not a frontal view"
     try:
@@ -216,6 +236,9 @@ def build_index(folder: Path, prompt: str) -> Index:
     """Reads the tables and reports, looks whether each image is there, labels the reports."""
     notes, skipped, rows = Tally(), Tally(), []
     layout, table = read_rows(folder, prompt, notes)
+    if CELLS in notes:
+        skipped[CELLS] = notes.pop(CELLS)
+    total = len(table) + skipped.get(CELLS, (0,))[0]
     glance, shared = Glance(folder), {}
     for row in tqdm(table, "checking and labelling rows", unit="row", delay=2):
         fault = row_fault(glance, row)
@@ -230,7 +253,7 @@ def build_index(folder: Path, prompt: str) -> Index:
         for i, fault in faults.items():
             skipped.add(fault, rows[i].image)
         rows = [row for i, row in enumerate(rows) if i not in faults]
-    return Index(layout, len(table), rows, skipped, notes)
+    return Index(layout, total, rows, skipped, notes)
 
 
 def look_at_some(folder: Path, rows: list[Row]) -> dict[int, str]:
@@ -314,9 +337,11 @@ def read_row(cells: list) -> Row:
 
 def images_digest(folder: Path, rows: list[Row], size: int, fit: str) -> str:
     """A name for what decoded images depend on: files (by size and time), true aspects, size and fit."""
-    files = [safe_path(folder, row.image).stat() for row in rows]
-    key = [(row.image, row.aspect, file.st_size, file.st_mtime_ns)
-           for row, file in zip(rows, files, strict=True)]
+    key = []
+    for row in rows:
+        path = f"{folder}/{row.image}"
+        file = os.stat(path) if os.path.exists(path) else None  # else gone since it was indexed
+        key.append((row.image, row.aspect, file and file.st_size, file and file.st_mtime_ns))
     return hashlib.sha256(json.dumps(["v1", size, fit, key]).encode()).hexdigest()[:16]
 
 

@@ -7,7 +7,6 @@ it away.
 
 import csv
 import gzip
-import os
 import re
 import xml.etree.ElementTree as ET
 import zipfile
@@ -17,10 +16,11 @@ from functools import lru_cache
 from math import nan
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import TextIO
 
 from tqdm import tqdm
 
+from chests.images import Glance, ImageError, Row
 from chests.labels import LABELS, sections
 
 
@@ -29,7 +29,9 @@ class DataError(ValueError):
 
 
 EXAMPLES = 3            # of each kind of fault
-LONGEST = 2**18         # bytes of a report that are read
+LONGEST = 2**18         # bytes of a report, characters of a table's line that are read
+LARGEST = 2**31         # characters of a table
+MOST_LINES = 2**21
 
 
 class Tally(dict[str, tuple[int, list[str]]]):
@@ -44,58 +46,71 @@ class Tally(dict[str, tuple[int, list[str]]]):
                          + (", ..." if count > len(places) else "") for what, (count, places) in self.items())
 
 
-class Row(NamedTuple):
-    image: str                               # path inside the folder, as the table gives it
-    report: str                              # the prompt; empty: the row is of no use
-    labels: tuple[float, ...] | None = None  # 14, the set's own, where the report was composed from them
-    patient: str = ""                        # empty: unknown
-    split: str = ""                          # as the table gives it; empty: not given
-    view: str = ""                           # lower case
-    aspect: float | None = None              # true width / height, where the stored image was squeezed
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Tables
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file, gzipped if it is named so -> its text."""
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return data.decode("utf-8-sig")  # drops a byte-order mark
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text: byte 0x{data[error.start]:02x} at position {error.start}; "
-                        "save the table as UTF-8") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+def read_bytes(path: Path, most: int = LONGEST) -> bytes:
+    """The first bytes of a file. Raises OSError, also for what is no plain file: a pipe might never end."""
+    if not path.is_file():
+        raise OSError("no plain file")
+    with open(path, "rb") as file:
+        return file.read(most)
 
 
-def read_table(path: Path, needed: Collection[str], more: Collection[str] = ()) -> Iterator[dict[str, str]]:
+def lines_of(text: TextIO) -> Iterator[str]:
+    """A table's lines. Raises OSError beyond what a table may hold: a small gzip can unpack to anything."""
+    size = number = 0
+    while line := text.readline(LONGEST):
+        size, number = size + len(line), number + 1
+        if size > LARGEST or number > MOST_LINES:
+            raise OSError(f"larger than {LARGEST:,} characters or {MOST_LINES:,} lines")
+        yield line
+
+
+CELLS = "line with more or fewer cells than the header"
+MISSING = {form for word in ("nan", "na", "n/a", "none", "null", "<na>", "#n/a")
+           for form in (word, word.upper(), word.capitalize(), "NaN")}
+
+
+def read_table(path: Path, notes: Tally, needed: Collection[str],
+               more: Collection[str] = ()) -> Iterator[dict[str, str]]:
     """CSV (RFC 4180, the first line names the columns) -> one dict a line, of the columns asked for.
 
-    Column names are lower case, cells stripped, missing cells empty. "a|b" among the needed is satisfied by
-    either. Raises DataError where needed columns are missing. Never holds the whole table.
+    Column names are lower case, cells stripped, missing columns and cells of MISSING empty. "a|b" among the
+    needed is satisfied by either. Raises DataError where needed columns are missing. Lines with other cells
+    than the header's are left out. Never holds the whole table.
     """
     lines = None
     try:
+        if not path.is_file():
+            raise OSError("no plain file")
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8-sig", newline="") as text:
-            lines = csv.reader(text, strict=True)
+            lines = csv.reader(lines_of(text), strict=True)
             columns = [name.strip().lower() for name in next(lines, [])]
             if not all(set(name.split("|")) & set(columns) for name in needed):
                 raise DataError(f"{path}: expected the columns {', '.join(needed).replace('|', ' or ')}; "
                                 f"found {', '.join(map(repr, columns)) or 'none'}")
             names = [*"|".join(needed).split("|"), *more]
             places = [(name, columns.index(name)) for name in names if name in columns]
-            blank, last = dict.fromkeys(names, ""), max(i for _, i in places)
-            whole = len(places) == len(names)
+            blank, whole = dict.fromkeys(names, ""), len(places) == len(names)
+            width = max(i for i, name in enumerate(columns, 1) if name)  # NIH's header ends in a comma
             for cells in lines:
-                if whole and len(cells) > last:   # every row of a sound table
-                    yield {name: cells[i].strip() for name, i in places}
-                elif cells:
-                    yield blank | {name: cells[i].strip() for name, i in places if i < len(cells)}
-    except UnicodeDecodeError:
-        read_text(path)  # says where
-        raise
+                if len(cells) != len(columns) and (len(cells) < width or any(cells[width:])):
+                    if any(map(str.strip, cells)):
+                        notes.add(CELLS, f"{path.name}, line {lines.line_num}")
+                    continue
+                row = {name: cells[i].strip() for name, i in places}
+                row = row if whole else blank | row
+                if not MISSING.isdisjoint(row.values()):
+                    for name in (name for name, cell in row.items() if cell in MISSING):
+                        notes.add("cell that means missing (nan, NA, None, null), taken as blank",
+                                  f"{path.name}, line {lines.line_num}: {name}")
+                        row[name] = ""
+                yield row
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text: byte 0x{error.object[error.start]:02x} soon after line "
+                        f"{lines.line_num if lines else 0}; save the table as UTF-8") from None
     except csv.Error as error:
         raise DataError(f"{path}: line {lines.line_num}: not a CSV table: {error}") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -213,7 +228,7 @@ def plain_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
 
     Optional: `patient_id`, `split`, `view`, and `orig_width`, `orig_height` of images stored as a square.
     """
-    table = list(read_table(path, ["image", "report|findings|impression|labels"],
+    table = list(read_table(path, notes, ["image", "report|findings|impression|labels"],
                             ["patient_id", "split", "view", "orig_width", "orig_height"]))
     vocabulary = {term for cells in table for term in known_terms(cells["labels"])}
     for cells in table:
@@ -236,10 +251,10 @@ def mimic_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
     labels = mimic_table(folder, "chexpert", ["study_id", *LABEL_COLUMNS], notes,
                          lambda cells, study: cells_to_labels(cells, f"study {study}", notes))
     read, seen = report_reader(folder, notes), set()
-    for cells in read_table(path, ["dicom_id", "subject_id", "study_id", "viewposition"]):
+    for cells in read_table(path, notes, ["dicom_id", "subject_id", "study_id", "viewposition"]):
         dicom, subject, study, view = cells.values()
         if not (subject.isdecimal() and study.isdecimal()):  # they become part of a path
-            yield Row(f"subject {subject}, study {study}", "")
+            yield Row(f"subject {subject}, study {study}", "", fault="subject or study is no whole number")
             continue
         stem = f"files/p{subject[:2]}/p{subject}/s{study}"
         frontal = view.lower() in ("pa", "ap")
@@ -266,8 +281,8 @@ def mimic_table(folder: Path, name: str, columns: list[str], notes: Tally,
     Of lines with the same first column the first counts, and equal values are kept once.
     """
     found, kept = {}, {}
-    for path in sorted(folder.glob(f"mimic-cxr-2*-{name}.csv*"))[:1]:
-        for cells in read_table(path, columns):
+    for path in newest(folder, f"mimic-cxr-2*-{name}.csv*", notes):
+        for cells in read_table(path, notes, columns):
             key = cells[columns[0]]
             if key in found:
                 notes.add(f"{columns[0]} in a second line of the {name} table, left out", key)
@@ -280,7 +295,7 @@ def mimic_table(folder: Path, name: str, columns: list[str], notes: Tally,
 def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
     """folder -> a function from a report's path to its text, out of the zip if there is one; "" if absent."""
     archive = folder / "mimic-cxr-reports.zip"
-    reports, names = None, set()
+    reports, names, glance = None, set(), Glance(folder)
     if archive.is_file():
         try:
             reports = zipfile.ZipFile(archive)
@@ -291,18 +306,19 @@ def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
     def read(name: str) -> str:
         try:
             if reports is None:
-                path = f"{folder}/{name}"
-                if not os.access(path, os.F_OK):  # an open that fails costs twice as much
-                    return ""
-                with open(path, "rb") as file:
+                glance.check(name)  # no link out of the folder, and no pipe
+                with open(f"{folder}/{name}", "rb") as file:
                     return file.read(LONGEST).decode("utf-8", "replace")
             if name not in names:
                 return ""
             with reports.open(name) as file:
                 return file.read(LONGEST).decode("utf-8", "replace")
+        except ImageError as error:
+            if str(error) != "no such file":
+                notes.add(f"report cannot be read: {error}", name)
         except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError):
-            notes.add("report cannot be read", name)  # a directory, damaged, encrypted, not allowed
-            return ""
+            notes.add("report cannot be read", name)  # damaged, encrypted, not allowed
+        return ""
 
     return read
 
@@ -310,30 +326,34 @@ def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
 def openi_xml_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """Open-I as published: ecgen-radiology/N.xml, and images in the folder or below, named by their ids.
 
-    The files name no views: laterals are left out only where indiana_projections.csv lies there as well.
+    The files name no views: laterals are left out only where indiana_projections.csv lies there as well, and
+    counted where they may be.
     """
-    place = image_places(folder)
-    views = openi_views(folder)
-    for file in sorted(path.glob("*.xml"), key=lambda file: (len(file.name), file.name)):
+    place = image_places(folder, OPENI, notes)
+    views = openi_views(folder, notes)
+    for file in sorted(path.glob("[!.]*.xml"), key=lambda file: (len(file.name), file.name)):
         try:
-            root = ET.fromstring(read_text(file))
-        except ET.ParseError:
-            yield Row(str(file.relative_to(folder)), "")
+            root = ET.fromstring(read_bytes(file))  # which obeys the encoding that the file declares
+        except (ET.ParseError, OSError, ValueError, LookupError):
+            yield Row(str(file.relative_to(folder)), "", fault="XML file that cannot be read")
             continue
         parts = {text.get("Label"): text.text or "" for text in root.iter("AbstractText")}
         report = choose_prompt("", parts.get("FINDINGS", ""), parts.get("IMPRESSION", ""), prompt)
         patient = root.find("uId")
-        for image in root.iter("parentImage"):
+        for number, image in enumerate(root.iter("parentImage")):
             name = image.get("id", "")
-            yield Row(place.get(name, name), report, view=views.get(openi_key(name), ""),
+            view = views.get(openi_key(name), "")
+            if number and not view:
+                notes.add("further image of a report, likely a lateral: no indiana_projections.csv", name)
+            yield Row(place.get(name, name), report, view=view,
                       patient="" if patient is None else patient.get("id", ""))
 
 
 def openi_csv_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """Open-I as on Kaggle: indiana_reports.csv, indiana_projections.csv, images in the folder or below."""
-    place = image_places(folder)
-    texts = {cells["uid"]: cells for cells in read_table(path, ["uid", "findings", "impression"])}
-    for cells in read_table(folder / "indiana_projections.csv", ["uid", "filename", "projection"]):
+    place = image_places(folder, OPENI, notes)
+    texts = {cells["uid"]: cells for cells in read_table(path, notes, ["uid", "findings", "impression"])}
+    for cells in read_table(folder / "indiana_projections.csv", notes, ["uid", "filename", "projection"]):
         text = texts.get(cells["uid"], {"findings": "", "impression": ""})
         report = choose_prompt("", text["findings"], text["impression"], prompt)
         name = cells["filename"]
@@ -341,10 +361,10 @@ def openi_csv_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Itera
                   view=cells["projection"].lower())
 
 
-def openi_views(folder: Path) -> dict[str, str]:
+def openi_views(folder: Path, notes: Tally) -> dict[str, str]:
     """{openi_key: "frontal" or "lateral"}, from indiana_projections.csv if it is there."""
     path = folder / "indiana_projections.csv"
-    table = read_table(path, ["filename", "projection"]) if path.is_file() else []
+    table = read_table(path, notes, ["filename", "projection"]) if path.is_file() else []
     return {openi_key(cells["filename"]): cells["projection"].lower() for cells in table}
 
 
@@ -353,20 +373,27 @@ def openi_key(name: str) -> str:
     return re.sub(r"^(?:CXR)?(\d+)_(?:\d+_)?(IM-[\d-]+).*", r"\1_\2", name)
 
 
-def image_places(folder: Path) -> dict[str, str]:
-    """{name without suffix: path inside the folder} of the images in the folder and two levels below."""
+OPENI = ("*", "images/*", "images/images_normalized/*", "images_normalized/*", "png/*", "NLMCXR_png/*")
+NIH = ("images/*", "images_*/images/*", "images_*/*", "*")   # where the archives' own downloads have them
+
+
+def image_places(folder: Path, official: Collection[str], notes: Tally) -> dict[str, str]:
+    """{name without suffix: path inside the folder} of the images in the official places, or else one or two
+    levels below. Of two with one name the first counts, so none in masks/ or thumbs/; the other is noted."""
     found = {}
-    for pattern in ("*", "*/*", "*/*/*"):
-        for path in folder.glob(pattern):
-            if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
-                found[path.stem] = str(path.relative_to(folder))
+    for pattern in (*official, "*/*", "*/*/*"):
+        for path in sorted(folder.glob(pattern)):
+            if path.suffix.lower() in (".png", ".jpg", ".jpeg") and path.name[0] != ".":
+                here = str(path.relative_to(folder))
+                if found.setdefault(path.stem, here) != here and pattern[0] == "*":
+                    notes.add("image passed over for another of its name", f"{here} for {found[path.stem]}")
     return found
 
 
 def chexpert_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """CheXpert: train.csv and valid.csv with 14 labels, no reports; Path starts at the folder or above it."""
     for file, split in ((path, "train"), (folder / "valid.csv", "val")):
-        table = read_table(file, ["path", "frontal/lateral", *LABEL_COLUMNS]) if file.is_file() else []
+        table = read_table(file, notes, ["path", "frontal/lateral", *LABEL_COLUMNS]) if file.is_file() else []
         for cells in table:
             image = below(folder, cells["path"])
             labels = cells_to_labels(cells, image, notes)
@@ -377,8 +404,8 @@ def chexpert_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterat
 def chexpert_plus_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """CheXpert Plus: df_chexpert_plus_*.csv with reports by section; images as .jpg, or .png in PNG/."""
     png = (folder / "PNG").is_dir()
-    for cells in read_table(path, ["path_to_image", "deid_patient_id", "frontal_lateral", "split",
-                                   "section_findings", "section_impression"], ["report"]):
+    for cells in read_table(path, notes, ["path_to_image", "deid_patient_id", "frontal_lateral", "split",
+                                          "section_findings", "section_impression"], ["report"]):
         image = below(folder, cells["path_to_image"])
         if png:
             image = f"PNG/{image.rpartition('.')[0]}.png"
@@ -403,11 +430,11 @@ def patient_in(name: str) -> str:
 def nih_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """NIH ChestX-ray14: Data_Entry_2017*.csv, test_list.txt, images in images*/. It has no reports, and its
     labels are 1 where listed, else 0. Images are stored as squares."""
-    place = image_places(folder)
-    table = list(read_table(path, ["image index", "finding labels", "patient id"],
+    place = image_places(folder, NIH, notes)
+    table = list(read_table(path, notes, ["image index", "finding labels", "patient id"],
                             ["originalimage[width", "height]"]))  # the name's comma makes two columns of it
     listed = folder / "test_list.txt"
-    tests = set(read_text(listed).split()) if listed.is_file() else set()
+    tests = set(read_bytes(listed, 2**24).decode("utf-8", "replace").split()) if listed.is_file() else set()
     vocabulary = {term for cells in table for term in known_terms(cells["finding labels"])}
     for cells in table:
         name, terms = cells["image index"], known_terms(cells["finding labels"])
@@ -428,12 +455,20 @@ LAYOUTS = (
 )
 
 
+def newest(folder: Path, pattern: str, notes: Tally) -> list[Path]:
+    """The last by name of the files that match, as one or none; that there are others is noted."""
+    paths = sorted(folder.glob(pattern))
+    if len(paths) > 1:
+        notes.add(f"older table passed over for {paths[-1].name}", ", ".join(p.name for p in paths[:-1]))
+    return paths[-1:]
+
+
 def read_rows(folder: Path, prompt: str, notes: Tally) -> tuple[str, list[Row]]:
     """folder -> its layout's name and all its rows, unchecked. Raises DataError if none is recognised."""
     if not folder.is_dir():
         raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
     for name, pattern, reader in LAYOUTS:
-        for path in sorted(folder.glob(pattern)):
+        for path in newest(folder, pattern, notes):
             rows = reader(folder, path, prompt, notes)
             return name, list(tqdm(rows, "reading tables", unit="row", delay=2))
     found = "has none of them" if any(folder.iterdir()) else "is empty"

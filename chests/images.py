@@ -8,14 +8,25 @@ import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from chests.archives import Row
-
 SMALLEST = 16           # pixels of an image's short side
 NARROWEST = 4           # long side over short side
+
+
+class Row(NamedTuple):
+    """What a set's tables say of one image"""
+    image: str                               # path inside the folder, as the table gives it
+    report: str                              # the prompt; empty: the row is of no use
+    labels: tuple[float, ...] | None = None  # 14, the set's own, where the report was composed from them
+    patient: str = ""                        # empty: unknown
+    split: str = ""                          # as the table gives it; empty: not given
+    view: str = ""                           # lower case
+    aspect: float | None = None              # true width / height, where the stored image was squeezed
+    fault: str = ""                          # why the row cannot be used, where that is known already
 
 
 class ImageError(ValueError):
@@ -27,15 +38,18 @@ def safe_path(folder: Path, name: str) -> Path:
     name, root = name.replace("\\", "/"), folder.resolve()
     if not name:
         raise ImageError("no image named")
+    if PurePosixPath(name).is_absolute():
+        raise ImageError("an absolute path; expected one that starts in the folder")
     try:
         path = (root / name).resolve()  # follows links, so that one pointing outside is seen
-        is_file = path.is_file()        # no folder, pipe or device
+        found, is_file = path.exists(), path.is_file()
     except (OSError, RuntimeError, ValueError):  # a name too long, a loop of links, a zero byte
         raise ImageError("no such file") from None
-    if PurePosixPath(name).is_absolute() or not path.is_relative_to(root):
-        raise ImageError("path leaves the folder")
+    if not path.is_relative_to(root):
+        raise ImageError("path leaves the folder" if ".." in PurePosixPath(name).parts else
+                         "a link leads out of the folder, and is not followed")
     if not is_file:
-        raise ImageError("no such file")
+        raise ImageError("a directory or pipe" if found else "no such file")
     return path
 
 
@@ -99,14 +113,15 @@ def open_image(path: Path) -> Image.Image:
 def to_grey(image: Image.Image) -> Image.Image:
     """Any mode -> 8-bit grey; what is transparent becomes black.
 
-    Deep integers are scaled by the depth that their maximum needs, as scanners store 10 to 14 bits in 16;
-    floats by their maximum.
+    Deep integers are scaled by the depth that all but the brightest thousandth needs (a marker, dead pixels),
+    as scanners store 10 to 14 bits in 16; floats by the greatest of these values.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         deep = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(min=0)
         depths = () if image.mode == "F" else (8, 10, 12, 14, 16)
-        top = next((2**bits - 1 for bits in depths if deep.max() < 2**bits), deep.max() or 1)
-        return Image.fromarray((deep * (255 / top)).round().astype(np.uint8))
+        most = np.quantile(deep, 0.999) or deep.max() or 1
+        top = next((2**bits - 1 for bits in depths if most < 2**bits), most)
+        return Image.fromarray((deep.clip(max=top) * (255 / top)).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         colour = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour)
@@ -130,7 +145,10 @@ def read_image(path: Path, size: int, fit: str, aspect: float | None = None) -> 
     with open_image(path) as image:
         try:
             image.draft("L", (4 * size, 4 * size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
-            return np.array(to_square(to_grey(ImageOps.exif_transpose(image)), size, fit, aspect))
+            grey = to_grey(ImageOps.exif_transpose(image))
+            if image.mode[0] in "IF" and getattr(image, "tag_v2", {}).get(262) == 0:
+                grey = ImageOps.invert(grey)  # "0 is white": Pillow turns shallow TIFFs itself, deep ones not
+            return np.array(to_square(grey, size, fit, aspect))
         except Exception:  # Pillow raises many kinds on damaged data
             raise ImageError("truncated or damaged") from None
 

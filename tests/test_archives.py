@@ -110,7 +110,7 @@ def test_odd_mimic_tables_are_counted_and_named(mimic, capsys):
                  "noted 1: label is none of 1, 0, -1 and blank, and taken as blank: "
                  "'study 50000006: no finding 2.0'",
                  "placed by patient: 'side', 'f'",
-                 "noted 1: report cannot be read: 'files/p10/p10000001/s50000001.txt'",
+                 "noted 1: report cannot be read: a directory or pipe: 'files/p10/p10000001/s50000001.txt'",
                  "noted 3: no report: the prompt is composed from the labels: ",
                  "skipped 1: no report, and no labels in CheXpert's or NIH's terms: "
                  "'files/p10/p10000005/s50000005/e.jpg'"):

@@ -174,13 +174,13 @@ def test_sections_of_odd_reports():
 
 
 @pytest.mark.parametrize("report", [
-    "FINAL REPORT EXAMINATION: CHEST (PA AND LAT) INDICATION: Rule out edema. FINDINGS: Heart normal. IMPRESSION: "
-    "Small effusion.",
+    "FINAL REPORT EXAMINATION: CHEST (PA AND LAT) INDICATION: Rule out edema. FINDINGS: Heart normal. "
+    "IMPRESSION: Small effusion.",
     "Indication: Rule out edema. Findings: Heart normal. Impression: Small effusion.",
     "INDICATION: Rule out edema.\nFINDINGS: Heart normal.\nIMPRESSION: Small effusion.",
     "NDICATION: Rule out edema.\n INDINGS: Heart normal.\n MPRESSION: Small effusion.",
     "indication: Rule out edema.\nfindings: Heart normal.\nimpression:Small effusion.",
-    "Clinical history: Cough. Indication: Rule out edema. Findings: Heart normal. Conclusion: Small effusion.",
+    "Patient history: Cough. Indication: Rule out edema. Findings: Heart normal. Conclusion: Small effusion.",
 ])
 def test_sections_of_flattened_reports(report):
     """The usual headers are found on one line as well, in title case, and without their first letter."""
