@@ -257,7 +257,7 @@ def test_images_count_where_the_archive_has_them(tmp_path, capsys):
            "Data_Entry_2017_v2020.csv": header + "".join(f"{name},Effusion,{name}\n" for name in names)})
     assert loaded(tmp_path) == {f"images_1/images/{name}": "Pleural effusion." for name in names}
     printed = capsys.readouterr().out
-    assert "noted 10: image passed over for another of its name: 'masks/00000000_000.png for images_1" in printed
+    assert "noted 10: image passed over for another of its name: 'masks/00000000_000.png for im" in printed
     assert "older table passed over for Data_Entry_2017_v2020.csv: 'Data_Entry_2017.csv'" in printed
 
 
