@@ -1,6 +1,7 @@
 """archives.py: tiny folders laid out as the public archives are; every name and report in them is made up."""
 
 import gzip
+import os
 import zipfile
 from math import isnan
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from chests import archives
 from chests.archives import DataError, Tally, compose_from_labels, read_rows
 from chests.labels import LABELS, label
 from data import load
@@ -240,3 +242,77 @@ def test_composed_report_reads_back(values):
     for name, said, value in zip(LABELS[1:], label(compose_from_labels((float("nan"), *values)))[1:], values,
                                  strict=True):
         assert said == value or (isnan(said) and isnan(value)), name
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What users met
+
+def test_images_count_where_the_archive_has_them(tmp_path, capsys):
+    """A mask or a thumbnail of an image's name, in any other folder, never stands in for it, and is noted; of
+    two tables the newer is read, and that is said."""
+    header = "Image Index,Finding Labels,Patient ID\n"
+    names = [f"{i:08}_000.png" for i in range(5)]
+    put(tmp_path, {f"{place}/{name}": None for name in names for place in ("images_1/images", "masks", "a/b")}
+        | {"Data_Entry_2017.csv": header + "".join(f"{name},Mass,1\n" for name in names),
+           "Data_Entry_2017_v2020.csv": header + "".join(f"{name},Effusion,{name}\n" for name in names)})
+    assert loaded(tmp_path) == {f"images_1/images/{name}": "Pleural effusion." for name in names}
+    printed = capsys.readouterr().out
+    assert "noted 10: image passed over for another of its name: 'masks/00000000_000.png for im" in printed
+    assert "older table passed over for Data_Entry_2017_v2020.csv: 'Data_Entry_2017.csv'" in printed
+
+
+def test_odd_xml_files_cost_one_row_each(tmp_path, capsys):
+    """What macOS leaves behind is no report; a file's own encoding is obeyed; one in none, or a pipe, is
+    counted and named; images that may be laterals are counted."""
+    put(tmp_path, {f"ecgen-radiology/{i}.xml": XML.format(i=i) for i in range(4)}
+        | {f"CXR{i}_{name}.png": None for i in range(6) for name in (f"1_IM-000{i}-1", f"IM-000{i}-2")})
+    folder = tmp_path / "ecgen-radiology"
+    (folder / "._3.xml").write_bytes(b"\0\5\26\7Mac OS X")
+    latin = XML.format(i=4).replace("Clear", "na\xefve")
+    (folder / "4.xml").write_bytes(latin.replace("utf-8", "iso-8859-1").encode("latin-1"))
+    (folder / "5.xml").write_bytes(latin.encode("latin-1"))
+    os.mkfifo(folder / "6.xml")
+    assert len(loaded(tmp_path)) == 10
+    printed = capsys.readouterr().out
+    assert "skipped 2: XML file that cannot be read: 'ecgen-radiology/5.xml', 'ecgen-radio" in printed
+    assert "noted 5: further image of a report, likely a lateral" in printed
+
+
+def test_reasons_say_what_is_true(mimic, capsys):
+    """Ids that became floats, a report that is a pipe, and one that a link leads away to, are named so."""
+    append(mimic, "metadata", "x,10000009.0,50000009.0,PA\n")
+    reports = sorted(mimic.glob("files/p10/*/*.txt"))
+    reports[0].unlink()
+    os.mkfifo(reports[0])
+    reports[1].rename(mimic.parent / "away.txt")
+    reports[1].symlink_to(mimic.parent / "away.txt")
+    assert list(loaded(mimic).values()).count("Small left effusion.") == 2
+    printed = capsys.readouterr().out
+    assert "is no whole number: 'subject ../../x, study 1', 'subject 10000009.0, study 50000009.0'" in printed
+    assert "report cannot be read: a directory or pipe: 'files/p10/p10000000/s50000000.txt'" in printed
+    assert "read: a link leads out of the folder, and is not followed: 'files/p10/p10000001" in printed
+
+
+def test_a_linked_folder_is_said(mimic, capsys):
+    """files/ on another disk is not followed, and each row says why."""
+    (mimic / "files").rename(mimic.parent / "elsewhere")
+    (mimic / "files").symlink_to(mimic.parent / "elsewhere")
+    with pytest.raises(DataError, match="0 of 7 rows usable"):
+        load(str(mimic))
+    assert "a link leads out of the folder, and is not followed: 'files/p10/p1" in capsys.readouterr().out
+
+
+def test_tables_without_end(tmp_path, monkeypatch):
+    """A table that unpacks to more than any archive holds is refused where it passes that; so is a pipe."""
+    path = tmp_path / "mimic-cxr-2.0.0-metadata.csv.gz"
+    path.write_bytes(gzip.compress(b"dicom_id,subject_id,study_id,ViewPosition\n" + b"a,1,1,PA\n" * 10**5))
+    monkeypatch.setattr(archives, "MOST_LINES", 1000)
+    with pytest.raises(DataError, match="after line 1000: larger than .* characters or 1,000 lines"):
+        load(str(tmp_path))
+    path.write_bytes(gzip.compress(b"\0" * 2**24))
+    with pytest.raises(DataError, match="metadata.csv.gz"):
+        load(str(tmp_path))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="no plain file"):
+        load(str(tmp_path))

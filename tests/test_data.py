@@ -277,6 +277,27 @@ def test_text_survives_the_table(tmp_path):
     assert set(load(str(tmp_path))["train"].reports) == {'Small "trace" effusion, left; naïve pleura.'}
 
 
+def test_text_that_means_missing_is_blank(tmp_path, capsys):
+    """nan, NA, None and null as a whole cell are no report and no patient; each is counted."""
+    words = ["nan", "NaN", "NA", "N/A", "None", "null", "", "p7"]
+    rows = [row | {"report": "nan", "impression": "None of it." if i else "NULL", "patient_id": words[i]}
+            for i, row in enumerate(good_rows(tmp_path))]
+    write_table(tmp_path, rows)
+    kept = sorted(all_rows(load(str(tmp_path), size=16)))
+    assert {row.report for row in kept} == {"None of it."}
+    assert [row.patient for row in kept] == [f"image good{i}.png" for i in range(1, 7)] + ["p7"]
+    assert "noted 15: cell that means missing" in capsys.readouterr().out
+
+
+def test_lines_of_other_length_are_skipped(tmp_path, capsys):
+    """An unquoted comma or a stray line break gives a line other cells than the header: counted, skipped."""
+    write_table(tmp_path, good_rows(tmp_path))
+    with open(tmp_path / "metadata.csv", "a") as table:
+        table.write("good0.png,Clear, small effusion.,p8\ngood1.png,Clear.\nSmall.,p9\n\n")
+    assert len(all_rows(load(str(tmp_path), size=16))) == 8
+    assert "8 of 11 rows usable\ndata: skipped 3: line with more or fewer cells" in capsys.readouterr().out
+
+
 def test_prompt_choice():
     """Which words condition the image: the report as given, or the sections asked for, with a fallback."""
     assert choose_prompt("Clear.", "F.", "I.", "report") == "Clear."
@@ -377,6 +398,25 @@ def test_twelve_bits_fill_the_range(tmp_path):
     assert 245 <= images.read_image(tmp_path / "a.png", 48, "crop").max() <= 255
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_a_hot_pixel_does_not_blacken_a_film(tmp_path, bits):
+    """One dead pixel, or a burnt-in dot, of the greatest value leaves the film's depth what it is."""
+    deep = np.asarray(picture()).astype(np.uint16) * ((2**bits - 1) // 255)
+    deep[5, 5] = 65535
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    read = images.read_image(tmp_path / "a.png", 48, "crop")
+    assert abs(read[20:].astype(int) - np.asarray(picture())[20:]).max() <= 8
+
+
+@pytest.mark.parametrize("factor", [257, 16])
+def test_min_is_white(tmp_path, factor):
+    """A deep TIFF whose 0 is white is read as its negative; shallow ones Pillow turns itself."""
+    stored = np.asarray(picture()).astype(np.uint16) * factor
+    Image.fromarray(stored).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    read = images.read_image(tmp_path / "a.tif", 48, "crop").astype(int)
+    assert abs(read - (255 - np.asarray(picture()).astype(int))).max() <= 2
+
+
 @given(st.integers(16, 64), st.integers(16, 64), st.integers(16, 40), st.sampled_from(["crop", "pad"]))
 def test_aspect_is_kept(width, height, size, fit):
     """Cropped, a picture fills the square with its middle; padded, all of it stands on black."""
@@ -426,6 +466,30 @@ def test_phantom_chests():
     batch = train.images([3, 7, 7, 39])
     assert torch.equal(batch[1], alone[0]) and torch.equal(batch[2], alone[0])
     assert torch.equal(train.images([7]), alone) and not torch.equal(batch[0], alone[0])
+
+
+def test_digest_follows_what_a_run_is_made_of(tmp_path, monkeypatch):
+    """A set's digest changes with its images, reports, labels and order, and with nothing else; a large set's
+    goes by its files. A phantom's goes by its seed, range, size and faults."""
+    rows = good_rows(tmp_path, 6, split="train")
+    rows[0]["split"] = "val"
+
+    def digest(rows):
+        write_table(tmp_path, rows)
+        return load(str(tmp_path), size=16)["train"].digest
+
+    for bound in (data.DECODED_ROWS, 4):
+        monkeypatch.setattr(data, "DECODED_ROWS", bound)
+        first = digest(rows)
+        assert len(first) == 16 and digest(rows) == first
+        changed = {digest(rows[::-1]), digest([row | {"report": "Clear."} for row in rows])}
+        for row in rows:
+            Image.new("L", (40, 40), bound % 99).save(tmp_path / row["image"])
+        assert len(changed | {digest(rows), first}) == 4
+    phantoms = [data.PhantomChests("train", *options).digest for options in (
+        (0, 9, 0, 32, True), (0, 9, 0, 32, True), (1, 9, 0, 32, True), (0, 8, 0, 32, True),
+        (0, 9, 1, 32, True), (0, 9, 0, 64, True), (0, 9, 0, 32, False))]
+    assert phantoms[0] == phantoms[1] and len(set(phantoms)) == 6
 
 
 @pytest.mark.skipif(not os.environ.get("CXRL_REAL"), reason="CXRL_REAL names no folder of real X-rays")
