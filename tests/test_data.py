@@ -411,8 +411,7 @@ def test_a_hot_pixel_does_not_blacken_a_film(tmp_path, bits):
 @pytest.mark.parametrize("factor", [257, 16])
 def test_min_is_white(tmp_path, factor):
     """A deep TIFF whose 0 is white is read as its negative; shallow ones Pillow turns itself."""
-    stored = np.asarray(picture()).astype(np.uint16) * factor
-    Image.fromarray(stored).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    Image.fromarray(np.asarray(picture()) * np.uint16(factor)).save(tmp_path / "a.tif", tiffinfo={262: 0})
     read = images.read_image(tmp_path / "a.tif", 48, "crop").astype(int)
     assert abs(read - (255 - np.asarray(picture()).astype(int))).max() <= 2
 
