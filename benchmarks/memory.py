@@ -74,87 +74,84 @@ def as_on_cuda() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-@contextmanager
-def only_last(module: object, name: str, calls: int, result: Callable) -> Iterator[None]:
-    """Of `calls` equal calls of a method only the last, when most else is alive, is computed: saves time."""
-    method, count = getattr(module, name), iter(range(1, calls + 1))
+class OneRank(LiveBytes):
+    """LiveBytes, and every pair of an update is this rank's: a mask that picks some has no numbers here."""
 
-    def call(x, *args):
-        return method(x, *args) if next(count) == calls else result(x)
-
-    setattr(module, name, call)
-    yield
-    delattr(module, name)
-    assert next(count, None) is None, f"{name} was called less than {calls} times"
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.index.Tensor and getattr(args[1][0], "dtype", None) == torch.bool:
+            return args[0]
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def rollout(pipe: sample.Pipeline, cond: torch.Tensor, uncond: torch.Tensor, noise: torch.Tensor,
-            sampling: sample.SampleConfig, trained: int, valued: list[int], batch: int) -> rl.Rollout:
+def only_last(method: Callable, calls: int, result: Callable) -> Callable:
+    """Of `calls` equal calls only the last, when most else is alive, is computed: saves time."""
+    count = iter(range(1, calls + 1))
+    return lambda x, *args: method(x, *args) if next(count) == calls else result(x)
+
+
+def rollout(policy: sample.Pipeline, *args) -> rl.Rollout:
     """rl.rollout with most of its equal network calls left out."""
-    calls = -(-len(noise) // batch) * (noise.shape[1] - 1)
-    unet = getattr(pipe.unet, "unet", pipe.unet)                       # of an anchor without its LoRA
-
-    def noise_like(x):
-        return torch.empty_like(x, dtype=torch.bfloat16)
-
-    pictures = rl.pictures
-    with (only_last(unet, "forward", calls, noise_like),
-          patch.object(rl, "pictures", lambda *args: last_picture(pictures, *args))):
-        return rl.rollout(pipe, cond, uncond, noise, sampling, trained, valued, batch)
+    *_, noise, _, _, micro = args
+    unet = getattr(policy.unet, "unet", policy.unet)                   # of an anchor that is a LoRA's
+    forward = only_last(unet.forward, -(-len(noise) // micro) * (noise.shape[1] - 1),
+                        lambda x: torch.empty_like(x, dtype=torch.bfloat16))
+    with patch.object(unet, "forward", forward):
+        return ROLLOUT(policy, *args)
 
 
-def last_picture(pictures: Callable, pipe: sample.Pipeline, latents: torch.Tensor,
-                 batch: int) -> torch.Tensor:
+def pictures(policy: sample.Pipeline, latents: torch.Tensor, micro: int) -> torch.Tensor:
     """rl.pictures with all but the last decoding left out."""
-    def picture(z):
-        vae = pipe.vae.config
-        return torch.empty(len(z), vae.out_channels, *(vae.factor * n for n in z.shape[2:]))
+    vae = policy.vae.config
+    decode = only_last(policy.decode, -(-len(latents) // micro), lambda z: torch.empty(
+        len(z), vae.out_channels, *(vae.factor * n for n in z.shape[2:])))
+    with patch.object(policy, "decode", decode):
+        return PICTURES(policy, latents, micro)
 
-    with only_last(pipe, "decode", -(-len(latents) // batch), picture):
-        return pictures(pipe, latents, batch)
+
+@contextmanager
+def offloaded(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
+    for module in modules:
+        module.to("meta")                                              # not on the GPU: not counted
+    yield
+
+
+ROLLOUT, PICTURES, PHASES = rl.rollout, rl.pictures, ("weights", "rollout", "anchor's rollout", "rewards",
+                                                      "update")
 
 
 def peaks(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleConfig,
           live: LiveBytes) -> dict[str, int]:
-    """Peak bytes of each phase of a round of `config.reports * config.group` images, in rl_round's order."""
-    b, steps, group = config.reports * config.group, sampling.sample_steps, config.group
+    """Peak bytes of each phase of rl_round on `config.reports * config.group` images; 0: there is none."""
+    found, b = dict.fromkeys(PHASES, 0), config.reports * config.group
+
+    def measured(name: str, work: Callable) -> Callable:
+        def call(*args):
+            phase = "anchor's rollout" if args[0] is anchor else name
+            result, peak = live.phase(lambda: work(*args))
+            found[phase] = max(found[phase], peak)
+            return result
+        return call
+
     pipe = random_pipeline(sizes, CPU)
+    nets = random_rewards(sizes, pipe.tokenizer, CPU)
     if config.lora_rank:
         pipe.unet.to(torch.bfloat16)                                   # as start_policy does on CUDA
     with patch.object(rl.Pipeline, "load", lambda folder, device: pipe):
         pipe, anchor, _, groups = rl.start_policy(Path(), CPU, config)
-    nets = random_rewards(sizes, pipe.tokenizer, CPU)
-    optimizer = loop.adamw(groups, 1e-6)
-    found, trained = {"weights": live.now}, rl.trained_steps(steps, config)
-    with patch.object(rl, "seeded_noise", lambda s, n, shape: torch.empty(len(s), n + 1, *shape)):
-        noise, anchor_noise = rl.round_noise(pipe, list(range(b)), steps, trained, config)
-    with torch.no_grad(), rl.autocast(CPU):
-        *c_report, c_empty = pipe.embed([REPORT] * config.reports + [""]).float()
-        c_report = torch.stack(c_report)
-        c_p = c_report.repeat_interleave(group, 0)
-        cond, uncond = pipe.condition(c_p, c_empty)
-    ro, found["rollout"] = live.phase(lambda: rollout(
-        pipe, cond, uncond, noise, sampling, trained, rl.valued_states(trained, config), config.rl_batch))
-    _, found["anchor's rollout"] = live.phase(lambda: rollout(
-        anchor, c_report, c_empty, anchor_noise, sampling, 1, [], config.rl_batch).images)
-    _, found["rewards"] = live.phase(lambda: nets.scores(                  # of a promise, beside the ends
-        last_picture(rl.pictures, pipe, ro.promises[0], config.rl_batch), [REPORT] * b))
-    if config.offload:
-        for module in (pipe.text, pipe.vae, *vars(nets).values()):
-            module.to("meta")                                          # not on the GPU: not counted
-    pairs, advantage = torch.arange(2 * config.rl_micro), torch.zeros(b, trained)
-
-    for parameter in (p for g in groups for p in g["params"]):
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()                                                   # AdamW's state exists from now on
-    _, found["update"] = live.phase(lambda: rl.update(
-        pipe, anchor, ro, advantage, c_p, c_empty, pairs, len(pairs), sampling, config, optimizer))
+    start, optimizer = rl.freeze(pipe), loop.adamw(groups, 1e-6)
+    found["weights"], nets.scores = live.now, measured("rewards", nets.scores)
+    with patch.multiple(
+            rl, rollout=measured("rollout", rollout), pictures=pictures, offloaded=offloaded,
+            update=measured("update", rl.update), summarise=lambda *args: {},
+            seeded_noise=lambda seeds, n, shape: torch.empty(len(seeds), n, *shape),
+            flat_pairs=lambda *args: [torch.arange(config.rl_micro)] * 2):     # AdamW's state from the second on
+        rl.rl_round(pipe, anchor, start, nets, [REPORT] * b, list(range(b)), sampling, config, optimizer)
     return found
 
 
 def estimate(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleConfig) -> dict[str, int]:
     """Peak bytes of each phase, without allocating any."""
-    with as_on_cuda(), FakeTensorMode(), LiveBytes() as live:
+    with as_on_cuda(), FakeTensorMode(), OneRank() as live:
         return peaks(sizes, config, sampling, live)
 
 
