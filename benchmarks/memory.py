@@ -1,6 +1,6 @@
 """Estimate, without a GPU, of the GPU memory that an RL round needs at Stable Diffusion's sizes.
 
-    python benchmarks/memory.py [--case lora lora-plain full full-plain]   # a minute of CPU time a case
+    python benchmarks/memory.py [--case pathwise-lora pathwise-full score-lora score-full]   # a minute each
 
 The round's own code (rl.py) runs on fake tensors, which have shapes and types but no numbers. Every operation
 passes a dispatch mode that adds up the bytes of the storages alive; the largest sum of each phase is printed.
@@ -21,21 +21,20 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from gpu import REPORT, random_pipeline, random_rewards  # noqa: E402
 from torch import nn  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
 
 import rl  # noqa: E402
 import sample  # noqa: E402
+from rewards import NAMES  # noqa: E402
 from training import loop, options  # noqa: E402
 from training.plan import LiveBytes  # noqa: E402
 
 CPU, GIB = torch.device("cpu"), 2**30
-README = {"rl_batch": 8, "rl_micro": 2}      # with 256 images a round, 50 steps, guidance 4, as in README
-CASES = {
-    "lora": README | {"lora_rank": 4, "checkpointing": True, "offload": True},
-    "lora-plain": README | {"lora_rank": 4},
-    "full": README | {"checkpointing": True, "offload": True},
-    "full-plain": README,
-}
+ROLLOUT, PICTURES = rl.rollout, rl.pictures
+# 256 images a round, 50 steps, guidance 4, as with --preset sd15.
+CASES = {f"{gradient}-{name}": {"gradient": gradient, "lora_rank": rank, "checkpointing": True,
+                                "offload": True, "rl_batch": 8, "rl_micro": 2}
+         for gradient in ("pathwise", "score") for name, rank in (("lora", 4), ("full", 0))}
 
 
 @contextmanager
@@ -83,28 +82,36 @@ class OneRank(LiveBytes):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def only_last(method: Callable, calls: int, result: Callable) -> Callable:
-    """Of `calls` equal calls only the last, when most else is alive, is computed: saves time."""
-    count = iter(range(1, calls + 1))
-    return lambda x, *args: method(x, *args) if next(count) == calls else result(x)
+@contextmanager
+def only_last(module: object, name: str, calls: int, result: Callable) -> Iterator[None]:
+    """Of `calls` equal calls of a method only the last, when most else is alive, is computed: saves time."""
+    method, count = getattr(module, name), iter(range(1, calls + 1))
+
+    def call(x, *args):
+        return method(x, *args) if next(count) == calls else result(x)
+
+    setattr(module, name, call)
+    yield
+    delattr(module, name)
+    assert next(count, None) is None, f"{name} was called less than {calls} times"
 
 
 def rollout(policy: sample.Pipeline, *args) -> rl.Rollout:
     """rl.rollout with most of its equal network calls left out."""
     *_, noise, _, _, micro = args
     unet = getattr(policy.unet, "unet", policy.unet)                   # of an anchor that is a LoRA's
-    forward = only_last(unet.forward, -(-len(noise) // micro) * (noise.shape[1] - 1),
-                        lambda x: torch.empty_like(x, dtype=torch.bfloat16))
-    with patch.object(unet, "forward", forward):
+    calls = -(-len(noise) // micro) * (noise.shape[1] - 1)
+    with only_last(unet, "forward", calls, lambda x: torch.zeros_like(x, dtype=torch.bfloat16)):
         return ROLLOUT(policy, *args)
 
 
 def pictures(policy: sample.Pipeline, latents: torch.Tensor, micro: int) -> torch.Tensor:
     """rl.pictures with all but the last decoding left out."""
-    vae = policy.vae.config
-    decode = only_last(policy.decode, -(-len(latents) // micro), lambda z: torch.empty(
-        len(z), vae.out_channels, *(vae.factor * n for n in z.shape[2:])))
-    with patch.object(policy, "decode", decode):
+    def picture(z: torch.Tensor) -> torch.Tensor:
+        vae = policy.vae.config
+        return torch.zeros(len(z), vae.out_channels, *(vae.factor * n for n in z.shape[2:]))
+
+    with only_last(policy, "decode", -(-len(latents) // micro), picture):
         return PICTURES(policy, latents, micro)
 
 
@@ -115,20 +122,17 @@ def offloaded(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
     yield
 
 
-ROLLOUT, PICTURES, PHASES = rl.rollout, rl.pictures, ("weights", "rollout", "anchor's rollout", "rewards",
-                                                      "update")
-
-
 def peaks(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleConfig,
           live: LiveBytes) -> dict[str, int]:
     """Peak bytes of each phase of rl_round on `config.reports * config.group` images; 0: there is none."""
-    found, b = dict.fromkeys(PHASES, 0), config.reports * config.group
+    b, score = config.reports * config.group, config.gradient == "score"
+    found = dict.fromkeys(("weights", "rollout", "anchor's rollout", "rewards", "update"), 0)
 
-    def measured(name: str, work: Callable) -> Callable:
-        def call(*args):
-            phase = "anchor's rollout" if args[0] is anchor else name
-            result, peak = live.phase(lambda: work(*args))
-            found[phase] = max(found[phase], peak)
+    def measured(phase: str, work: Callable) -> Callable:
+        def call(first, *args):
+            result, peak = live.phase(lambda: work(first, *args))
+            name = "anchor's rollout" if first is anchor else phase
+            found[name] = max(found[name], peak)
             return result
         return call
 
@@ -140,18 +144,20 @@ def peaks(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleCon
         pipe, anchor, _, groups = rl.start_policy(Path(), CPU, config)
     start, optimizer = rl.freeze(pipe), loop.adamw(groups, 1e-6)
     found["weights"], nets.scores = live.now, measured("rewards", nets.scores)
-    with patch.multiple(
-            rl, rollout=measured("rollout", rollout), pictures=pictures, offloaded=offloaded,
-            update=measured("update", rl.update), summarise=lambda *args: {},
-            seeded_noise=lambda seeds, n, shape: torch.empty(len(seeds), n, *shape),
-            flat_pairs=lambda *args: [torch.arange(config.rl_micro)] * 2):     # AdamW's state from the second on
+    scorings = 1 + (config.rlcf and score) + len(rl.valued_states(sampling.sample_steps, config))
+    with (only_last(nets, "scores", scorings, lambda x: dict.fromkeys(NAMES, torch.zeros(len(x)))),
+          patch.multiple(rl, rollout=measured("rollout", rollout), pictures=pictures, offloaded=offloaded,
+                         update=measured("update", rl.update), summarise=lambda *args: {},
+                         seeded_noise=lambda seeds, n, shape: torch.zeros(len(seeds), n + 1, *shape),
+                         flat_pairs=lambda *args: 2 * [torch.arange(config.rl_micro)])):   # the 2nd: with moments
         rl.rl_round(pipe, anchor, start, nets, [REPORT] * b, list(range(b)), sampling, config, optimizer)
     return found
 
 
 def estimate(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleConfig) -> dict[str, int]:
     """Peak bytes of each phase, without allocating any."""
-    with as_on_cuda(), FakeTensorMode(), OneRank() as live:
+    zeros = patch.object(FakeTensor, "tolist", lambda x: [0] * len(x))     # which reports: any of equal ones
+    with as_on_cuda(), zeros, FakeTensorMode(), OneRank() as live:
         return peaks(sizes, config, sampling, live)
 
 
@@ -168,7 +174,8 @@ def main(argv: list[str] | None = None) -> None:
         found["peak"] = max(found.values())
         if number == 0:
             print(f"| case | {' | '.join(found)} |\n" + "|---" * (len(found) + 1) + "|")
-        print(f"| {case} | " + " | ".join(f"{v / GIB:.1f}" for v in found.values()) + " |", flush=True)
+        cells = (f"{v / GIB:.1f}" if v else "" for v in found.values())
+        print(f"| {case} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
