@@ -124,7 +124,8 @@ def offloaded(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
 
 def peaks(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleConfig,
           live: LiveBytes) -> dict[str, int]:
-    """Peak bytes of each phase of rl_round on `config.reports * config.group` images; 0: there is none."""
+    """Peak bytes of each phase of rl_round on `config.reports * config.group` images, with two updates: from
+    the second on there are AdamW's moments. 0: there is no such phase."""
     b, score = config.reports * config.group, config.gradient == "score"
     found = dict.fromkeys(("weights", "rollout", "anchor's rollout", "rewards", "update"), 0)
 
@@ -149,7 +150,7 @@ def peaks(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleCon
           patch.multiple(rl, rollout=measured("rollout", rollout), pictures=pictures, offloaded=offloaded,
                          update=measured("update", rl.update), summarise=lambda *args: {},
                          seeded_noise=lambda seeds, n, shape: torch.zeros(len(seeds), n + 1, *shape),
-                         flat_pairs=lambda *args: 2 * [torch.arange(config.rl_micro)])):   # the 2nd: with moments
+                         flat_pairs=lambda *args: 2 * [torch.arange(config.rl_micro)])):
         rl.rl_round(pipe, anchor, start, nets, [REPORT] * b, list(range(b)), sampling, config, optimizer)
     return found
 

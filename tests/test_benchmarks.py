@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SMOKE, command
-from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
@@ -73,7 +72,7 @@ def test_memory_estimate_of_a_round(gradient):
     found = memory.estimate(sizes, config, sampling)
     with memory.as_on_cuda(), memory.OneRank() as live:
         real = memory.peaks(sizes, config, sampling, live)
-    assert [phase for phase, size in found.items() if not size] == ["anchor's rollout"] * (gradient != "score")
+    assert (found["anchor's rollout"] > 0) == (gradient == "score")
     for phase in found:
         assert found[phase] == pytest.approx(real[phase], rel=0.05), phase
 
