@@ -1,6 +1,6 @@
 """Estimate, without a GPU, of the GPU memory that an RL round needs at Stable Diffusion's sizes.
 
-    python benchmarks/memory.py [--case lora lora-plain full full-plain]   # a minute of CPU time a case
+    python benchmarks/memory.py [--case pathwise-lora pathwise-full score-lora score-full]   # a minute each
 
 The round's own code (rl.py) runs on fake tensors, which have shapes and types but no numbers. Every operation
 passes a dispatch mode that adds up the bytes of the storages alive; the largest sum of each phase is printed.
@@ -21,21 +21,20 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from gpu import REPORT, random_pipeline, random_rewards  # noqa: E402
 from torch import nn  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
 
 import rl  # noqa: E402
 import sample  # noqa: E402
+from rewards import NAMES  # noqa: E402
 from training import loop, options  # noqa: E402
 from training.plan import LiveBytes  # noqa: E402
 
 CPU, GIB = torch.device("cpu"), 2**30
-README = {"rl_batch": 8, "rl_micro": 2}      # with 256 images a round, 50 steps, guidance 4, as in README
-CASES = {
-    "lora": README | {"lora_rank": 4, "checkpointing": True, "offload": True},
-    "lora-plain": README | {"lora_rank": 4},
-    "full": README | {"checkpointing": True, "offload": True},
-    "full-plain": README,
-}
+ROLLOUT, PICTURES = rl.rollout, rl.pictures
+# 256 images a round, 50 steps, guidance 4, as with --preset sd15.
+CASES = {f"{gradient}-{name}": {"gradient": gradient, "lora_rank": rank, "checkpointing": True,
+                                "offload": True, "rl_batch": 8, "rl_micro": 2}
+         for gradient in ("pathwise", "score") for name, rank in (("lora", 4), ("full", 0))}
 
 
 @contextmanager
@@ -74,6 +73,15 @@ def as_on_cuda() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+class OneRank(LiveBytes):
+    """LiveBytes, and every pair of an update is this rank's: a mask that picks some has no numbers here."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.index.Tensor and getattr(args[1][0], "dtype", None) == torch.bool:
+            return args[0]
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 @contextmanager
 def only_last(module: object, name: str, calls: int, result: Callable) -> Iterator[None]:
     """Of `calls` equal calls of a method only the last, when most else is alive, is computed: saves time."""
@@ -88,73 +96,69 @@ def only_last(module: object, name: str, calls: int, result: Callable) -> Iterat
     assert next(count, None) is None, f"{name} was called less than {calls} times"
 
 
-def rollout(pipe: sample.Pipeline, cond: torch.Tensor, uncond: torch.Tensor, noise: torch.Tensor,
-            sampling: sample.SampleConfig, trained: int, valued: list[int], batch: int) -> rl.Rollout:
+def rollout(policy: sample.Pipeline, *args) -> rl.Rollout:
     """rl.rollout with most of its equal network calls left out."""
-    calls = -(-len(noise) // batch) * (noise.shape[1] - 1)
-    unet = getattr(pipe.unet, "unet", pipe.unet)                       # of an anchor without its LoRA
-
-    def noise_like(x):
-        return torch.empty_like(x, dtype=torch.bfloat16)
-
-    pictures = rl.pictures
-    with (only_last(unet, "forward", calls, noise_like),
-          patch.object(rl, "pictures", lambda *args: last_picture(pictures, *args))):
-        return rl.rollout(pipe, cond, uncond, noise, sampling, trained, valued, batch)
+    *_, noise, _, _, micro = args
+    unet = getattr(policy.unet, "unet", policy.unet)                   # of an anchor that is a LoRA's
+    calls = -(-len(noise) // micro) * (noise.shape[1] - 1)
+    with only_last(unet, "forward", calls, lambda x: torch.zeros_like(x, dtype=torch.bfloat16)):
+        return ROLLOUT(policy, *args)
 
 
-def last_picture(pictures: Callable, pipe: sample.Pipeline, latents: torch.Tensor,
-                 batch: int) -> torch.Tensor:
+def pictures(policy: sample.Pipeline, latents: torch.Tensor, micro: int) -> torch.Tensor:
     """rl.pictures with all but the last decoding left out."""
-    def picture(z):
-        vae = pipe.vae.config
-        return torch.empty(len(z), vae.out_channels, *(vae.factor * n for n in z.shape[2:]))
+    def picture(z: torch.Tensor) -> torch.Tensor:
+        vae = policy.vae.config
+        return torch.zeros(len(z), vae.out_channels, *(vae.factor * n for n in z.shape[2:]))
 
-    with only_last(pipe, "decode", -(-len(latents) // batch), picture):
-        return pictures(pipe, latents, batch)
+    with only_last(policy, "decode", -(-len(latents) // micro), picture):
+        return PICTURES(policy, latents, micro)
+
+
+@contextmanager
+def offloaded(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
+    for module in modules:
+        module.to("meta")                                              # not on the GPU: not counted
+    yield
 
 
 def peaks(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleConfig,
           live: LiveBytes) -> dict[str, int]:
-    """Peak bytes of each phase of a round of `config.reports * config.group` images, in rl_round's order."""
-    b, steps, group = config.reports * config.group, sampling.sample_steps, config.group
+    """Peak bytes of each phase of rl_round on `config.reports * config.group` images, with two updates: from
+    the second on there are AdamW's moments. 0: there is no such phase."""
+    b, score = config.reports * config.group, config.gradient == "score"
+    found = dict.fromkeys(("weights", "rollout", "anchor's rollout", "rewards", "update"), 0)
+
+    def measured(phase: str, work: Callable) -> Callable:
+        def call(first, *args):
+            result, peak = live.phase(lambda: work(first, *args))
+            name = "anchor's rollout" if first is anchor else phase
+            found[name] = max(found[name], peak)
+            return result
+        return call
+
     pipe = random_pipeline(sizes, CPU)
+    nets = random_rewards(sizes, pipe.tokenizer, CPU)
     if config.lora_rank:
         pipe.unet.to(torch.bfloat16)                                   # as start_policy does on CUDA
     with patch.object(rl.Pipeline, "load", lambda folder, device: pipe):
         pipe, anchor, _, groups = rl.start_policy(Path(), CPU, config)
-    nets = random_rewards(sizes, pipe.tokenizer, CPU)
-    optimizer = loop.adamw(groups, 1e-6)
-    found, trained = {"weights": live.now}, rl.trained_steps(steps, config)
-    with patch.object(rl, "seeded_noise", lambda s, n, shape: torch.empty(len(s), n + 1, *shape)):
-        noise, anchor_noise = rl.round_noise(pipe, list(range(b)), steps, trained, config)
-    with torch.no_grad(), rl.autocast(CPU):
-        *c_report, c_empty = pipe.embed([REPORT] * config.reports + [""]).float()
-        c_report = torch.stack(c_report)
-        c_p = c_report.repeat_interleave(group, 0)
-        cond, uncond = pipe.condition(c_p, c_empty)
-    ro, found["rollout"] = live.phase(lambda: rollout(
-        pipe, cond, uncond, noise, sampling, trained, rl.valued_states(trained, config), config.rl_batch))
-    _, found["anchor's rollout"] = live.phase(lambda: rollout(
-        anchor, c_report, c_empty, anchor_noise, sampling, 1, [], config.rl_batch).images)
-    _, found["rewards"] = live.phase(lambda: nets.scores(                  # of a promise, beside the ends
-        last_picture(rl.pictures, pipe, ro.promises[0], config.rl_batch), [REPORT] * b))
-    if config.offload:
-        for module in (pipe.text, pipe.vae, *vars(nets).values()):
-            module.to("meta")                                          # not on the GPU: not counted
-    pairs, advantage = torch.arange(2 * config.rl_micro), torch.zeros(b, trained)
-
-    for parameter in (p for g in groups for p in g["params"]):
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()                                                   # AdamW's state exists from now on
-    _, found["update"] = live.phase(lambda: rl.update(
-        pipe, anchor, ro, advantage, c_p, c_empty, pairs, len(pairs), sampling, config, optimizer))
+    start, optimizer = rl.freeze(pipe), loop.adamw(groups, 1e-6)
+    found["weights"], nets.scores = live.now, measured("rewards", nets.scores)
+    scorings = 1 + (config.rlcf and score) + len(rl.valued_states(sampling.sample_steps, config))
+    with (only_last(nets, "scores", scorings, lambda x: dict.fromkeys(NAMES, torch.zeros(len(x)))),
+          patch.multiple(rl, rollout=measured("rollout", rollout), pictures=pictures, offloaded=offloaded,
+                         update=measured("update", rl.update), summarise=lambda *args: {},
+                         seeded_noise=lambda seeds, n, shape: torch.zeros(len(seeds), n + 1, *shape),
+                         flat_pairs=lambda *args: 2 * [torch.arange(config.rl_micro)])):
+        rl.rl_round(pipe, anchor, start, nets, [REPORT] * b, list(range(b)), sampling, config, optimizer)
     return found
 
 
 def estimate(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleConfig) -> dict[str, int]:
     """Peak bytes of each phase, without allocating any."""
-    with as_on_cuda(), FakeTensorMode(), LiveBytes() as live:
+    zeros = patch.object(FakeTensor, "tolist", lambda x: [0] * len(x))     # which reports: any of equal ones
+    with as_on_cuda(), zeros, FakeTensorMode(), OneRank() as live:
         return peaks(sizes, config, sampling, live)
 
 
@@ -171,7 +175,8 @@ def main(argv: list[str] | None = None) -> None:
         found["peak"] = max(found.values())
         if number == 0:
             print(f"| case | {' | '.join(found)} |\n" + "|---" * (len(found) + 1) + "|")
-        print(f"| {case} | " + " | ".join(f"{v / GIB:.1f}" for v in found.values()) + " |", flush=True)
+        cells = (f"{v / GIB:.1f}" if v else "" for v in found.values())
+        print(f"| {case} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
