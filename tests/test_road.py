@@ -119,7 +119,8 @@ def test_killed_fine_tuning_ends_bit_for_bit_where_the_uninterrupted_one_ends(in
 
 # ------------------------------------------------------------------------------------------ several processes
 
-ONE_STEP = ["--vae-steps", "1", "--text-steps", "1", "--diffusion-steps", "1", "--reward-steps", "1"]
+ONE_STEP = ["--vae-steps", "1", "--text-steps", "1", "--diffusion-steps", "1", "--reward-steps", "1",
+            "--seed", "1"]
 PARTS = {"vae": 5e-6, "text": 5e-6, "diffusion": 5e-6, "posture": 1e-2, "diagnosis": 1e-2,
          "consistency": 1e-2}
 DRIVER = """

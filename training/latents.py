@@ -26,24 +26,25 @@ class Latents:
     """latents[index: b] -> b c h w, float32"""
 
     def __init__(self, paths: list[Path], n: int, shape: tuple[int, ...]):
-        self.n, self.shards = n, []
+        self.n, self.folder, self.shards = n, paths[0].parent, []
         for i, path in enumerate(paths):
             try:
                 self.shards.append(np.load(path, mmap_mode="r"))
             except (ValueError, OSError, EOFError) as error:
                 raise ValueError(f"{path}: damaged ({error}); delete it to encode its images anew") from error
             found, wanted = self.shards[-1], (min(SHARD, n - i * SHARD), *shape)
-            sound = np.isfinite(found).all() if found.dtype == np.float16 else False
-            if found.shape != wanted or not sound:
-                raise ValueError(f"{path}: {found.dtype} {found.shape}, expected float16 {wanted}, finite; "
+            if found.shape != wanted or found.dtype != np.float16:
+                raise ValueError(f"{path}: {found.dtype} {found.shape}, expected float16 {wanted}; "
                                  f"delete {path.parent} to encode the images anew")
 
     def __len__(self) -> int:
         return self.n
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        rows = [self.shards[i // SHARD][i % SHARD] for i in index.tolist()]
-        return torch.from_numpy(np.stack(rows)).float()
+        rows = np.stack([self.shards[i // SHARD][i % SHARD] for i in index.tolist()])
+        if not np.isfinite(rows).all():   # looked at here: all at once they would be read from end to end
+            raise ValueError(f"{self.folder}: not finite; delete it to encode the images anew")
+        return torch.from_numpy(rows).float()
 
 
 @torch.no_grad()
