@@ -170,7 +170,7 @@ BAD_TOKENIZERS = {
     "merges are no list": (lambda f: whole(f, merges=7), "not a CLIP tokenizer"),
     "model is a list": (lambda f: (f / "vocab.json").unlink() or
                         (f / "tokenizer.json").write_text('{"model": []}'), "not a CLIP tokenizer"),
-    "padding is a list": (lambda f: (f / "tokenizer_config.json").write_text('{"pad_token": ["!"]}'),
+    "padding is a list": (lambda f: (f / "special_tokens_map.json").write_text('{"pad_token": ["!"]}'),
                           "a token is .'!'., expected text"),
     "nested thousands deep": (lambda f: (f / "tokenizer.json").write_text('{"model":' * 50_000),
                               "tokenizer.json: not JSON"),
