@@ -109,35 +109,28 @@ def bars(numbers: dict[str, dict]) -> str:
     return f'<svg width="200" height="{9 * len(numbers)}" aria-hidden="true">{"".join(drawn)}</svg>'
 
 
-def verdict(difference: dict | None, better: str) -> str:
-    """CXRL minus anchor; coloured where its interval leaves out 0"""
-    if difference is None:
-        return "<td></td>"
-    kind = ""
-    if None not in difference["ci95"] and better in ("lower", "higher"):
-        low, high = difference["ci95"]
-        kind = ("better" if (low > 0) == (better == "higher") else "worse") if low > 0 or high < 0 else ""
-    return f'<td class="{kind}">{number_cell(difference, "+")} {kind}</td>'
-
-
-def number_cell(number: dict | None, sign: str = "") -> str:
+def number_cell(number: dict | None, sign: str = "", better: str = "") -> str:
+    """A number with its interval; a difference that leaves out 0 is called better or worse"""
     if number is None:
-        return ""
-    value, _, interval = cell(number, sign).partition(" ")
-    return f"{value}<small>{interval}</small>"
+        return "<td></td>"
+    (value, _, interval), (low, high), kind = cell(number, sign).partition(" "), number["ci95"], ""
+    if better in ("lower", "higher") and None not in (low, high) and (low > 0 or high < 0):
+        kind = "better" if (low > 0) == (better == "higher") else "worse"
+    return f'<td class="{kind}">{value} {kind}<small>{interval}</small></td>'
 
 
-def metric_table(rows: dict[str, dict[str, dict]], systems: list[str], difference: dict | None) -> str:
-    """row: system: number -> a table that scrolls in its own box"""
+def metric_table(systems: dict[str, dict], difference: dict[str, dict] | None = None) -> str:
+    """system: name: number -> a table with a row for each name, which scrolls in its own box"""
     heads = "".join(f'<th style="color:{COLOURS.get(name, OTHERS)}">{e(name)}</th>' for name in systems)
-    last = "<th>cxrl - anchor</th>" * (difference is not None)
+    last = "<th>cxrl - anchor</th>" if difference else ""
     lines = [f"<tr><th></th><th>95 % intervals</th>{heads}{last}</tr>"]
-    for name, numbers in rows.items():
+    for name in dict.fromkeys(name for part in systems.values() for name in part if "ci95" in part[name]):
         better = BETTER.get(name, "")
-        cells = "".join(f"<td>{number_cell(numbers.get(system))}</td>" for system in systems)
-        last = verdict(difference.get(name), better) if difference is not None else ""
+        numbers = {system: part[name] for system, part in systems.items() if name in part}
+        cells = "".join(number_cell(numbers.get(system)) for system in systems)
+        last = number_cell(difference.get(name), "+", better) if difference else ""
         lines.append(f'<tr><th scope="row">{e(name)}<small class="note"> {better}</small></th>'
-                     f"<td>{bars({s: numbers[s] for s in systems if s in numbers})}</td>{cells}{last}</tr>")
+                     f"<td>{bars(numbers)}</td>{cells}{last}</tr>")
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
 
@@ -161,20 +154,14 @@ def picture(run: Path, name: str, private: bool) -> str:
 
 def judged(result: dict) -> str:
     """What evaluation.json says: gains, metrics, findings"""
-    systems = systems_of(result)
-    *gains, judge = remarks(result)
-    names = dict.fromkeys(name for system in systems for name, number in result[system].items()
-                          if "ci95" in number)
-    rows = {name: {s: result[s][name] for s in systems if name in result[s]} for name in names}
-    findings = dict.fromkeys(name for system in systems for name in result[system]["auroc_by_finding"])
-    by_finding = {name: {s: result[s]["auroc_by_finding"][name] for s in systems
-                         if name in result[s]["auroc_by_finding"]} for name in findings}
+    systems, (*gains, judge) = {name: result[name] for name in systems_of(result)}, remarks(result)
     difference = result.get("cxrl_vs_anchor", {}).get("difference")
-    return (f"<h2>Judged by networks that gave no reward</h2>"
-            f"{''.join(f'<p>{e(gain)}</p>' for gain in gains)}{metric_table(rows, systems, difference)}"
+    findings = {name: part["auroc_by_finding"] for name, part in systems.items()}
+    return ("<h2>Judged by networks that gave no reward</h2>"
+            f"{''.join(f'<p>{e(gain)}</p>' for gain in gains)}{metric_table(systems, difference)}"
             f'<p class="note">{e(judge)}. Bars: 95 % intervals, bootstrap over the prompts; '
             "<code>evaluate.py</code> defines each metric.</p>"
-            f"<h2>AUROC by finding</h2>{metric_table(by_finding, systems, None)}")
+            f"<h2>AUROC by finding</h2>{metric_table(findings)}")
 
 
 def learned(log: list[dict]) -> str:
@@ -208,7 +195,7 @@ def made_with(config: dict, result: dict) -> str:
 
 
 def write_report(run: Path, config: dict, result: dict, log: list[dict]) -> None:
-    """config.json, evaluation.json, log.jsonl and RUN/samples -> RUN/report.html, without what is not there"""
+    """config.json, evaluation.json, log.jsonl and samples/ -> RUN/report.html, without what is not there"""
     real = result["data"] != "phantom"
     shown = {name: picture(run, name, real and has_data) for name, (_, has_data) in PICTURES.items()}
     licence = " The reports are the data set's, under its licence: keep this page with the run." * real
