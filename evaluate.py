@@ -78,11 +78,13 @@ from evaluation.judge import (
     reposition,
 )
 from evaluation.metrics import FEWEST
+from evaluation.report import write_report
 from evaluation.results import entry, gains, summary, table
 from pretrained.vit import Dinov2
 from rewards import DiagnosisNet
 from storage.files import git_revision, holding, read_json, strict, write_json, write_text
 from storage.pictures import grey, picture_grid, save_png
+from training.loop import read_log
 
 REPORTS = 512          # prompts, where the test split has as many
 COPIES = 4             # images of one report for MS-SSIM: 6 pairs, as RoentGen
@@ -375,7 +377,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
                  device: torch.device | str = "cpu", controls: tuple[Path, ...] = (),
                  images: tuple[Path, ...] = (), features: Path | None = None) -> dict:
     """Score RUN/anchor, RUN/cxrl, `controls` (pipeline folders) and `images` (folders with metadata.csv)
-    -> RUN/evaluation.json, and return it. features: see load_eyes.
+    -> RUN/evaluation.json, and return it; RUN/report.html shows it. features: see load_eyes.
 
     data: the sets of data.load; if None they are loaded as RUN/config.json says. Raises ValueError for an
     unfinished run, unusable data, and values out of range.
@@ -383,7 +385,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
     start, run, device = time.monotonic(), Path(run), torch.device(device)
     if not 0 <= seed < 2**31:
         raise ValueError(f"--seed {seed}: expected 0 to 2^31 - 1")
-    config = read_config(run)
+    config, log = read_config(run), read_log(run / "log.jsonl")
     eyes = None if features is None else load_eyes(features).to(device)
     settings = {name: value for name, value in sample.run_settings(run).items() if name != "revision"}
     folders = {"anchor": run / "anchor", "cxrl": run / "cxrl"}
@@ -413,7 +415,8 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
         **{f"{name}_vs_anchor": gains(rows[name], rows["anchor"], rows["real"]) for name in paired},
         "judge": judge_quality(yard, sets, rows["real"]), "protocol": protocol(yard, test),
     })
-    write_json(run / "evaluation.json", result)
+    write_report(run, config, result, log)
+    write_json(run / "evaluation.json", result)   # last: it marks the run as judged
     print(table(result))
     return result
 
@@ -473,7 +476,7 @@ def main(argv: list[str] | None = None) -> None:
     with holding(run):
         evaluate_run(run, reports=args.reports, seed=args.seed, device=device, controls=tuple(args.control),
                      images=tuple(args.images), features=args.features)
-    print(f"written to {run / 'evaluation.json'}")
+    print(f"written to {run / 'evaluation.json'}; to look at: {run / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -40,30 +40,41 @@ def gains(system: dict[str, Tensor], anchor: dict[str, Tensor], real: dict[str, 
             "difference": {name: summary(system[name] - anchor[name]) for name in BETTER}}
 
 
-def table(result: dict) -> str:
-    """evaluation.json -> text: a row for each metric, value [95 % interval] for each system."""
+def systems_of(result: dict) -> list[str]:
+    """evaluation.json -> the systems that it judged"""
+    return [name for name, part in result.items() if isinstance(part, dict) and "fid" in part]
+
+
+def cell(number: dict, sign: str = "") -> str:
+    if number["value"] is None:
+        return "undefined"
+    low, high = ("?" if bound is None else f"{bound:{sign}.3f}" for bound in number["ci95"])
+    return f"{number['value']:{sign}.3f} [{low}, {high}]"
+
+
+def remarks(result: dict) -> list[str]:
+    """What each system gained on the anchor, and how far the judge can be trusted, in words"""
     def plain(number: float | None) -> str:
         return "undefined" if number is None else f"{number:.3f}"
 
-    def cell(number: dict) -> str:
-        if number["value"] is None:
-            return "undefined"
-        low, high = ("?" if bound is None else f"{bound:.3f}" for bound in number["ci95"])
-        return f"{number['value']:.3f} [{low}, {high}]"
-
-    systems = [name for name, part in result.items() if isinstance(part, dict) and "fid" in part]
-    lines = [["", "better", *systems]]
-    for name, better in BETTER.items():
-        lines.append([name, better, *(cell(result[system][name]) for system in systems)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(w.ljust(n) for w, n in zip(line, widths, strict=True)).rstrip() for line in lines]
-    for system in (name for name in systems if f"{name}_vs_anchor" in result):
+    text = []
+    for system in (name for name in systems_of(result) if f"{name}_vs_anchor" in result):
         gain = result[f"{system}_vs_anchor"]
         text.append(f"{system}: posture deviation x {cell(gain['posture_deviation_ratio'])} of the anchor's; "
                     f"gap to real closed: auroc {cell(gain['auroc_gap_closed'])}, "
                     f"consistency {cell(gain['consistency_gap_closed'])}")
     judge = result["judge"]
-    text.append(f"judge on real images: label accuracy {plain(judge['accuracy_on_real'])}, posture error "
-                f"{plain(judge['posture_error'])} of {plain(judge['posture_spread'])}; n = {result['n']}, "
-                f"{result['seconds']:.0f} s on {result['device']}")
-    return "\n".join(text)
+    return [*text, f"judge on real images: label accuracy {plain(judge['accuracy_on_real'])}, posture error "
+                   f"{plain(judge['posture_error'])} of {plain(judge['posture_spread'])}; n = {result['n']}, "
+                   f"{result['seconds']:.0f} s on {result['device']}"]
+
+
+def table(result: dict) -> str:
+    """evaluation.json -> text: a row for each metric, value [95 % interval] for each system."""
+    systems = systems_of(result)
+    lines = [["", "better", *systems]]
+    for name, better in BETTER.items():
+        lines.append([name, better, *(cell(result[system][name]) for system in systems)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(w.ljust(n) for w, n in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*text, *remarks(result)])

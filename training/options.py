@@ -2,6 +2,8 @@
 begins, and the run folder that keeps them."""
 import argparse
 import dataclasses
+import os
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,13 +110,33 @@ def preset(name: str) -> Preset:
                   ScheduleConfig(), RewardConfig(trunk="densenet121"), {"out": Path("runs", family), **SD})
 
 
+KINDS = (TrainConfig, SampleConfig, RLConfig)
+
+
+def defaults_of(name: str, gradient: str) -> dict[str, object]:
+    """Of every flag: the dataclasses', but for what the preset and --gradient set"""
+    special = preset(name).defaults | (SCORE if gradient == "score" else {})
+    return {f.name: special.get(f.name, f.default) for kind in KINDS for f in dataclasses.fields(kind)}
+
+
+def command_of(config: dict) -> str:
+    """config.json -> the command that makes such a run: what differs from the defaults"""
+    words = ["python train.py"]
+    for name, usual in defaults_of(config.get("preset", "tiny"), config.get("gradient", "pathwise")).items():
+        value, flag = config.get(name, usual), name.replace("_", "-")
+        if name in ("stage", "dry_run") or str(value) in (str(usual), os.path.abspath(str(usual))):
+            continue
+        words.append((f"--{flag}" if value else f"--no-{flag}") if isinstance(value, bool)
+                     else f"--{flag} {shlex.quote(str(value))}")
+    return " ".join(words)
+
+
 def add_flags(parser: argparse.ArgumentParser, config: type, defaults: dict[str, object]) -> None:
-    """One flag for each field: its type and help exist once, in the dataclass, and its default too, but for
-    those of the preset."""
+    """One flag for each field: its type and help exist once, in the dataclass."""
     group = parser.add_argument_group(config.__name__)
     for field in dataclasses.fields(config):
         hint, text = get_args(get_type_hints(config, include_extras=True)[field.name])[:2]
-        default = defaults.get(field.name, field.default)
+        default = defaults[field.name]
         how = {"default": default, "help": f"{text} [{default}]"}
         if hint is bool:
             how["action"] = argparse.BooleanOptionalAction
@@ -130,14 +152,13 @@ def parse(argv: list[str] | None, text: str = "") -> tuple[TrainConfig, SampleCo
     first.add_argument("--preset", default="tiny")
     first.add_argument("--gradient", default="pathwise")
     early = first.parse_known_args(argv)[0]   # wrong ones are refused below
-    defaults = preset(early.preset).defaults | (SCORE if early.gradient == "score" else {})
+    defaults = defaults_of(early.preset, early.gradient)
     parser = argparse.ArgumentParser(description=text,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = (TrainConfig, SampleConfig, RLConfig)
-    for kind in kinds:
+    for kind in KINDS:
         add_flags(parser, kind, defaults)
     values = vars(arguments(parser, argv))
-    configs = tuple(kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}) for kind in kinds)
+    configs = tuple(kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}) for kind in KINDS)
     check(*configs)
     return configs
 
