@@ -40,7 +40,7 @@ class ScheduleConfig:
     beta_schedule: str = "scaled_linear"
     prediction_type: str = "epsilon"       # or v_prediction
     timestep_spacing: str = "leading"      # or trailing, linspace
-    steps_offset: int = 1                  # of "leading"
+    steps_offset: int = 1                  # of "leading"; StableDiffusionPipeline knows no other
     set_alpha_to_one: bool = False         # a_p after the last step: 1 (then its std is 0), or a_0
 
     @classmethod
@@ -49,7 +49,7 @@ class ScheduleConfig:
         return cls(prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True)
 
     def __post_init__(self):
-        wanted = {"num_train_timesteps": (int, 1, math.inf), "beta_start": (float, 0, 1),
+        wanted = {"num_train_timesteps": (int, 1, 10**5), "beta_start": (float, 0, 1),
                   "beta_end": (float, 0, 1), "steps_offset": (int, 0, self.num_train_timesteps)}
         for name, (kind, low, high) in wanted.items():
             value = getattr(self, name)
@@ -119,8 +119,8 @@ class Schedule:
     def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "Schedule":
         """Read a diffusers scheduler/ folder; ValueError names file and key.
 
-        Missing keys mean what they mean to diffusers: steps_offset to its Stable Diffusion pipeline, the rest
-        to the scheduler's class.
+        It means what DDIMScheduler.from_config makes of it once StableDiffusionPipeline has set steps_offset to
+        1: keys that a sampler lacks are DDIM's. PNDM alone has a set_alpha_to_one of its own, which is false.
         """
         path = Path(folder) / "scheduler_config.json"
         raw = read_json(path)
@@ -130,7 +130,7 @@ class Schedule:
         for key in REQUIRED:
             if key not in raw:
                 raise ValueError(f"{path}: {key} is missing")
-        raw = {"set_alpha_to_one": raw["_class_name"] == "DDIMScheduler"} | raw
+        raw = {"set_alpha_to_one": raw["_class_name"] != "PNDMScheduler"} | raw | {"steps_offset": 1}
         names = ScheduleConfig.__dataclass_fields__
         try:
             return cls(ScheduleConfig(**{k: v for k, v in raw.items() if k in names}), device)
