@@ -119,8 +119,8 @@ class Schedule:
     def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "Schedule":
         """Read a diffusers scheduler/ folder; ValueError names file and key.
 
-        It means what DDIMScheduler.from_config makes of it once StableDiffusionPipeline has set steps_offset to
-        1: keys that a sampler lacks are DDIM's. PNDM alone has a set_alpha_to_one of its own, which is false.
+        It means what DDIMScheduler.from_config makes of it once StableDiffusionPipeline has set steps_offset
+        to 1: keys that a sampler lacks are DDIM's. PNDM alone has an own set_alpha_to_one, false.
         """
         path = Path(folder) / "scheduler_config.json"
         raw = read_json(path)

@@ -207,9 +207,9 @@ def as_the_pipeline_converts(folder: Path):
     scheduler = getattr(diffusers, raw["_class_name"]).from_pretrained(folder)
     parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor"))
     pipe = diffusers.StableDiffusionPipeline(scheduler=scheduler, requires_safety_checker=False, **parts)
-    theirs = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    ddim = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     # The conversion drops keys that the file lacks; the pipeline then sets this one again.
-    return diffusers.StableDiffusionPipeline(scheduler=theirs, requires_safety_checker=False, **parts).scheduler
+    return diffusers.StableDiffusionPipeline(scheduler=ddim, requires_safety_checker=False, **parts).scheduler
 
 
 @pytest.mark.parametrize("how", ["steps_offset 0", "no steps_offset", "no set_alpha_to_one", "as saved anew"])
