@@ -263,7 +263,7 @@ def run(saved_pipeline, tmp_path_factory) -> Path:
 
 
 def test_single_images_lie_beside_the_grid(run, tmp_path, capsys):
-    """Every image of the grid is there alone, too, named by report and seed, and says how to draw it again."""
+    """Every image of the grid is there alone, too, by report and seed, and says how to draw it again."""
     sample.main([REPORTS[0], "--run", str(run), "--n", "2", "--seed", "7", "--out", str(tmp_path / "g.png")])
     assert {f.name for f in tmp_path.iterdir()} == {"g.png", "g_00001_7.png", "g_00001_8.png"}
     said = pictures.png_text(tmp_path / "g_00001_8.png")
@@ -299,8 +299,8 @@ def test_a_set_is_drawn_once_by_any_number_of_processes(run, tmp_path):
     sample.main([*command, "--out", str(one), "--guidance", "3"])
     assert all(contents(one)[name] != first[name] for name in sorted(first)[:4])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*torchrun, "--", ROOT / "sample.py", *command, "--out", tmp_path / "two"], capture_output=True,
-                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run([*torchrun, "--", ROOT / "sample.py", *command, "--out", tmp_path / "two"],
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "two") == first
 
