@@ -3,7 +3,8 @@
     python evaluate.py                              # the newest run under runs/
     python evaluate.py runs/phantom --reports 512
     python evaluate.py runs/phantom --control DIR   # and another pipeline, say the anchor trained longer
-    python evaluate.py runs/phantom --images DIR    # and images from elsewhere, with their metadata.csv
+    python evaluate.py runs/phantom --images DIR    # and images from elsewhere, with their metadata.csv or
+                                                    # prompt_INFO.csv, as CheXGenBench and sample.py write it
     python evaluate.py runs/phantom --features FILE # FID and its kin on the features of a DenseNet-121
 
 Prompts are the reports of the test split (val where there is no test). Anchor, CXRL and control draw the same
@@ -513,7 +514,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--control", type=Path, action="append", default=[],
                         help="also score this pipeline folder, for example the anchor trained longer")
     parser.add_argument("--images", type=Path, action="append", default=[],
-                        help="also score the images of this folder, which has metadata.csv (image, report)")
+                        help="also score the images of this folder, which has metadata.csv (image, report) "
+                             "or prompt_INFO.csv (img_savename, prompt)")
     parser.add_argument("--features", type=Path, metavar="FILE",
                         help="compare sets of images on this DenseNet-121's features2 instead of the judge's "
                              "features; beside it FILE.json, the list of its labels")
