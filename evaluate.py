@@ -3,7 +3,8 @@
     python evaluate.py                              # the newest run under runs/
     python evaluate.py runs/phantom --reports 512
     python evaluate.py runs/phantom --control DIR   # and another pipeline, say the anchor trained longer
-    python evaluate.py runs/phantom --images DIR    # and images from elsewhere, with their metadata.csv
+    python evaluate.py runs/phantom --images DIR    # and images from elsewhere, with their metadata.csv or
+                                                    # prompt_INFO.csv, as CheXGenBench and sample.py write it
     python evaluate.py runs/phantom --features DIR  # FID and its kin on other features, say Rad-DINO's
 
 Prompts are the reports of the test split (val where there is no test). Anchor, CXRL and control draw the same
@@ -465,7 +466,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--control", type=Path, action="append", default=[],
                         help="also score this pipeline folder, for example the anchor trained longer")
     parser.add_argument("--images", type=Path, action="append", default=[],
-                        help="also score the images of this folder, which has metadata.csv (image, report)")
+                        help="also score the images of this folder, which has metadata.csv (image, report) "
+                             "or prompt_INFO.csv (img_savename, prompt)")
     parser.add_argument("--features", type=Path, metavar="FILE|DIR",
                         help="compare sets of images on the features of this DenseNet-121 (FILE.safetensors, "
                              "its labels in FILE.json) or DINOv2 (a folder) instead of the judge's")

@@ -2,17 +2,24 @@
 
     python sample.py "Moderate left pleural effusion. Heart size is normal."     # newest run, 4 images
     python sample.py --reports reports.txt --run runs/phantom --anchor --seed 7  # a report a line, before RL
+    torchrun --nproc-per-node 8 -- sample.py --reports test.csv --n 1 --best-of 4 --out drawn    # thousands
 
 `guided_noise` and `ddim_step` are the only two functions that turn a network output into a latent: sampling,
 rollouts and policy updates all call them, so what is scored is exactly what was sampled. All step maths is
 float32.
 """
+from storage import command
+
+if __name__ == "__main__":   # before the imports below, which take seconds
+    command.begin("the same command draws what is missing")
+
 import argparse
+import hashlib
 import math
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -22,10 +29,13 @@ from einops import rearrange
 from torch import Tensor
 
 from ace import ACE
+from chests.drawn import draw, plan, read_reports, write_table
 from model import UNet2DConditionModel
-from storage.files import read_json, write_json
-from storage.pictures import picture_grid, save_png
+from rewards import NAMES, Rewards
+from storage.files import holding, read_json, write_json
+from storage.pictures import grey, picture_grid, read_png, save_png
 from text_encoder import CLIPTextModel, Tokenizer
+from training.ranks import rank, start_ranks, wait_for_ranks
 from vae import AutoencoderKL
 
 # --------------------------------------------------------------------------------------------- noise schedule
@@ -40,7 +50,7 @@ class ScheduleConfig:
     beta_schedule: str = "scaled_linear"
     prediction_type: str = "epsilon"       # or v_prediction
     timestep_spacing: str = "leading"      # or trailing, linspace
-    steps_offset: int = 1                  # of "leading"
+    steps_offset: int = 1                  # of "leading"; StableDiffusionPipeline knows no other
     set_alpha_to_one: bool = False         # a_p after the last step: 1 (then its std is 0), or a_0
 
     @classmethod
@@ -49,7 +59,7 @@ class ScheduleConfig:
         return cls(prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True)
 
     def __post_init__(self):
-        wanted = {"num_train_timesteps": (int, 1, math.inf), "beta_start": (float, 0, 1),
+        wanted = {"num_train_timesteps": (int, 1, 10**5), "beta_start": (float, 0, 1),
                   "beta_end": (float, 0, 1), "steps_offset": (int, 0, self.num_train_timesteps)}
         for name, (kind, low, high) in wanted.items():
             value = getattr(self, name)
@@ -119,8 +129,8 @@ class Schedule:
     def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu") -> "Schedule":
         """Read a diffusers scheduler/ folder; ValueError names file and key.
 
-        Missing keys mean what they mean to diffusers: steps_offset to its Stable Diffusion pipeline, the rest
-        to the scheduler's class.
+        It means what DDIMScheduler.from_config makes of it once StableDiffusionPipeline has set steps_offset
+        to 1: keys that a sampler lacks are DDIM's. PNDM alone has an own set_alpha_to_one, false.
         """
         path = Path(folder) / "scheduler_config.json"
         raw = read_json(path)
@@ -130,7 +140,7 @@ class Schedule:
         for key in REQUIRED:
             if key not in raw:
                 raise ValueError(f"{path}: {key} is missing")
-        raw = {"set_alpha_to_one": raw["_class_name"] == "DDIMScheduler"} | raw
+        raw = {"set_alpha_to_one": raw["_class_name"] != "PNDMScheduler"} | raw | {"steps_offset": 1}
         names = ScheduleConfig.__dataclass_fields__
         try:
             return cls(ScheduleConfig(**{k: v for k, v in raw.items() if k in names}), device)
@@ -292,6 +302,12 @@ class Pipeline:
     def device(self) -> torch.device:
         return self.schedule.a.device
 
+    def digest(self) -> str:
+        """Of the weights: some numbers of every tensor; training changes all of them."""
+        parts = [part for part in (self.unet, self.vae, self.text, self.ace) if part is not None]
+        some = [p.detach().flatten()[:64].float().cpu() for part in parts for p in part.parameters()]
+        return hashlib.sha256(torch.cat(some).numpy().tobytes()).hexdigest()[:16]
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         side = self.unet.config.sample_size
@@ -356,51 +372,83 @@ def newest_run(root: Path = Path("runs")) -> Path:
 
 
 def run_settings(run: Path) -> dict:
-    """Sampling options (sample_steps, guidance, eta) and revision of a run folder's config.json,
-    with defaults."""
-    path = run / "config.json"
-    config = read_json(path) if path.exists() else {}
-    return {"steps": config.get("sample_steps", 10), "guidance": config.get("guidance", 1.0),
-            "eta": config.get("eta", 1.0), "revision": config.get("git", "unknown")}
+    """Sampling options (steps, guidance, eta) and revision of a run folder's config.json, with defaults."""
+    config = read_json(run / "config.json", missing={})
+    found = {"steps": config.get("sample_steps", 10), "guidance": config.get("guidance", 1.0),
+             "eta": config.get("eta", 1.0)}
+    for name, value in found.items():
+        if type(value) not in ((int,) if name == "steps" else (int, float)) or not 0 <= value < math.inf:
+            raise ValueError(f"{run / 'config.json'}: {name} is {value!r}, expected a number >= 0")
+    return {**found, "revision": config.get("git", "unknown")}
 
 
-def read_reports(path: Path) -> list[str]:
-    """One report a line, UTF-8."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except OSError as error:
-        raise ValueError(f"--reports {path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--reports {path}: not UTF-8 at byte {error.start}") from error
-    return [line for line in lines if line]
+def liking(run: Path, device: torch.device) -> Callable[[Tensor, list[str]], Tensor]:
+    """(images: b c h w, reports) -> b: the sum of RUN/rewards' scores, each in its unit, with the weights of
+    the run's reinforcement learning."""
+    config = read_json(run / "config.json")
+    nets, weights = Rewards.load(run / "rewards", device, config.get("ceiling") is True), {}
+    for name in NAMES:
+        weights[name] = config.get(f"w_{name}")
+        if type(weights[name]) not in (int, float):
+            raise ValueError(f"--best-of: {run / 'config.json'} has no number w_{name}")
+
+    def score(images: Tensor, reports: list[str]) -> Tensor:
+        scores, units = nets.scores(grey(images), reports), nets.units()
+        return sum(weights[name] / units[name] * scores[name] for name in NAMES)
+
+    return score
+
+
+def draw_best(pipe: Pipeline, settings: dict, like: Callable | None, reports: list[str],
+              seeds: list[range]) -> tuple[Tensor, list[int]]:
+    """-> images: b c h w, for each report that of the best liked of its seeds, and these seeds"""
+    best = kept = liked = None
+    for candidates in zip(*seeds, strict=True):
+        images = generate(pipe, reports, list(candidates), **settings)
+        score = torch.zeros(len(images)) if like is None else like(images, reports).cpu()
+        if not (images.isfinite().all() and score.isfinite().all()):
+            raise FloatingPointError(f"an image of the seeds {candidates}, or its score, is not finite")
+        if best is None:
+            best, kept, liked = images, torch.tensor(candidates), score
+        better = score > liked
+        best[better], liked = images[better], score.maximum(liked)
+        kept = torch.where(better, torch.tensor(candidates), kept)
+    return best, kept.tolist()
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Report text in, chest X-ray out. Not for clinical use.")
     parser.add_argument("report", nargs="?", help="the report, in quotes")
-    parser.add_argument("--reports", type=Path, help="a text file with one report a line, instead of REPORT")
+    parser.add_argument("--reports", type=Path,
+                        help="instead of REPORT: a text file with one report a line, or a CSV with a column "
+                             "report, prompt or annotated_prompt")
     parser.add_argument("--run", type=Path, help="run folder (default: the newest under runs/)")
-    parser.add_argument("--n", type=int, default=4, help="images for each report")
+    parser.add_argument("--n", type=int, default=4, help="images for each report [4]")
     parser.add_argument("--seed", type=int, default=0,
-                        help="of the first image; image i of a report has seed + i")
+                        help="of the first image [0]; the next has the next, in a grid every report the same")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the run's)")
     parser.add_argument("--guidance", type=float, help="guidance scale w (default: the run's)")
     parser.add_argument("--anchor", action="store_true", help="the model before reinforcement learning")
+    parser.add_argument("--best-of", type=int, default=1, metavar="N",
+                        help="draw N candidates for each image, keep the one that RUN/rewards like best [1]")
+    parser.add_argument("--batch", type=int, default=16, help="images at a time; halve if out of memory [16]")
     parser.add_argument("--out", type=Path, default=Path("sample.png"),
-                        help="the grid; single images go to its folder")
+                        help="NAME.png: a grid, and beside it the single images, NAME_REPORT_SEED.png; or a "
+                             "folder: REPORT_SEED.png and prompt_INFO.csv, as CheXGenBench reads them. What "
+                             "is there already is not drawn again; torchrun shares the work [sample.png]")
     args = parser.parse_args(argv)
     if (args.report is None) == (args.reports is None):
         raise ValueError("give either a report in quotes or --reports FILE")
-    if not 1 <= args.n <= 64:
-        raise ValueError(f"--n {args.n}: expected 1 to 64 images")
-    if args.steps is not None and not 1 <= args.steps <= 1000:
-        raise ValueError(f"--steps {args.steps}: expected 1 to 1000")
+    for name, value, most in (("--n", args.n, 64), ("--best-of", args.best_of, 1024),
+                              ("--batch", args.batch, 4096),
+                              ("--steps", 1 if args.steps is None else args.steps, 1000)):
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} {value}: expected 1 to {most}")
     if args.guidance is not None and not (math.isfinite(args.guidance) and args.guidance >= 0):
         raise ValueError(f"--guidance {args.guidance}: expected a finite number >= 0")
-    if not 0 <= args.seed < 2**32 - 64:
-        raise ValueError(f"--seed {args.seed}: expected an integer from 0 to 2^32 - 65")
-    if args.out.suffix.lower() != ".png":
-        raise ValueError(f"--out {args.out}: expected a name that ends in .png")
+    args.grid = args.out.suffix.lower() == ".png" and not args.out.is_dir()
+    if not args.grid and not args.out.is_dir() and (args.out.suffix or args.out.exists()):
+        raise ValueError(f"--out {args.out}: expected a name that ends in .png, or a folder")
     return args
 
 
@@ -409,30 +457,36 @@ def main(argv: list[str] | None = None) -> None:
     reports = [args.report.strip()] if args.report is not None else read_reports(args.reports)
     if not reports or not all(reports):
         raise ValueError("the report is empty: expected radiology report text")
+    if any("\udc80" <= letter <= "\udcff" for letter in "".join(reports)):
+        raise ValueError(f"the report {reports[0]!r} has bytes that are not text in the console's encoding")
+    jobs = plan(args.out, args.grid, reports, args.n, args.seed, args.best_of)
     run = args.run or newest_run()
-    tuned = (run / "cxrl" / "model_index.json").exists() and not args.anchor
-    settings = run_settings(run)
-    steps = args.steps or settings["steps"]
+    model = "cxrl" if (run / "cxrl" / "model_index.json").exists() and not args.anchor else "anchor"
+    device = start_ranks()
+    pipe, settings = Pipeline.load(run / model, device), run_settings(run)
+    revision, steps = settings.pop("revision"), args.steps or settings["steps"]
     guidance = settings["guidance"] if args.guidance is None else args.guidance
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pipe = Pipeline.load(run / ("cxrl" if tuned else "anchor"), device)
-    if cut := pipe.tokenizer.cut_count(reports):
+    settings |= {"steps": steps, "guidance": float(guidance)}
+    about = settings | {"model": model, "revision": revision, "weights": pipe.digest()}
+    pipe.schedule.timesteps(steps)   # refuses more than the schedule has
+    like = liking(run, device) if args.best_of > 1 else None
+    if rank() == 0 and (cut := pipe.tokenizer.cut_count(reports)):
         print(f"{cut} of {len(reports)} reports are longer than {pipe.tokenizer.max_length} tokens "
               "and were cut")
-    rows = []
-    for report in reports:
-        seeds = [args.seed + i for i in range(args.n)]
-        images = generate(pipe, [report] * args.n, seeds, steps, guidance, settings["eta"])
-        rows.append((f"{report}  [seeds {seeds[0]}-{seeds[-1]}]", images))
-    save_png(picture_grid(rows), args.out, report="\n".join(reports), seed=args.seed, steps=steps,
-             guidance=guidance, eta=settings["eta"], model="cxrl" if tuned else "anchor",
-             revision=settings["revision"])
-    print(f"{args.out}: {len(reports) * args.n} synthetic X-rays by {run}/{'cxrl' if tuned else 'anchor'}, "
-          f"{steps} steps, guidance {guidance:g}; not for clinical use")
+    with holding(args.out, "--out ") if rank() == 0 and not args.grid else nullcontext():
+        draw(jobs, about, args.batch, partial(draw_best, pipe, settings, like))
+        wait_for_ranks()
+        if rank() == 0 and args.grid:
+            seeds = f"[seeds {jobs[0].seeds[0]}-{jobs[-1].seeds[-1]}]"
+            pictures = torch.cat([read_png(job.path) for job in jobs]).split(args.n)
+            rows = [(f"{report}  {seeds}", row) for report, row in zip(reports, pictures, strict=True)]
+            save_png(picture_grid(rows), args.out, report="\n".join(reports), seed=args.seed, **about)
+        elif rank() == 0:
+            write_table(args.out, jobs)
+    if rank() == 0:
+        print(f"{args.out}: {len(jobs)} synthetic X-rays by {run}/{model}, {steps} steps, guidance "
+              f"{guidance:g}; not for clinical use")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    main()

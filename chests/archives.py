@@ -241,6 +241,12 @@ def plain_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
                   cells["view"].lower(), true_aspect(cells["orig_width"], cells["orig_height"]))
 
 
+def chexgenbench_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
+    """prompt_INFO.csv of CheXGenBench, synthetic images: `prompt` (or `annotated_prompt`), `img_savename`."""
+    for cells in read_table(path, ["img_savename", "prompt|annotated_prompt"]):
+        yield Row(cells["img_savename"], cells["prompt"] or cells["annotated_prompt"])
+
+
 def mimic_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """MIMIC-CXR-JPG: mimic-cxr-2*-{metadata,split,chexpert}.csv[.gz], files/p10/p10000032/s50414267/*.jpg.
 
@@ -449,6 +455,7 @@ LAYOUTS = (
     ("MIMIC-CXR-JPG", "mimic-cxr-2*-metadata.csv*", mimic_rows),
     ("Open-I (XML)", "ecgen-radiology", openi_xml_rows),
     ("Open-I (indiana_*.csv)", "indiana_reports.csv", openi_csv_rows),
+    ("images of CheXGenBench", "prompt_INFO.csv", chexgenbench_rows),
     ("CheXpert Plus", "df_chexpert_plus*.csv", chexpert_plus_rows),
     ("CheXpert", "train.csv", chexpert_rows),
     ("NIH ChestX-ray14", "Data_Entry_2017*.csv", nih_rows),

@@ -2,6 +2,8 @@
 import textwrap
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -43,3 +45,19 @@ def save_png(image: Image.Image, path: Path, **text: object) -> None:
         info.add_itxt(key, str(value))
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
+
+
+def png_text(path: Path) -> dict[str, str]:
+    """The text chunks of a PNG; none where it is absent or damaged."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return dict(image.text)
+    except (OSError, SyntaxError, ValueError, AttributeError):   # PIL raises all of these
+        return {}
+
+
+def read_png(path: Path) -> Tensor:
+    """-> 1 1 h w in [0, 1]"""
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("L")))[None, None] / 255

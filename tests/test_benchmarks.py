@@ -32,6 +32,29 @@ def test_gpu_benchmark_gives_one_row_a_case(tmp_path):
     assert "--images 3" in command("benchmarks/gpu.py", "--images", 3).stderr
 
 
+def test_peers_are_timed_at_the_same_work(tmp_path):
+    """Every row has two times and their ratio; that both draw the same pictures the script asserts."""
+    pytest.importorskip("diffusers", reason="the comparison needs diffusers: requirements-dev.txt")
+    done = command("benchmarks/peers.py", "--size", "tiny", "--images", 2, "--steps", 3, "--repeats", 1)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines()[4:]]
+    assert [row[0].strip() for row in rows][:2] == ["sampling", "step"]
+    assert all(float(cell) > 0 for row in rows for cell in row[2:])
+
+
+def test_the_road_at_real_size_in_short(tmp_path):
+    """Build, load, fine-tune, one round, and the result in diffusers, which draws the same picture; each
+    phase tells its seconds and its own peak of memory."""
+    pytest.importorskip("diffusers", reason="the comparison needs diffusers: requirements-dev.txt")
+    done = command("benchmarks/real_size.py", "--size", "tiny", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[4:]]
+    assert [row[0].split()[0] for row in rows[:4]] == ["build", "load", "finetune", "rl"]
+    assert all(float(row[1]) > 0 and 0 < float(row[2]) < 20 for row in rows)
+    assert rows[-1][0].startswith("diffusers")
+    assert all(float(row[3].split()[3]) < 1e-4 for row in rows if row[0].startswith("diffusers"))
+
+
 def work() -> None:
     """Matrix products, norms, views, attention, checkpoints, a fused optimizer: what networks allocate.
     (No convolution: on a CPU it takes copies of its own, which no operation returns.)"""

@@ -9,7 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import UNet2DConditionModel, UNetConfig, add_lora, load_lora, lora_layers, save_lora
+from model import (
+    UNet2DConditionModel,
+    UNetConfig,
+    WithoutLoRA,
+    add_lora,
+    load_lora,
+    lora_layers,
+    save_lora,
+)
 
 SMALL = UNetConfig(sample_size=8, in_channels=3, out_channels=5, block_out_channels=(16, 24),
                    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), cross_attention_dim=20,
@@ -150,6 +158,36 @@ def test_every_input_matters():
             other = context.clone()
             other[:, token] += 1
             assert (unet(x, t, other) - base).abs().max() > 1e-4, token
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_reading_the_text_once_changes_nothing(name):
+    """Keys and values of the text do not depend on latent and timestep: read once, for many steps, they give
+    the same bits as read anew, with a LoRA and without it."""
+    unet, (x, t, context) = randomised(UNet2DConditionModel(SHAPES[name])), inputs(SHAPES[name])
+    add_lora(unet, 2)
+    randomised(unet)
+    with torch.no_grad():
+        for network in (unet, WithoutLoRA(unet)):
+            text = network.read(context)
+            for step in (t, t // 2):
+                assert torch.equal(network(x, step, text), network(x, step, context))
+        assert (unet(x, t, context) - WithoutLoRA(unet)(x, t, context)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_branches_of_guidance_are_one_until_the_text_is_looked_at(name):
+    """A context of 2 b rows for b latents: outputs and gradients are those of the latents put twice."""
+    config = SHAPES[name]
+    unet, (x, t, context) = randomised(UNet2DConditionModel(config)), inputs(config)
+    context, gradients = torch.cat([context.flip(1), context]), []
+    for latents, times in ((x, t), (torch.cat([x, x]), torch.cat([t, t]))):
+        unet.zero_grad()
+        out = unet(latents, times, context)
+        out.square().mean().backward()
+        gradients.append([out.detach(), *(p.grad.clone() for p in unet.parameters())])
+    for once, twice in zip(*gradients, strict=True):
+        assert relative_error(once, twice) < 1e-5
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_model import randomised, relative_error
 
-from sample import Pipeline, Schedule, denoise, generate, seeded_noise
+from sample import REQUIRED, SAMPLERS, Pipeline, Schedule, denoise, generate, seeded_noise
 from text_encoder import BOS, EOS, Tokenizer
 
 diffusers = pytest.importorskip("diffusers", reason="the comparison needs diffusers: requirements-dev.txt")
@@ -201,12 +201,40 @@ def test_published_schedulers(family, tmp_path):
     assert Schedule.from_pretrained(tmp_path / "again").config == schedule.config
 
 
-def test_a_missing_key_of_a_scheduler_means_what_diffusers_means(tmp_path):
-    """Without set_alpha_to_one DDIM ends on alpha 1, every other sampler on the first alpha."""
-    for name, final in (("DDIMScheduler", True), ("PNDMScheduler", False), ("EulerDiscreteScheduler", False)):
-        short = {k: v for k, v in BETAS.items() if k != "set_alpha_to_one"}
-        write(tmp_path / "scheduler_config.json", {"_class_name": name, **short})
-        assert Schedule.from_pretrained(tmp_path).config.set_alpha_to_one is final
+def as_the_pipeline_converts(folder: Path):
+    """diffusers' DDIM scheduler of a folder, in StableDiffusionPipeline."""
+    raw = json.loads((folder / "scheduler_config.json").read_text())
+    scheduler = getattr(diffusers, raw["_class_name"]).from_pretrained(folder)
+    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor"))
+    pipe = diffusers.StableDiffusionPipeline(scheduler=scheduler, requires_safety_checker=False, **parts)
+    ddim = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    # The conversion drops keys that the file lacks; the pipeline then sets this one again.
+    return diffusers.StableDiffusionPipeline(scheduler=ddim, requires_safety_checker=False, **parts).scheduler
+
+
+@pytest.mark.parametrize("how", ["steps_offset 0", "no steps_offset", "no set_alpha_to_one", "as saved anew"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_becomes_the_ddim_that_diffusers_makes_of_it(name, how, tmp_path):
+    """Whatever sampler a folder names: its timesteps and its alpha after the last step are those of DDIM in
+    diffusers' Stable Diffusion pipeline. steps_offset 0, written out or by default, becomes 1; where
+    set_alpha_to_one is missing DDIM's default holds, and PNDM's own for PNDM, which alone has one."""
+    raw = {"_class_name": name, **BETAS}
+    if how == "as saved anew":   # every key of the class, with its default
+        scheduler = getattr(diffusers, name)(**{k: BETAS[k] for k in REQUIRED[1:]})
+        scheduler.save_pretrained(tmp_path)
+        raw = json.loads((tmp_path / "scheduler_config.json").read_text()) | {"clip_sample": False}
+    elif how == "steps_offset 0":
+        raw["steps_offset"] = 0
+    else:
+        del raw[how.removeprefix("no ")]
+    write(tmp_path / "scheduler_config.json", raw)
+    ours, theirs = Schedule.from_pretrained(tmp_path), as_the_pipeline_converts(tmp_path)
+    theirs.set_timesteps(50)
+    assert ours.timesteps(50)[0].tolist() == theirs.timesteps.tolist()
+    if (name, how) == ("PNDMScheduler", "no set_alpha_to_one"):
+        assert ours.a[-1] == diffusers.PNDMScheduler.from_pretrained(tmp_path).final_alpha_cumprod
+    else:
+        assert ours.a[-1] == theirs.final_alpha_cumprod
 
 
 # ------------------------------------------------------------------------------------ folders that are wrong
@@ -277,6 +305,7 @@ WRONG = {
     "x_0 prediction": (change(SCHEDULER, prediction_type="sample"), "prediction_type is 'sample'"),
     "clipping": (change(SCHEDULER, clip_sample=True), "clip_sample is True"),
     "a number as text": (change(SCHEDULER, beta_end="0.012"), f"{SCHEDULER}: beta_end is '0.012'"),
+    "a schedule without end": (change(SCHEDULER, num_train_timesteps=10**9), "num_train_timesteps is 10000"),
     "no timesteps": (change(SCHEDULER, num_train_timesteps=0), "num_train_timesteps is 0"),
     "a flag as text": (change(SCHEDULER, set_alpha_to_one="no"), "set_alpha_to_one is 'no'"),
     "a list": (lambda f: (f / SCHEDULER).write_text("[]"), f"{SCHEDULER}: expected a JSON object, not list"),

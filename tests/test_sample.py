@@ -1,16 +1,24 @@
 """sample.py: the schedule, one denoising step, noise and pictures."""
+import csv
 import math
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
 import sample
 from ace import ACE, ACEConfig
+from data import load_images
 from model import UNet2DConditionModel, UNetConfig
+from rewards import ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig
 from sample import (
     Pipeline,
     Schedule,
@@ -22,6 +30,7 @@ from sample import (
     seeded_noise,
 )
 from storage import pictures
+from storage.files import write_json
 from text_encoder import CLIPTextModel, TextConfig, Tokenizer
 from vae import AutoencoderKL, VAEConfig
 
@@ -170,6 +179,10 @@ def test_png_says_that_it_is_synthetic(tmp_path):
     ([], "either a report"), (["x", "--n", "0"], "--n 0"), (["x", "--steps", "0"], "--steps 0"),
     (["  "], "empty"), (["x", "--guidance", "nan"], "--guidance nan"),
     (["x", "--out", "a.jpg"], "--out a.jpg"), (["x", "--seed", "-1"], "--seed -1"),
+    (["x", "--seed", str(2**32 - 1)], "the last would be 4294967298"),
+    (["x", "--best-of", "0"], "--best-of 0"),
+    (["x", "--batch", "0"], "--batch 0"), (["bad \udcff byte"], "bytes that are not text"),
+    (["--reports", "/dev/null"], "--reports /dev/null: not a file"),
     (["--reports", "absent.txt"], "--reports absent.txt"), (["x", "--run", "absent"], "model_index.json")])
 def test_command_line_refuses_bad_values(argv, words):
     """Every bad option stops with one line that names the flag and the value."""
@@ -225,3 +238,99 @@ def test_whole_pipeline_opens_in_diffusers_and_draws_our_picture(saved_pipeline,
         images = theirs(reports, **settings).images
     assert ours.std() > 0.01
     assert (ours - images).abs().max() < 1e-4
+
+
+REPORTS = ["Small left pleural effusion.", "No acute disease.", 'A "large" heart, though.', "Pneumothorax."]
+
+
+@pytest.fixture(scope="module")
+def run(saved_pipeline, tmp_path_factory) -> Path:
+    """A run folder of random weights: pipeline, reward networks, options."""
+    folder = tmp_path_factory.mktemp("run")
+    shutil.copytree(saved_pipeline[1], folder / "anchor")
+    with open(folder / "reports.csv", "w", newline="") as file:
+        rows = [(i, report, "x") for i, report in enumerate([*REPORTS, REPORTS[0]])]
+        csv.writer(file).writerows([("id", "annotated_prompt", "note"), *rows])
+    torch.manual_seed(1)
+    nets = {"posture": PostureNet, "diagnosis": DiagnosisNet, "consistency": ConsistencyNet}
+    for name, kind in nets.items():
+        net = kind(RewardConfig.tiny()).eval()
+        net.tokenizer = Tokenizer.train(REPORTS * 8, 1024, 64)
+        net.save_pretrained(folder / "rewards" / name)
+    write_json(folder / "config.json", {"sample_steps": 2, "guidance": 2.0, "eta": 1.0, "git": "abc",
+                                        "w_align": 0.05, "w_diag": 2.0, "w_consist": 0.2})
+    return folder
+
+
+def test_single_images_lie_beside_the_grid(run, tmp_path, capsys):
+    """Every image of the grid is there alone, too, by report and seed, and says how to draw it again."""
+    sample.main([REPORTS[0], "--run", str(run), "--n", "2", "--seed", "7", "--out", str(tmp_path / "g.png")])
+    assert {f.name for f in tmp_path.iterdir()} == {"g.png", "g_00001_7.png", "g_00001_8.png"}
+    said = pictures.png_text(tmp_path / "g_00001_8.png")
+    wanted = {"synthetic": "true", "report": REPORTS[0], "seed": "8", "steps": "2", "guidance": "2.0",
+              "eta": "1.0", "model": "anchor", "revision": "abc"}
+    assert wanted.items() <= said.items()
+    again = generate(Pipeline.load(run / "anchor"), [REPORTS[0]], [8], 2, 2.0, 1.0)
+    assert (pictures.read_png(tmp_path / "g_00001_8.png") - again).abs().max() < 0.51 / 255
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in folder.iterdir() if not f.name.startswith(".")}
+
+
+def test_a_set_is_drawn_once_by_any_number_of_processes(run, tmp_path):
+    """--out FOLDER: each different report of CheXGenBench's table gets its picture, named in prompt_INFO.csv.
+    What is missing, damaged or of other settings is drawn, the rest is left alone; two processes draw the
+    same bytes as one."""
+    command = ["--reports", str(run / "reports.csv"), "--run", str(run), "--n", "1", "--batch", "3"]
+    one = tmp_path / "one"
+    sample.main([*command, "--out", str(one)])
+    first = contents(one)
+    assert sorted(first) == [f"{i + 1:05d}_{i}.png" for i in range(4)] + ["prompt_INFO.csv"]
+    with open(one / "prompt_INFO.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["prompt"] for row in rows] == REPORTS
+    assert [row["img_savename"] for row in rows] == sorted(first)[:4]
+    (one / "00001_0.png").unlink()
+    (one / "00003_2.png").write_bytes(first["00003_2.png"][:-40])
+    kept = (one / "00002_1.png").stat().st_mtime_ns
+    sample.main([*command, "--out", str(one)])
+    assert contents(one) == first and (one / "00002_1.png").stat().st_mtime_ns == kept
+    sample.main([*command, "--out", str(one), "--guidance", "3"])
+    assert all(contents(one)[name] != first[name] for name in sorted(first)[:4])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, "--", ROOT / "sample.py", *command, "--out", tmp_path / "two"],
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "two") == first
+
+
+def test_a_drawn_set_can_be_judged(run, tmp_path):
+    """evaluate.py --images reads the folder as it is: prompt_INFO.csv names pictures and prompts."""
+    folder = tmp_path / "set"
+    sample.main(["--reports", str(run / "reports.csv"), "--run", str(run), "--n", "2", "--out", str(folder)])
+    chests = load_images(folder, 64)
+    assert chests.reports == [report for report in REPORTS for _ in range(2)]
+    assert torch.equal(chests.images(torch.tensor([3])) / 255, pictures.read_png(folder / "00002_3.png"))
+
+
+def test_best_of_keeps_what_the_reward_networks_like_best(run, tmp_path):
+    """Of the N candidates of an image the one with the highest weighted sum of rewards is kept, and its seed
+    said; what candidates are, does not depend on the batch."""
+    sample.main(["--reports", str(run / "reports.csv"), "--run", str(run), "--n", "1", "--best-of", "4",
+                 "--out", str(tmp_path / "set")])
+    like, pipe = sample.liking(run, torch.device("cpu")), Pipeline.load(run / "anchor")
+    winners = []
+    for i, report in enumerate(REPORTS):
+        seeds = list(range(4 * i, 4 * i + 4))
+        winners.append(seeds[like(generate(pipe, [report] * 4, seeds, 2, 2.0), [report] * 4).argmax()])
+        said = pictures.png_text(tmp_path / "set" / f"{i + 1:05d}_{4 * i}.png")
+        assert (said["seed"], said["seeds"]) == (str(winners[-1]), f"{seeds[0]}-{seeds[-1]}")
+    assert {winner % 4 for winner in winners} != {0}
+
+
+def test_options_of_a_run_are_numbers(run, tmp_path):
+    """A config.json whose sampling options cannot be meant is refused by name."""
+    write_json(tmp_path / "config.json", {"sample_steps": "many"})
+    with pytest.raises(ValueError, match="config.json: steps is 'many'"):
+        sample.run_settings(tmp_path)

@@ -1,0 +1,130 @@
+"""The whole road at Stable Diffusion 1.5's own size, on the CPU, with random weights: does it run, in what
+time and in how much memory?
+
+    python benchmarks/real_size.py [--size sd15] [--out runs/real_size]   # an hour or so on two cores, 20 GB
+    python benchmarks/real_size.py --size tiny                            # seconds
+
+Phases, each a process of its own, whose peak is its own: `build` and save random weights; `load` them;
+`finetune`, two steps of a LoRA on random latents; `rl`, one round on 2 images and 3 steps, for each estimator
+that RLConfig has; `diffusers` opens what the round saved and draws a picture, which is compared with ours.
+"""
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from gpu import REPORT, random_pipeline, random_rewards  # noqa: E402
+
+from model import add_lora  # noqa: E402
+from rl import RLConfig, rl_round, save_policy, start_policy  # noqa: E402
+from sample import Pipeline, SampleConfig, generate, seeded_noise  # noqa: E402
+from training import loop, options  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def estimators() -> dict[str, dict]:
+    """name -> options of RLConfig that choose it"""
+    names = [f.name for f in fields(RLConfig)]
+    kinds = get_args(get_type_hints(RLConfig)["gradient"]) if "gradient" in names else ()
+    return {kind: {"gradient": kind} for kind in kinds} or {"score": {}}
+
+
+def build(out: Path, size: str) -> str:
+    pipe = random_pipeline(options.preset(size), CPU)
+    with torch.no_grad():   # a new UNet answers zero: nothing could be compared
+        pipe.unet.conv_out.weight.normal_(std=0.02)
+    pipe.save(out / "anchor")
+    return f"UNet of {sum(p.numel() for p in pipe.unet.parameters()) / 1e6:.1f} M parameters"
+
+
+def load(out: Path, size: str) -> str:
+    pipe = Pipeline.load(out / "anchor")
+    return f"sample_size {pipe.unet.config.sample_size}"
+
+
+def finetune(out: Path, size: str) -> str:
+    unet = Pipeline.load(out / "anchor").unet
+    unet.gradient_checkpointing = True
+    parameters = add_lora(unet, 4)
+    optimizer, losses = loop.adamw(parameters, 1e-4), []
+    shape = (1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+    for step in range(2):
+        g = torch.Generator().manual_seed(step)
+        x, noise = torch.randn(2, *shape, generator=g)
+        context = torch.randn(1, 77, unet.config.cross_attention_dim, generator=g)
+        loss = (unet(x, torch.tensor([500]), context) - noise).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(f"{loss.item():.4f}")
+    return "loss " + ", ".join(losses)
+
+
+def reinforce(out: Path, size: str, estimator: str) -> str:
+    config = RLConfig(reports=1, group=2, lora_rank=4, rl_batch=1, rl_micro=1, values=1, updates=1,
+                      checkpointing=True, **estimators()[estimator])
+    pipe, anchor, _, groups = start_policy(out / "anchor", CPU, config)
+    nets = random_rewards(options.preset(size), pipe.tokenizer, CPU)
+    stats, _ = rl_round(pipe, anchor, nets, [REPORT] * 2, [0, 1], SampleConfig(sample_steps=3), config,
+                        loop.adamw(groups, 1e-4))
+    save_policy(pipe, out / "anchor", out / f"cxrl_{estimator}")
+    return f"gradient norm {stats['grad_norm']:.2e}"
+
+
+def in_diffusers(out: Path, size: str, estimator: str) -> str:
+    import diffusers
+    from safetensors.torch import load_file
+    folder = out / f"cxrl_{estimator}"
+    pipe = Pipeline.load(folder)
+    ours = generate(pipe, [REPORT], [5], 3, 1.0, 0.0)
+    start = seeded_noise([5], 3, pipe.latent_shape)[:, 0]
+    del pipe
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    theirs.set_progress_bar_config(disable=True)
+    c_p, _ = theirs.encode_prompt([REPORT], "cpu", 1, False)
+    c_s = load_file(folder / "ace" / "ace.safetensors")["c_s"][None]
+    image = theirs(prompt_embeds=torch.cat([c_p, c_s], 1), latents=start, num_inference_steps=3, eta=0.0,
+                   guidance_scale=1.0, output_type="pt").images
+    assert ours.std() > 0.01, "a picture without contents proves nothing"
+    return f"pictures differ by {(ours - image).abs().max().item():.1e} at most"
+
+
+PHASES = {"build": build, "load": load, "finetune": finetune, "rl": reinforce, "diffusers": in_diffusers}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("sd15", "sd21", "small", "tiny"), default="sd15")
+    parser.add_argument("--out", type=Path, default=Path("runs/real_size"))
+    parser.add_argument("--phase", nargs="+", help="one phase, and of which estimator, in this process")
+    args = parser.parse_args(argv)
+    if args.phase:
+        name, *estimator = args.phase
+        start = time.perf_counter()
+        said = PHASES[name](args.out, args.size, *estimator)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20   # KiB, on Linux
+        print(f"| {' '.join(args.phase)} | {time.perf_counter() - start:.1f} | {peak:.2f} | {said} |",
+              flush=True)
+        return
+    print(f"{args.size}, torch {torch.__version__}, CPU, {torch.get_num_threads()} threads\n\n"
+          "| phase | seconds | peak GiB | |\n" + "|---" * 4 + "|", flush=True)
+    for name in PHASES:
+        for estimator in estimators() if name in ("rl", "diffusers") else [None]:
+            phase = [name] + ([estimator] if estimator else [])
+            subprocess.run([sys.executable, __file__, "--size", args.size, "--out", args.out,
+                            "--phase", *phase], check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+
+
+if __name__ == "__main__":
+    main()

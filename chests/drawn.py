@@ -1,0 +1,90 @@
+"""Sets of pictures drawn for reports: which reports, which files, which of them are missing, and the table
+that CheXGenBench (arXiv 2505.10496) reads beside them."""
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from chests.archives import read_table
+from storage.files import write_text
+from storage.pictures import grey, png_text, save_png
+from training.ranks import rank, ranks
+
+
+def read_reports(path: Path) -> list[str]:
+    """One report a line, UTF-8; of a CSV its column report, prompt or annotated_prompt (CheXGenBench's), each
+    text once. Raises ValueError."""
+    if not path.is_file():   # a pipe might never end
+        raise ValueError(f"--reports {path}: {'not a file' if path.exists() else 'no such file'}")
+    if path.name.lower().endswith((".csv", ".csv.gz")):
+        rows = [next(filter(None, row.values()), "")
+                for row in read_table(path, ["report|prompt|annotated_prompt"])]
+        reports = [*dict.fromkeys(filter(None, rows))]
+        if len(reports) < len(rows):
+            print(f"{path}: {len(rows)} rows, {len(reports)} different reports; the others are left out")
+        return reports
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise ValueError(f"--reports {path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--reports {path}: not UTF-8 at byte {error.start}") from error
+    return [line for line in lines if line]
+
+
+class Job(NamedTuple):
+    """One picture to be drawn, of the best liked of the seeds."""
+    path: Path
+    report: str
+    seeds: range
+
+    def text(self, about: dict) -> dict[str, str]:
+        """What its file says of it, beside the seed that was taken."""
+        about = {"report": self.report, "seeds": f"{self.seeds[0]}-{self.seeds[-1]}", **about}
+        return {"synthetic": "true", **{name: str(value) for name, value in about.items()}}
+
+
+def plan(out: Path, grid: bool, reports: list[str], n: int, first: int, best_of: int) -> list[Job]:
+    """-> n pictures of each report. In a grid every report has the same seeds, in a folder its own."""
+    folder, prefix = (out.parent, f"{out.stem}_") if grid else (out, "")
+    jobs = []
+    for i, report in enumerate(reports):
+        for k in range(n):
+            seed = first + ((0 if grid else i * n) + k) * best_of
+            jobs.append(Job(folder / f"{prefix}{i + 1:05d}_{seed}.png", report, range(seed, seed + best_of)))
+    if first < 0 or (last := jobs[-1].seeds[-1]) >= 2**32:
+        raise ValueError(f"--seed {first}: expected seeds from 0 to 2^32 - 1"
+                         + (f"; the last would be {last}" if first >= 0 else ""))
+    return jobs
+
+
+def draw(jobs: list[Job], about: dict, batch: int,
+         best: Callable[[list[str], list[range]], tuple[Tensor, list[int]]]) -> None:
+    """Draw this process's share of what is missing; best(reports, seeds) -> b c h w and the seeds taken.
+
+    A picture is there if its file says that it has this report, these seeds, and what `about` says. A batch
+    is always the same jobs, whoever draws it and whatever is missing: no picture depends on that, not even
+    by rounding.
+    """
+    batches = [jobs[i:i + batch] for i in range(0, len(jobs), batch)][rank()::ranks()]
+    for part in tqdm(batches, "images", unit="batch", disable=rank() > 0):
+        missing = [i for i, job in enumerate(part)
+                   if not job.text(about).items() <= png_text(job.path).items()]
+        if missing:
+            images, seeds = best([job.report for job in part], [job.seeds for job in part])
+            pixels = (grey(images)[:, 0] * 255).round().byte().cpu().numpy()
+        for i in missing:
+            save_png(Image.fromarray(pixels[i]), part[i].path, **part[i].text(about), seed=seeds[i])
+
+
+def write_table(folder: Path, jobs: list[Job]) -> None:
+    """prompt_INFO.csv: `prompt`, `img_savename`"""
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(
+        [("prompt", "img_savename"), *((job.report, job.path.name) for job in jobs)])
+    write_text(folder / "prompt_INFO.csv", table.getvalue())
