@@ -11,6 +11,11 @@ float32.
 from storage import command
 
 if __name__ == "__main__":   # before the imports below, which take seconds
+    command.begin("the same command begins anew, or continues a folder")
+
+from storage import command
+
+if __name__ == "__main__":   # before the imports below, which take seconds
     command.begin("the same command draws what is missing")
 
 import argparse
@@ -436,7 +441,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                         help="NAME.png: a grid, and beside it the single images, NAME_REPORT_SEED.png; or a "
                              "folder: REPORT_SEED.png and prompt_INFO.csv, as CheXGenBench reads them. What "
                              "is there already is not drawn again; torchrun shares the work [sample.png]")
-    args = parser.parse_args(argv)
+    args = command.arguments(parser, argv)
     if (args.report is None) == (args.reports is None):
         raise ValueError("give either a report in quotes or --reports FILE")
     for name, value, most in (("--n", args.n, 64), ("--best-of", args.best_of, 1024),
@@ -457,8 +462,6 @@ def main(argv: list[str] | None = None) -> None:
     reports = [args.report.strip()] if args.report is not None else read_reports(args.reports)
     if not reports or not all(reports):
         raise ValueError("the report is empty: expected radiology report text")
-    if any("\udc80" <= letter <= "\udcff" for letter in "".join(reports)):
-        raise ValueError(f"the report {reports[0]!r} has bytes that are not text in the console's encoding")
     jobs = plan(args.out, args.grid, reports, args.n, args.seed, args.best_of)
     run = args.run or newest_run()
     model = "cxrl" if (run / "cxrl" / "model_index.json").exists() and not args.anchor else "anchor"
