@@ -356,9 +356,9 @@ class Pathwise(Objective):
         decode = self.pipe.decode
         if self.config.checkpointing:
             decode = partial(checkpoint, decode, use_reentrant=False)
-        with autocast(self.pipe.device):
-            x_0 = self.step(out, image, step)[2].split(1 if self.config.checkpointing else len(image))
-            pictures = grey(torch.cat([decode(x) for x in x_0]))   # one image's activations at a time
+        x_0 = self.step(out, image, step)[2].split(1 if self.config.checkpointing else len(image))
+        with autocast(self.pipe.device):   # with checkpointing, one image's activations at a time
+            pictures = grey(torch.cat([decode(x) for x in x_0]))
         scores = self.nets.raw_scores(pictures.float(), [self.reports[i] for i in image.tolist()])
         return {name: score / self.nets.units()[name] for name, score in scores.items()}
 

@@ -105,7 +105,8 @@ def needed_bytes(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, size
     policy = (rl.lora_rank, rl.checkpointing, half,
               torch.bfloat16 if half and rl.lora_rank else torch.float32)         # as start_policy
     update = states + (not rl.offload) * idle + update_bytes(
-        sizes, rl.rl_micro * branches(sampling), *policy, rl.rl_micro * (rl.gradient == "pathwise"))
+        sizes, rl.rl_micro * branches(sampling), *policy,
+        (1 if rl.checkpointing else rl.rl_micro) * (rl.gradient == "pathwise"))
     micro = min(config.diffusion_micro, config.diffusion_batch // ranks())
     replay = idle + update_bytes(sizes, micro, *policy) if rl.rwr_steps else 0
     return {"rl": max(update, states + decoding, replay),
