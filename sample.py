@@ -11,11 +11,6 @@ float32.
 from storage import command
 
 if __name__ == "__main__":   # before the imports below, which take seconds
-    command.begin("the same command begins anew, or continues a folder")
-
-from storage import command
-
-if __name__ == "__main__":   # before the imports below, which take seconds
     command.begin("the same command draws what is missing")
 
 import argparse
