@@ -186,8 +186,8 @@ def test_branches_of_guidance_are_one_until_the_text_is_looked_at(name):
         out = unet(latents, times, context)
         out.square().mean().backward()
         gradients.append([out.detach(), *(p.grad.clone() for p in unet.parameters())])
-    for once, twice in zip(*gradients, strict=True):
-        assert relative_error(once, twice) < 1e-5
+    for once, twice in zip(*gradients, strict=True):   # some gradients are 0 but for rounding
+        torch.testing.assert_close(once, twice, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])
