@@ -124,6 +124,11 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def rows(x: Tensor, many: int) -> Tensor:
+    """(x: b ...) -> many ...; a batch that was still one for both branches of guidance is put twice."""
+    return x if len(x) == many else torch.cat([x] * (many // len(x)))
+
+
 class TimestepEmbedding(nn.Module):
     def __init__(self, dim: int, out: int):
         super().__init__()
@@ -148,13 +153,13 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + rearrange(self.time_emb_proj(temb), "b c -> b c 1 1")
+        h = h + rows(rearrange(self.time_emb_proj(temb), "b c -> b c 1 1"), len(h))
         h = self.conv2(F.silu(self.norm2(h)))
         return self.conv_shortcut(x) + h
 
 
 class Attention(nn.Module):
-    """(x: b n d, context: b m e) -> b n d: the n tokens of x look at the m tokens of the context."""
+    """(x: b n d, of the context: keys, values: b heads m d) -> b n d: n tokens look at the context's m."""
 
     def __init__(self, dim: int, context_dim: int, heads: int):
         super().__init__()
@@ -164,10 +169,15 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, dim, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
-        q, k, v = (rearrange(y, "b n (heads d) -> b heads n d", heads=self.heads) for y in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v)
+    def split(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b n (heads d) -> b heads n d", heads=self.heads)
+
+    def read(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """(context: b m e) -> its keys and values"""
+        return self.split(self.to_k(context)), self.split(self.to_v(context))
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        out = F.scaled_dot_product_attention(self.split(self.to_q(x)), keys, values)
         return self.to_out[0](rearrange(out, "b heads n d -> b n (heads d)"))
 
 
@@ -197,15 +207,16 @@ class TransformerBlock(nn.Module):
         self.norm2, self.attn2 = nn.LayerNorm(dim), Attention(dim, context_dim, heads)
         self.norm3, self.ff = nn.LayerNorm(dim), FeedForward(dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
         h = self.norm1(x)
-        x = x + self.attn1(h, h)                        # pixels look at pixels
-        x = x + self.attn2(self.norm2(x), context)      # pixels look at the report
+        x = x + self.attn1(h, *self.attn1.read(h))      # pixels look at pixels
+        x = rows(x, len(text[0]))                       # from here on branches of guidance differ
+        x = x + self.attn2(self.norm2(x), *text)        # pixels look at the report
         return x + self.ff(self.norm3(x))
 
 
 class Transformer(nn.Module):
-    """(x: b c h w, context: b n d) -> b c h w. Pixels become tokens and pixels again."""
+    """(x: b c h w, text: keys and values of the report) -> b c h w. Pixels become tokens and pixels again."""
 
     def __init__(self, channels: int, context_dim: int, heads: int, groups: int, linear: bool):
         super().__init__()
@@ -215,14 +226,14 @@ class Transformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, heads)])
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        h = self.norm(x)
+    def forward(self, x: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
+        h, x = self.norm(x), rows(x, len(text[0]))
         if self.linear:       # SD 2 projects the tokens, SD 1 the pixels
             h = self.proj_in(rearrange(h, "b c h w -> b (h w) c"))
-            h = self.proj_out(self.transformer_blocks[0](h, context))
+            h = self.proj_out(self.transformer_blocks[0](h, text))
             return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
         h = rearrange(self.proj_in(h), "b c h w -> b (h w) c")
-        h = rearrange(self.transformer_blocks[0](h, context), "b (h w) c -> b c h w", h=x.shape[2])
+        h = rearrange(self.transformer_blocks[0](h, text), "b (h w) c -> b c h w", h=x.shape[2])
         return x + self.proj_out(h)
 
 
@@ -250,9 +261,9 @@ class Stage(nn.Module):
         self.downsamplers = nn.ModuleList([Resample(out, 2)] if resample == "down" else [])
         self.upsamplers = nn.ModuleList([Resample(out, 1)] if resample == "up" else [])
 
-    def layer(self, i: int, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+    def layer(self, i: int, x: Tensor, temb: Tensor, text: list[tuple[Tensor, Tensor]]) -> Tensor:
         x = self.resnets[i](x, temb)
-        return self.attentions[i](x, context) if i < len(self.attentions) else x
+        return self.attentions[i](x, text[i]) if i < len(self.attentions) else x
 
 
 # -------------------------------------------------------------------------------- the network
@@ -292,8 +303,19 @@ class UNet2DConditionModel(nn.Module):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """(x: b c h w, t: b in 0..999, context: b n d) -> b c h w. Sizes in the comments: SD at 512 px."""
+    def read(self, context: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
+        """(context: b n d) -> keys and values of each attention of each stage. They are the same at every
+        denoising step: whoever takes many steps reads once, and gives `forward` this instead."""
+        return [[attention.transformer_blocks[0].attn2.read(context) for attention in stage.attentions]
+                for stage in (*self.down_blocks, self.mid_block, *self.up_blocks)]
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | list) -> Tensor:
+        """(x: b c h w, t: b in 0..999, context: b n d) -> b c h w. Sizes in the comments: SD at 512 px.
+
+        A context of 2 b rows has guidance's two branches for each x; until the text is first looked at, they
+        are one computation. The result then has 2 b rows, too.
+        """
+        texts = iter(self.read(context) if isinstance(context, Tensor) else context)   # one for each stage
         layer = Stage.layer
         if self.gradient_checkpointing and torch.is_grad_enabled():
             layer = partial(checkpoint, Stage.layer, use_reentrant=False)
@@ -303,19 +325,23 @@ class UNet2DConditionModel(nn.Module):
         h = self.conv_in(x)                                  # b 4 64 64 -> b 320 64 64
         skips = [h]
         for stage in self.down_blocks:                       # b 320 64 64 -> 640 32 32 -> ... -> 1280 8 8
+            text = next(texts)
             for i in range(len(stage.resnets)):
-                h = layer(stage, i, h, temb, context)
+                h = layer(stage, i, h, temb, text)
                 skips.append(h)
             for downsample in stage.downsamplers:
                 h = downsample(h)
                 skips.append(h)
 
+        text = next(texts)
         for i in range(len(self.mid_block.resnets)):         # b 1280 8 8
-            h = layer(self.mid_block, i, h, temb, context)
+            h = layer(self.mid_block, i, h, temb, text)
 
         for stage in self.up_blocks:                         # b 1280 8 8 -> 1280 16 16 -> ... -> 320 64 64
+            text = next(texts)
             for i in range(len(stage.resnets)):
-                h = layer(stage, i, torch.cat([h, skips.pop()], dim=1), temb, context)
+                h = torch.cat([h, rows(skips.pop(), len(h))], dim=1)
+                h = layer(stage, i, h, temb, text)
             for upsample in stage.upsamplers:
                 h = upsample(h, skips[-1].shape[2:])         # the skip's size, which may be odd
 
@@ -404,6 +430,9 @@ class LoRASnapshot:
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         return torch.func.functional_call(self.unet, self.lora, (x, t, context))
+
+    def read(self, context: Tensor) -> Tensor:
+        return context   # keys and values are read anew, by its own weights
 
 
 def save_lora(unet: UNet2DConditionModel, folder: Path | str) -> None:

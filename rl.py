@@ -395,7 +395,7 @@ def update(objective: Objective, pairs: Tensor, total: int, k: int, optimizer) -
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)   # of every rank, also one without a pair
-    for mb in pairs.to(device).split(objective.config.rl_micro):
+    for mb in pairs.to(device).split(objective.config.rl_micro) if len(pairs) else ():
         numbers = objective(mb // k, mb % k)
         (numbers["loss"].sum() / total).backward()
         with torch.no_grad():

@@ -169,15 +169,26 @@ class SampleConfig:
         return {"steps": self.sample_steps, "guidance": self.guidance, "eta": self.eta}
 
 
-def guided_noise(unet, x: Tensor, t: Tensor, cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:
+def both_branches(unet, cond: Tensor, uncond: Tensor, guidance: float) -> Tensor | list:
+    """(cond: b n d, uncond: n d) -> the context of both branches, 2b n d, already read by a UNet. At w = 1
+    the unconditional branch has no weight and is not computed."""
+    context = cond if guidance == 1 else torch.cat([uncond.expand_as(cond), cond])
+    return unet.read(context) if hasattr(unet, "read") else context
+
+
+def guided_noise(unet, x: Tensor, t: Tensor, cond: Tensor, uncond: Tensor, guidance: float,
+                 context: Tensor | list | None = None) -> Tensor:
     """(x: b c h w, t: b, cond: b n d, uncond: n d) -> b c h w; e_uncond + w (e_cond - e_uncond), float32.
 
-    At w = 1 the unconditional branch has no weight and is not computed.
+    Whoever takes many steps under one condition gives its `context`, of both_branches, too.
     """
+    if context is None:
+        context = both_branches(unet, cond, uncond, guidance)
     if guidance == 1:
-        return unet(x, t, cond).float()
-    context = torch.cat([uncond.expand_as(cond), cond])
-    e_uncond, e_cond = unet(torch.cat([x, x]), torch.cat([t, t]), context).float().chunk(2)
+        return unet(x, t, context).float()
+    if not hasattr(unet, "read"):   # a UNet doubles the batch itself, as late as it can
+        x, t = torch.cat([x, x]), torch.cat([t, t])
+    e_uncond, e_cond = unet(x, t, context).float().chunk(2)
     return e_uncond + guidance * (e_cond - e_uncond)
 
 
@@ -213,10 +224,11 @@ def denoise(unet, schedule: Schedule, cond: Tensor, uncond: Tensor, noise: Tenso
             eta: float) -> Iterator[Step]:
     """(cond: b n d, uncond: n d, noise: b steps+1 c h w) -> the steps in order;
     noise[:, 0] is x_T, noise[:, i+1] is step i's."""
-    x = noise[:, 0]
+    x, context = noise[:, 0], both_branches(unet, cond, uncond, guidance)   # keys and values: once for all
     for i, (t, p) in enumerate(zip(*schedule.timesteps(noise.shape[1] - 1), strict=True)):
         t, p = t.expand(len(x)), p.expand(len(x))
-        mean, std, x_0 = ddim_step(schedule, guided_noise(unet, x, t, cond, uncond, guidance), x, t, p, eta)
+        out = guided_noise(unet, x, t, cond, uncond, guidance, context)
+        mean, std, x_0 = ddim_step(schedule, out, x, t, p, eta)
         x_p = mean + std * noise[:, i + 1]
         yield Step(t, p, x, x_p, mean, std, x_0)
         x = x_p
@@ -433,15 +445,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                         help="draw N candidates for each image, keep the one that RUN/rewards like best [1]")
     parser.add_argument("--batch", type=int, default=16, help="images at a time; halve if out of memory [16]")
     parser.add_argument("--out", type=Path, default=Path("sample.png"),
-                        help="NAME.png: a grid, and beside it the single images, NAME_REPORT_SEED.png; or a "
-                             "folder: REPORT_SEED.png and prompt_INFO.csv, as CheXGenBench reads them. What "
-                             "is there already is not drawn again; torchrun shares the work [sample.png]")
+                        help="NAME.png: a grid, beside it the images as NAME_REPORT_SEED.png; or a folder: "
+                             "REPORT_SEED.png and CheXGenBench's prompt_INFO.csv; only what lacks is drawn")
     args = command.arguments(parser, argv)
     if (args.report is None) == (args.reports is None):
         raise ValueError("give either a report in quotes or --reports FILE")
-    for name, value, most in (("--n", args.n, 64), ("--best-of", args.best_of, 1024),
-                              ("--batch", args.batch, 4096),
-                              ("--steps", 1 if args.steps is None else args.steps, 1000)):
+    for name, value, most in (("--n", args.n, 64), ("--best-of", args.best_of, 1024), ("--batch", args.batch,
+                              4096), ("--steps", 1 if args.steps is None else args.steps, 1000)):
         if not 1 <= value <= most:
             raise ValueError(f"{name} {value}: expected 1 to {most}")
     if args.guidance is not None and not (math.isfinite(args.guidance) and args.guidance >= 0):
@@ -458,9 +468,8 @@ def main(argv: list[str] | None = None) -> None:
     if not reports or not all(reports):
         raise ValueError("the report is empty: expected radiology report text")
     jobs = plan(args.out, args.grid, reports, args.n, args.seed, args.best_of)
-    run = args.run or newest_run()
+    run, device = args.run or newest_run(), start_ranks()
     model = "cxrl" if (run / "cxrl" / "model_index.json").exists() and not args.anchor else "anchor"
-    device = start_ranks()
     pipe, settings = Pipeline.load(run / model, device), run_settings(run)
     revision, steps = settings.pop("revision"), args.steps or settings["steps"]
     guidance = settings["guidance"] if args.guidance is None else args.guidance
@@ -469,8 +478,7 @@ def main(argv: list[str] | None = None) -> None:
     pipe.schedule.timesteps(steps)   # refuses more than the schedule has
     like = liking(run, device) if args.best_of > 1 else None
     if rank() == 0 and (cut := pipe.tokenizer.cut_count(reports)):
-        print(f"{cut} of {len(reports)} reports are longer than {pipe.tokenizer.max_length} tokens "
-              "and were cut")
+        print(f"{cut} of {len(reports)} reports exceed {pipe.tokenizer.max_length} tokens, and are cut")
     with holding(args.out, "--out ") if rank() == 0 and not args.grid else nullcontext():
         draw(jobs, about, args.batch, partial(draw_best, pipe, settings, like))
         wait_for_ranks()

@@ -243,7 +243,7 @@ def plain_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
 
 def chexgenbench_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """prompt_INFO.csv of CheXGenBench, synthetic images: `prompt` (or `annotated_prompt`), `img_savename`."""
-    for cells in read_table(path, ["img_savename", "prompt|annotated_prompt"]):
+    for cells in read_table(path, notes, ["img_savename", "prompt|annotated_prompt"]):
         yield Row(cells["img_savename"], cells["prompt"] or cells["annotated_prompt"])
 
 

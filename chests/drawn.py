@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from chests.archives import read_table
+from chests.archives import Tally, read_table
 from storage.files import write_text
 from storage.pictures import grey, png_text, save_png
 from training.ranks import rank, ranks
@@ -22,8 +22,11 @@ def read_reports(path: Path) -> list[str]:
     if not path.is_file():   # a pipe might never end
         raise ValueError(f"--reports {path}: {'not a file' if path.exists() else 'no such file'}")
     if path.name.lower().endswith((".csv", ".csv.gz")):
+        notes = Tally()
         rows = [next(filter(None, row.values()), "")
-                for row in read_table(path, ["report|prompt|annotated_prompt"])]
+                for row in read_table(path, notes, ["report|prompt|annotated_prompt"])]
+        if notes:
+            print(notes.lines("noted"))
         reports = [*dict.fromkeys(filter(None, rows))]
         if len(reports) < len(rows):
             print(f"{path}: {len(rows)} rows, {len(reports)} different reports; the others are left out")

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model import (
+    LoRASnapshot,
     UNet2DConditionModel,
     UNetConfig,
-    WithoutLoRA,
     add_lora,
     load_lora,
     lora_layers,
@@ -166,13 +166,14 @@ def test_reading_the_text_once_changes_nothing(name):
     the same bits as read anew, with a LoRA and without it."""
     unet, (x, t, context) = randomised(UNet2DConditionModel(SHAPES[name])), inputs(SHAPES[name])
     add_lora(unet, 2)
+    before = LoRASnapshot(unet)
     randomised(unet)
     with torch.no_grad():
-        for network in (unet, WithoutLoRA(unet)):
+        for network in (unet, before):
             text = network.read(context)
             for step in (t, t // 2):
                 assert torch.equal(network(x, step, text), network(x, step, context))
-        assert (unet(x, t, context) - WithoutLoRA(unet)(x, t, context)).abs().max() > 1e-3
+        assert (unet(x, t, context) - before(x, t, context)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -186,8 +187,8 @@ def test_branches_of_guidance_are_one_until_the_text_is_looked_at(name):
         out = unet(latents, times, context)
         out.square().mean().backward()
         gradients.append([out.detach(), *(p.grad.clone() for p in unet.parameters())])
-    for once, twice in zip(*gradients, strict=True):
-        assert relative_error(once, twice) < 1e-5
+    for once, twice in zip(*gradients, strict=True):   # some gradients are 0 but for rounding
+        torch.testing.assert_close(once, twice, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])
@@ -300,9 +301,9 @@ def only_a_pickle(folder):
 
 BAD = {
     "truncated": (lambda f: change_bytes(f, lambda b: b[:-100]),
-                  "diffusion_pytorch_model.safetensors.*truncated"),
+                  "diffusion_pytorch_model.safetensors.*damaged"),
     "empty file": (lambda f: change_bytes(f, lambda b: b""),
-                   "diffusion_pytorch_model.safetensors.*truncated"),
+                   "diffusion_pytorch_model.safetensors.*damaged"),
     "corrupt header": (lambda f: change_bytes(f, lambda b: b[:8] + b"#" * 64 + b[72:]),
                        "not a safetensors file"),
     "header of 2^63 bytes": (lambda f: change_bytes(f, lambda b: b"\xff" * 8 + b[8:]),

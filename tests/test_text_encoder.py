@@ -345,7 +345,7 @@ NORM = "text_model.final_layer_norm.bias"
 BAD = {
     "truncated": (
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-8]),
-        "model.safetensors.*truncated"),
+        "model.safetensors.*damaged"),
     "corrupt": (lambda f: (f / "model.safetensors").write_bytes(b"\1" * 500),
                 "model.safetensors.*not a safetensors"),
     "missing key": (lambda f: change_weights(f, lambda w: w.pop(NORM)), "final_layer_norm.bias is missing"),

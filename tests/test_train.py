@@ -225,7 +225,7 @@ def test_non_finite_loss_stops_with_stage_step_and_seed(tmp_path):
     net = torch.nn.Linear(2, 1)
 
     def loss(step: int, part: slice):
-        return net.weight.sum() * (math.nan if step == 2 else 1), {}
+        return (net.weight.sum() + net.bias).sum() * (math.nan if step == 2 else 1), {}
 
     with pytest.raises(FloatingPointError, match="vae: loss is nan at step 2, seed 0"):
         loop.fit(run, "vae", {"net": net}, loss, 6, 1e-3, 1)
