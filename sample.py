@@ -398,7 +398,7 @@ def liking(run: Path, device: torch.device) -> Callable[[Tensor, list[str]], Ten
     """(images: b c h w, reports) -> b: the sum of RUN/rewards' scores, each in its unit, with the weights of
     the run's reinforcement learning."""
     config = read_json(run / "config.json")
-    nets, weights = Rewards.load(run / "rewards", device, config.get("ceiling") is True), {}
+    nets, weights = Rewards.load(run / "rewards", device), {}
     for name in NAMES:
         weights[name] = config.get(f"w_{name}")
         if type(weights[name]) not in (int, float):

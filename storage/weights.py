@@ -72,7 +72,7 @@ def read_kept(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     except Exception as error:   # safetensors raises its own, and torch others for types that it lacks
-        raise ValueError(f"{path}: missing, damaged or not a safetensors file: {error}") from error
+        raise ValueError(f"{path}: missing, truncated, damaged or not a safetensors file: {error}") from error
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -123,12 +123,12 @@ def test_diffusers_defaults_are_ours():
 
 
 def test_shapes_follow_the_factor():
-    """The tiny preset turns 64 px into 8x8 latents of 8 channels and back;
+    """The tiny preset turns 64 px into 16x16 latents of 4 channels and back;
     logvar stays where exp is finite."""
     config = VAEConfig.tiny()
     vae, image = AutoencoderKL(config), torch.zeros(2, 1, 64, 64)
     mean, logvar = vae.encode(image)
-    assert config.factor == 8 and mean.shape == logvar.shape == (2, 8, 8, 8)
+    assert config.factor == 4 and mean.shape == logvar.shape == (2, 4, 16, 16)
     assert vae.decode(mean).shape == image.shape
     with torch.no_grad():
         vae.quant_conv.bias.fill_(1e4)
