@@ -227,7 +227,7 @@ def test_whole_pipeline_opens_in_diffusers_and_draws_our_picture(saved_pipeline,
     theirs.set_progress_bar_config(disable=True)
     reports, seeds = ["Small left pleural effusion.", "No acute disease."], [3, 4]
     ours = generate(pipe if with_ace else replace(pipe, ace=None), reports, seeds, 5, guidance, eta=0.0)
-    settings = {"latents": seeded_noise(seeds, 5, (8, 8, 8))[:, 0], "num_inference_steps": 5, "eta": 0.0,
+    settings = {"latents": seeded_noise(seeds, 5, pipe.latent_shape)[:, 0], "num_inference_steps": 5, "eta": 0.0,
                 "guidance_scale": guidance, "output_type": "pt"}
     if with_ace:
         c_s = load_file(folder / "ace" / "ace.safetensors")["c_s"].expand(2, -1, -1)
