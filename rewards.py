@@ -419,7 +419,7 @@ class Rewards:
         return cls(*(net.from_pretrained(Path(folder) / name).to(device) for net, name in kinds))
 
     def named(self) -> dict[str, Frozen]:
-        return dict(zip(NAMES, vars(self).values(), strict=True))
+        return {"align": self.posture, "diag": self.diagnosis, "consist": self.consistency}
 
     def scores(self, images: Tensor, reports: list[str]) -> dict[str, Tensor]:
         """(images: b 1 h w in [0, 1]) -> {"align", "diag", "consist"}: (b,) float32 each, without gradient"""

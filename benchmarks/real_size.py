@@ -14,9 +14,7 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -32,11 +30,7 @@ from training import loop, options  # noqa: E402
 CPU = torch.device("cpu")
 
 
-def estimators() -> dict[str, dict]:
-    """name -> options of RLConfig that choose it"""
-    names = [f.name for f in fields(RLConfig)]
-    kinds = get_args(get_type_hints(RLConfig)["gradient"]) if "gradient" in names else ()
-    return {kind: {"gradient": kind} for kind in kinds} or {"score": {}}
+ESTIMATORS = ("pathwise", "score")
 
 
 def build(out: Path, size: str) -> str:
@@ -71,12 +65,12 @@ def finetune(out: Path, size: str) -> str:
 
 
 def reinforce(out: Path, size: str, estimator: str) -> str:
-    config = RLConfig(reports=1, group=2, lora_rank=4, rl_batch=1, rl_micro=1, values=1, updates=1,
-                      checkpointing=True, **estimators()[estimator])
+    config = RLConfig(estimator, reports=1, group=2, lora_rank=4, rl_batch=1, rl_micro=1, updates=1,
+                      checkpointing=True)
     pipe, anchor, _, groups = start_policy(out / "anchor", CPU, config)
     nets = random_rewards(options.preset(size), pipe.tokenizer, CPU)
-    stats, _ = rl_round(pipe, anchor, nets, [REPORT] * 2, [0, 1], SampleConfig(sample_steps=3), config,
-                        loop.adamw(groups, 1e-4))
+    stats, _ = rl_round(pipe, anchor, anchor, nets, [REPORT] * 2, [0, 1], SampleConfig(sample_steps=3),
+                        config, loop.adamw(groups, 1e-4))
     save_policy(pipe, out / "anchor", out / f"cxrl_{estimator}")
     return f"gradient norm {stats['grad_norm']:.2e}"
 
@@ -120,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.size}, torch {torch.__version__}, CPU, {torch.get_num_threads()} threads\n\n"
           "| phase | seconds | peak GiB | |\n" + "|---" * 4 + "|", flush=True)
     for name in PHASES:
-        for estimator in estimators() if name in ("rl", "diffusers") else [None]:
+        for estimator in ESTIMATORS if name in ("rl", "diffusers") else [None]:
             phase = [name] + ([estimator] if estimator else [])
             subprocess.run([sys.executable, __file__, "--size", args.size, "--out", args.out,
                             "--phase", *phase], check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})

@@ -33,20 +33,19 @@ def script(body: str, **how) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", SCRIPT + body], **how)
 
 
-def test_no_letter_and_no_reader_ends_a_command():
+def test_no_letter_and_no_reader_ends_a_command(tmp_path):
     """Letters that the console's code page lacks are escaped; a closed pipe or a full disk behind `>` costs
     the output and nothing else."""
     body = "for i in range(300): print('漢', i)\nopen(sys.argv[1], 'w').write('done')"
     for number, how in enumerate(({"env": {**os.environ, "PYTHONIOENCODING": "cp1252"}},
                                   {"stdout": os.open("/dev/full", os.O_WRONLY)}, {})):
-        path = Path(f"/tmp/cxrl-test-{os.getpid()}-{number}")
+        path = tmp_path / str(number)
         process = subprocess.Popen([sys.executable, "-c", SCRIPT + body, path],
                                    **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how})
         if not how:
             process.stdout.close()   # `| head -0`
         out = process.stdout.read() if number == 0 else b""
         assert process.wait() == 0 and path.read_text() == "done", process.stderr.read()
-        path.unlink()
         assert number or out.startswith(b"\\u6f22 0")
 
 
