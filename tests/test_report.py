@@ -1,5 +1,4 @@
 """RUN/report.html: what a run has is on one page, which asks for nothing and fits a phone."""
-
 import fcntl
 import json
 import os
@@ -19,15 +18,8 @@ from training.loop import read_log
 from training.options import command_of, parse
 
 HOSTILE = '<script>alert("no")</script> & "quotes" \'single\' </title><img src=x onerror=alert(1)>'
-BROWSER = next(
-    filter(
-        None,
-        map(
-            shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
-        ),
-    ),
-    None,
-)
+BROWSER = next(filter(None, map(shutil.which, (
+    "chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell"))), None)
 
 
 class Page(HTMLParser):
@@ -81,7 +73,7 @@ def test_every_run_ends_with_a_page_that_holds_all(smoke_run):
     page, result = Page(text), json.loads((smoke_run / "evaluation.json").read_text())
     stages = {line["stage"] for line in read_log(smoke_run / "log.jsonl")}
     assert stages == set(STAGES) == set(page.words["h3"])
-    assert text.count("<polyline") >= len(STAGES) + 4  # and the rewards and KL of rl
+    assert text.count("<polyline") >= len(STAGES) + 4            # and the rewards and KL of rl
     for name in ("reward_align", "reward_diag", "reward_consist", "kl"):
         assert f"{name} by step" in text
     metrics = {name for name, number in result["real"].items() if "ci95" in number}
@@ -172,13 +164,8 @@ class Chromium:
 
     def open(self, page: Path, width: int) -> list[dict]:
         """-> all that happened while the page loaded, in a window so wide"""
-        self(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=844,
-            deviceScaleFactor=1,
-            mobile=width < 600,
-        )
+        self("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1,
+             mobile=width < 600)
         self.events.clear()
         self("Page.navigate", url=page.as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):

@@ -1,5 +1,4 @@
 """docs/walk.md: what it points at exists, and its shapes and numbers are the tiny preset's."""
-
 import ast
 import re
 from pathlib import Path
@@ -45,13 +44,8 @@ def test_the_shapes_are_those_of_the_tiny_preset():
     sizes = preset("tiny")
     tokenizer = Tokenizer.train([REPORT], 514, sizes.text.max_position_embeddings)
     schedule = Schedule(sizes.schedule)
-    pipe = Pipeline(
-        UNet2DConditionModel(sizes.unet),
-        AutoencoderKL(sizes.vae),
-        CLIPTextModel(sizes.text),
-        tokenizer,
-        schedule,
-    )
+    pipe = Pipeline(UNet2DConditionModel(sizes.unet), AutoencoderKL(sizes.vae), CLIPTextModel(sizes.text),
+                    tokenizer, schedule)
     c_p, c_empty = pipe.embed([REPORT]), pipe.embed([""])[0]
     pipe.ace = ACE.start(RLConfig().ace_tokens, c_empty)
     cond, uncond = pipe.condition(c_p, c_empty)
