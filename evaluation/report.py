@@ -45,6 +45,8 @@ th, td {{ text-align: left; padding: .25rem .7rem .25rem 0; border-top: 1px soli
 td small, figcaption, .note {{ color: #56616a }}  td small {{ display: block; font-size: .78rem }}
 .better {{ color: #0a6b3d }}  .worse {{ color: #b3261e }}
 .curves {{ display: flex; flex-wrap: wrap; gap: .3rem 1rem }}  .curves svg {{ width: 100%; max-width: 22rem }}
+.stages {{ display: flex; flex-wrap: wrap; gap: 0 1rem }}  section {{ width: 22rem; max-width: 100% }}
+section.wide {{ width: 100% }}
 svg {{ display: block }}  svg text {{ font: 12px system-ui, sans-serif; fill: #56616a }}
 dt {{ font-weight: 600; margin-top: .5rem }}  dd {{ margin: 0 }}  code {{ font-size: .9em }}
 </style></head><body>
@@ -65,16 +67,16 @@ def curve(name: str, points: list[tuple[int, float]]) -> str:
     log = low > 0 and high > 10 * low
     height = [math.log(v) if log else v for v in values]
     bottom, span = min(height), (max(height) - min(height)) or 1
-    at = [(52 + 250 * (s - steps[0]) / ((steps[-1] - steps[0]) or 1), 122 - 92 * (h - bottom) / span)
+    at = [(66 + 236 * (s - steps[0]) / ((steps[-1] - steps[0]) or 1), 122 - 92 * (h - bottom) / span)
           for s, h in zip(steps, height, strict=True)]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
     return (f'<svg viewBox="0 0 320 144" role="img" aria-label="{e(name)} by step">'
-            '<path d="M52 30H302M52 122H302" stroke="#d8dde1"/>'
-            f'<text x="52" y="18" style="fill:#1c2329;font-weight:600">{e(name)}{" (log)" * log}</text>'
+            '<path d="M66 30H302M66 122H302" stroke="#d8dde1"/>'
+            f'<text x="66" y="18" style="fill:#1c2329;font-weight:600">{e(name)}{" (log)" * log}</text>'
             f'<text x="302" y="18" text-anchor="end" style="fill:#0b5fa8">{values[-1]:.3g}</text>'
-            f'<text x="46" y="34" text-anchor="end">{high:.3g}</text>'
-            f'<text x="46" y="126" text-anchor="end">{low:.3g}</text>'
-            f'<text x="52" y="139">step {steps[0]:,}</text>'
+            f'<text x="60" y="34" text-anchor="end">{high:.3g}</text>'
+            f'<text x="60" y="126" text-anchor="end">{low:.3g}</text>'
+            f'<text x="66" y="139">step {steps[0]:,}</text>'
             f'<text x="302" y="139" text-anchor="end">{steps[-1]:,}</text>'
             f'<polyline points="{line}" fill="none" stroke="#0b5fa8" stroke-width="1.8"/>'
             f'<circle cx="{at[-1][0]:.1f}" cy="{at[-1][1]:.1f}" r="3" fill="#0b5fa8"/></svg>')
@@ -170,10 +172,12 @@ def learned(log: list[dict]) -> str:
     for stage in STAGES:
         lines = [line for line in log if line["stage"] == stage and "time" in line]
         if lines:
-            parts.append(f"<h3>{e(stage)}</h3><p class=note>{lines[-1]['step']:,} steps, "
-                         f"{lines[-1]['time']:,.0f} s, {lines[-1]['images_per_second']:,.0f} images/s</p>"
-                         f'<div class="curves">{curves(lines)}</div>')
-    return f"<h2>Learning curves</h2>{''.join(parts)}" if parts else ""
+            charts = curves(lines)
+            parts.append(f'<section{" class=wide" * (charts.count("<svg") > 1)}><h3>{e(stage)}</h3>'
+                         f"<p class=note>{lines[-1]['step']:,} steps, {lines[-1]['time']:,.0f} s, "
+                         f"{lines[-1]['images_per_second']:,.0f} images/s</p>"
+                         f'<div class="curves">{charts}</div></section>')
+    return f'<h2>Learning curves</h2><div class="stages">{"".join(parts)}</div>' if parts else ""
 
 
 def made_with(config: dict, result: dict) -> str:

@@ -1,5 +1,4 @@
 """docs/walk.md: what it points at exists, and its shapes and numbers are the tiny preset's."""
-
 import ast
 import re
 from pathlib import Path
@@ -45,13 +44,8 @@ def test_the_shapes_are_those_of_the_tiny_preset():
     sizes = preset("tiny")
     tokenizer = Tokenizer.train([REPORT], 514, sizes.text.max_position_embeddings)
     schedule = Schedule(sizes.schedule)
-    pipe = Pipeline(
-        UNet2DConditionModel(sizes.unet),
-        AutoencoderKL(sizes.vae),
-        CLIPTextModel(sizes.text),
-        tokenizer,
-        schedule,
-    )
+    pipe = Pipeline(UNet2DConditionModel(sizes.unet), AutoencoderKL(sizes.vae), CLIPTextModel(sizes.text),
+                    tokenizer, schedule)
     c_p, c_empty = pipe.embed([REPORT]), pipe.embed([""])[0]
     pipe.ace = ACE.start(RLConfig().ace_tokens, c_empty)
     cond, uncond = pipe.condition(c_p, c_empty)
@@ -59,20 +53,9 @@ def test_the_shapes_are_those_of_the_tiny_preset():
     ro = rollout(pipe, cond, uncond, noise, SampleConfig(), [0], micro=1)
     nets = [net(sizes.rewards).eval() for net in (PostureNet, DiagnosisNet, ConsistencyNet)]
     psi, logits, embedding = nets[0](ro.images), nets[1](ro.images), nets[2].embed_images(ro.images)
-    shapes = [
-        tokenizer([REPORT]),
-        c_p,
-        pipe.ace.c_s[None],
-        cond,
-        noise[:, 0],
-        pipe.unet(noise[:, 0], ro.t[:1], cond),
-        ro.promises[0],
-        ro.states,
-        ro.images,
-        psi,
-        logits,
-        embedding,
-    ]
+    shapes = [tokenizer([REPORT]), c_p, pipe.ace.c_s[None], cond, noise[:, 0],
+              pipe.unet(noise[:, 0], ro.t[:1], cond), ro.promises[0], ro.states, ro.images, psi, logits,
+              embedding]
     told = re.findall(r"^\| \d+ \| .* \| ([\d ]+) \| `", WALK, re.MULTILINE)
     assert told == [" ".join(map(str, x.shape[1:])) for x in shapes]
 
@@ -86,8 +69,6 @@ def test_its_numbers_are_the_defaults():
     assert f"counts {DISCOUNT ** (sampling.sample_steps - 1):.2f} of one" in WALK
     t = Schedule(preset("tiny").schedule).timesteps(sampling.sample_steps)[0].tolist()
     assert f"t falls {t[0]}, {t[1]}, ... {t[-1]} in ten steps" in WALK and len(t) == 10
-    assert (
-        f"{config.reports} reports with {config.group} images each, b = {config.reports * config.group}"
-        in WALK
-    )
+    images = config.reports * config.group
+    assert f"{config.reports} reports with {config.group} images each, b = {images}" in WALK
     assert (config.updates, config.rounds) == (8, 6) and "eight updates" in WALK and "six rounds" in WALK
