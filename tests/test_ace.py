@@ -39,5 +39,5 @@ def test_folder_round_trip_and_damage(tmp_path):
         ACE.from_pretrained(tmp_path)
     path = tmp_path / "ace.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="ace.safetensors: missing, damaged"):
+    with pytest.raises(ValueError, match="ace.safetensors: missing, truncated, damaged"):
         ACE.from_pretrained(tmp_path)

@@ -41,4 +41,4 @@ def test_every_file_named_is_there():
     for path in filter(None, sum(named, ())):
         folders = ("", "chests/", "evaluation/", "training/", "storage/", "pretrained/")
         assert any((ROOT / folder / path).exists() for folder in folders), path
-    assert set(re.findall(r"`([a-z]+)/`", README)) <= {p.name for p in ROOT.iterdir()} | {"ace"}
+    assert set(re.findall(r"`([a-z]+)/`", README)) <= {p.name for p in ROOT.iterdir()} | {"cxrl"}

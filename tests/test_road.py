@@ -266,7 +266,7 @@ def test_forwards_of_the_plan_are_those_of_a_round(kl, guidance, gradient):
     config = RLConfig(gradient, rounds=1, reports=2, group=4, kl=kl, rl_batch=8, rl_micro=8)
     sampling = SampleConfig(sample_steps=6, guidance=guidance)
     for unet in (pipe.unet, anchor.unet):
-        unet.register_forward_hook(lambda net, args, out: count.append(len(args[0])))
+        unet.register_forward_hook(lambda net, args, out: count.append(len(out)))
     rl_round(pipe, anchor, anchor, Brightness(), ["a"] * 4 + ["bb"] * 4, list(range(8)), sampling, config,
              optimizer_of(pipe, 1e-4))
     text, _ = plan.work(options.TrainConfig(), sampling, config, 100, 0)["rl"]
