@@ -82,7 +82,7 @@ class RLConfig:
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
-    rlcf: Annotated[bool, "comparative feedback: against the model before (pathwise: the start's promise)"] = True
+    rlcf: Annotated[bool, "comparative feedback: against the anchor; pathwise, against the start"] = True
     ace: Annotated[bool, "adaptive condition embeddings"] = True
     ace_tokens: Annotated[int, "K, the number of ACE vectors"] = 4
     ace_lr: Annotated[float, "their peak learning rate"] = 1e-3
