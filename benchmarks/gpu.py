@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import train  # noqa: E402
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, Rewards  # noqa: E402
-from rl import RLConfig, rl_round, start_policy  # noqa: E402
+from rl import SCORE, RLConfig, rl_round, start_policy  # noqa: E402
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate  # noqa: E402
 from storage.pictures import grey  # noqa: E402
 from text_encoder import CLIPTextModel, Tokenizer  # noqa: E402
@@ -114,9 +114,10 @@ def ddpo_rounds(folder: Path, nets: Rewards, images: int, steps: int, config: RL
     except ImportError:
         return None
     PartialState()   # trl writes to accelerate's log, which does not work before this
-    batch, micro = min(config.rl_batch, images), min(config.rl_micro, images // config.updates)
-    config = dataclasses.replace(config, gradient="score", credit="end", reports=images, group=1, lora_rank=4,
-                                 rl_batch=batch, rl_micro=micro, kl=0.0, rlcf=False, ace=False,
+    updates, batch = SCORE["updates"], min(config.rl_batch, images)
+    micro = min(config.rl_micro, images // updates)   # trl's passes hold images of one step, ours any pairs
+    config = dataclasses.replace(config, gradient="score", credit="end", updates=updates, reports=images,
+                                 group=1, lora_rank=4, rl_batch=batch, kl=0.0, rlcf=False, ace=False,
                                  checkpointing=False, offload=False)
     pipe, anchor, _, groups = start_policy(folder, device, config)
     optimizer, sampling = loop.adamw(groups, config.rl_lr), SampleConfig(steps, guidance=5.0)
@@ -132,7 +133,7 @@ def ddpo_rounds(folder: Path, nets: Rewards, images: int, steps: int, config: RL
         num_epochs=1, mixed_precision="bf16" if device.type == "cuda" else "no", sample_num_steps=steps,
         sample_guidance_scale=5.0, sample_batch_size=batch,   # eta = 1, as ours; trl needs guidance above 1
         sample_num_batches_per_epoch=images // batch, train_batch_size=micro,
-        train_gradient_accumulation_steps=images // (config.updates * micro),
+        train_gradient_accumulation_steps=images // (updates * micro),
         train_learning_rate=config.rl_lr,
         train_timestep_fraction=(steps - 0.5) / steps, per_prompt_stat_tracking=False,
     ), reward, lambda: (REPORT, {}), DefaultDDPOStableDiffusionPipeline(str(folder), use_lora=True))
