@@ -26,7 +26,8 @@ Departures from CXRL and DDPO (docs/experiments.md has what was measured of them
 * what is not an action, x_T and the last step's noise, is shared by a report's group and the anchor's image;
 * score, credit `steps`: a step is credited with what the state's promise gained by it, not with the end
   alone, and steps are weighted to act alike on the network;
-* a KL term keeps the policy near the model that the gradient began with.
+* a KL term keeps the policy near the model that the gradient began with, and the result lies part of the way
+  (`mix`) from there to where the gradient led, which keeps diversity (WiSE-FT, Wortsman et al. 2022).
 """
 import copy
 from contextlib import contextmanager
@@ -68,17 +69,17 @@ class RLConfig:
                         "DDPO; --gradient score --help shows its defaults"] = "pathwise"
     rwr_steps: Annotated[int, "optimizer steps on the archive's pairs that the rewards find right, before "
                               "the policy gradient; 0: none"] = 1500
-    rwr_lr: Annotated[float, "their peak learning rate"] = 1e-3
+    rwr_lr: Annotated[float, "their peak learning rate; 0: the denoiser is frozen"] = 1e-3
     rounds: Annotated[int, "rollout + update rounds"] = 6
     reports: Annotated[int, "reports per round; images per round = reports * group"] = 32
     group: Annotated[int, "images per report; 1: advantages against the whole batch, as plain DDPO"] = 8
     updates: Annotated[int, "optimizer steps per round; from the second on the clip acts"] = 8
-    rl_lr: Annotated[float, "peak learning rate of the denoiser in RL, decays to 0"] = 2e-4
+    rl_lr: Annotated[float, "peak learning rate of the denoiser in RL, decays to 0; 0: frozen"] = 2e-4
     kl: Annotated[float, "weight of the KL to the model that the policy gradient began with"] = 5.0
+    mix: Annotated[float, "how far the result lies on the policy gradient's way; 1: at its end"] = 0.5
     credit: Annotated[Literal["steps", "end"], "score: a step is credited with what it gained, or with the "
                                                "image's whole advantage, as DDPO"] = "steps"
-    clip: Annotated[float, "score: ratio clip in nats of the whole latent; "
-                           "the range on the mean log-prob is clip / D"] = 1.64
+    clip: Annotated[float, "score: clip range of the whole latent's log-probability, in nats"] = 1.64
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
@@ -90,8 +91,7 @@ class RLConfig:
     checkpointing: Annotated[bool, "recompute activations in the update: less memory, more time"] = False
     offload: Annotated[bool, "text encoder, VAE and rewards leave the GPU while the UNet is updated"] = False
     rl_batch: Annotated[int, "images per forward pass in the rollout; halve if out of memory"] = 128
-    rl_micro: Annotated[int, "(image, step) pairs per forward pass in the update; "
-                             "halve if out of memory"] = 64
+    rl_micro: Annotated[int, "(image, step) pairs per pass of the update; halve if out of memory"] = 64
 
     @property
     def weights(self) -> dict[str, float]:
@@ -101,7 +101,7 @@ class RLConfig:
 
 
 # What differs by default with --gradient score.
-SCORE = {"rounds": 12, "updates": 2, "rl_lr": 3e-4, "kl": 0.01}
+SCORE = {"rounds": 12, "updates": 2, "rl_lr": 3e-4, "kl": 0.01, "mix": 1.0}
 
 
 def start_policy(folder: Path, device: torch.device,

@@ -350,6 +350,7 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
     if rl.rwr_steps:
         learn_from_archive(run, config, rl, sets["train"], pipe, nets, modules)
         begun = freeze(pipe)
+    origin = [p.detach().to("cpu", copy=True) for group in groups for p in group["params"]]
     optimizer = adamw(groups, rl.rl_lr, weight_decay=1e-4)
     begin, before = load_state(run, "rl", modules, optimizer, None)
     run.forget("rl", begin)
@@ -374,6 +375,9 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
         if now - saved > run.save_every or quick(modules):   # a round takes long: none is lost
             saved = now
             save_state(run, "rl", r + 1, before + now - start, modules, optimizer, None)
+    with torch.no_grad():   # part of the gradient's way
+        for p, first in zip((p for group in groups for p in group["params"]), origin, strict=True):
+            p.lerp_(first.to(p.device), 1 - rl.mix)
     if rank() == 0:
         before_and_after(run, anchor, pipe, sets["test"].reports[:5], sampling)
     wait_for_ranks()

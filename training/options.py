@@ -165,8 +165,8 @@ def parse(argv: list[str] | None, text: str = "") -> tuple[TrainConfig, SampleCo
 
 # Options that may be 0, and the most of those that cannot be 10^9.
 ZERO = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr",
-        "save_every", "lora_rank", "rwr_steps", "rounds", "ema_decay"}
-MOST = {"seed": 2**31 - 1, "train_images": 2**20, "prompt_dropout": 1, "ema_decay": 1, "eta": 10,
+        "save_every", "lora_rank", "rwr_steps", "rwr_lr", "rl_lr", "rounds", "ema_decay", "mix"}
+MOST = {"seed": 2**31 - 1, "train_images": 2**20, "prompt_dropout": 1, "ema_decay": 1, "mix": 1, "eta": 10,
         "guidance": 1000}
 
 
