@@ -38,6 +38,7 @@ VARIANTS = {      # name -> what differs from train.py's defaults
     "no ACE": ["--no-ace"],
     "no RLCF": ["--no-rlcf"],
     "archive alone": ["--rounds", "0"],            # no policy gradient
+    "all the way": ["--mix", "1"],
     "gradient alone": ["--rwr-steps", "0"],        # nothing from the archive
     "score": SCORE,
     "score alone": [*SCORE, "--rwr-steps", "0"],
