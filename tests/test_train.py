@@ -302,6 +302,16 @@ def same_policy(ours: Path, theirs: Path) -> None:
     assert torch.allclose(*ace, rtol=0, atol=1e-5)
 
 
+def test_the_result_lies_half_way_on_the_gradients_way(smoke_run):
+    """RUN/cxrl is the mean of the model that the archive taught and of the one after the last round."""
+    first, last = (load_file(smoke_run / "state" / f"{name}.safetensors") for name in ("rwr", "rl"))
+    result = load_file(smoke_run / UNET_FILE.replace("anchor", "cxrl"))
+    for key, value in result.items():
+        assert torch.allclose(value, (first[f"ema.unet.{key}"] + last[f"unet.{key}"]) / 2, atol=1e-6), key
+    moved = [key for key, value in result.items() if not torch.equal(value, last[f"unet.{key}"])]
+    assert len(moved) > len(result) / 2
+
+
 def test_two_processes_make_the_updates_of_one(smoke_run, before_rl):
     """Under torchrun two ranks sample half of the reports each; after three rounds the policy is that of a
     single process, the statistics of every round agree, and log and pictures are written once."""
