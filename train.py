@@ -30,7 +30,7 @@ from tqdm import tqdm
 import data
 import evaluate
 import rewards
-from model import UNet2DConditionModel, add_lora, lora_layers
+from model import UNet2DConditionModel, add_lora, merge_lora
 from rewards import CLIPConsistency, ConsistencyNet, DiagnosisNet, PostureNet, Rewards, worthy
 from rl import RLConfig, freeze, queries_per_round, rl_round, save_policy, start_policy
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate
@@ -136,9 +136,7 @@ def tuned_modules(pipe: Pipeline, config: TrainConfig) -> dict[str, nn.Module]:
     for part in (pipe.unet, pipe.vae, pipe.text):
         part.requires_grad_(False)
     if config.finetune == "lora":
-        add_lora(pipe.unet, config.finetune_rank, config.finetune_rank)
-        layers = lora_layers(pipe.unet).values()
-        return {"lora": nn.ModuleList([half for layer in layers for half in (layer.lora_A, layer.lora_B)])}
+        return {"lora": add_lora(pipe.unet, config.finetune_rank)}
     modules = {"unet": pipe.unet} | ({"text": pipe.text} if config.finetune == "all" else {})
     return {name: module.requires_grad_(True) for name, module in modules.items()}
 
@@ -161,10 +159,10 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
     fit(run, "diffusion", modules, diffusion_loss(run, config, pipe, latents, train.reports),
         config.diffusion_steps, config.diffusion_lr, config.diffusion_batch, config.diffusion_micro,
         config.ema_decay, decay=scratch)
-    for layer in lora_layers(pipe.unet).values():
-        layer.merge()
     if rank() > 0:
         return
+    if config.finetune == "lora":
+        pipe.unet = merge_lora(pipe.unet, config.init / "unet").to(run.device)
     for part in (pipe.unet, pipe.text):
         part.eval()
     reports = sets["val"].reports[:4]
