@@ -155,11 +155,9 @@ def test_index_benchmark_prints_what_a_start_costs():
     assert "--images 10: expected 1000 or more" in command("benchmarks/index.py", "--images", 10).stderr
 
 
-def test_decoding_benchmark_prints_a_row_for_each_number_of_workers():
-    """Images a second are positive with no worker process and with each number that was asked for."""
-    done = command("benchmarks/decoding.py", "--images", 8, "--size", 32, "--workers", 1)
+def test_decoding_benchmark_prints_its_row():
+    """Images a second and what one costs are positive."""
+    done = command("benchmarks/decoding.py", "--images", 8, "--size", 32)
     assert done.returncode == 0, done.stderr
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
-    assert [row[0] for row in rows] == ["0", "1"] and all(float(row[1]) > 0 for row in rows)
-    assert float(rows[0][2]) > 0
+    assert all(float(cell) > 0 for cell in done.stdout.splitlines()[2].strip("|").split("|"))
     assert "--images 3: expected 8 or more" in command("benchmarks/decoding.py", "--images", 3).stderr
