@@ -19,35 +19,31 @@ be used is counted by reason, named and skipped; a set that cannot be used at al
 
 A set of up to DECODED_ROWS images is checked and decoded at every start. Of a larger one the rows are checked
 once, without opening more than LOOKED_AT images, and kept as an index in the run folder; images are decoded
-when asked for, or ahead of it by worker processes (stream), and one that proves damaged then is named, and
-black.
+when asked for, or one step ahead of it (stream), and one that proves damaged then is named, and black.
 """
 
-import gc
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from itertools import count
-from math import ceil, nan
+from functools import cached_property
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from chests.archives import CELLS, DataError, Tally, read_rows
-from chests.images import SMALLEST, Glance, ImageError, Row, decode, decode_row, open_image, safe_path
+from chests.images import SMALLEST, Glance, ImageError, Row, decode, open_image, safe_path
 from chests.labels import LABELS, label_values
 from chests.phantom import describe, phantom
-from storage.files import keep_tensors
+from storage.files import keep_tensors, write_text
 
 FITS = ("crop", "pad")
 PROMPTS = ("report", "impression", "findings", "both")
@@ -147,61 +143,45 @@ class FolderChests:
         index = torch.as_tensor(index, dtype=torch.long)
         if self.pixels is not None:
             return self.pixels[index]
+        images = torch.zeros(len(index), 1, self.size, self.size, dtype=torch.uint8)
         rows = [self.rows[i] for i in index.tolist()]
-        return self.collect(zip(rows, decode(self.folder, rows, self.size, self.fit), strict=True))
+        decoded = decode(self.folder, rows, self.size, self.fit)
+        for i, (row, image) in enumerate(zip(rows, decoded, strict=True)):
+            if isinstance(image, ImageError):   # of a large set; it stays black
+                self.note_damage(row.image, image)
+            else:
+                images[i, 0] = torch.from_numpy(image)
+        return images
 
     def stream(self, rule: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
         if self.pixels is not None:
             return lambda step: self.images(rule(step))
         return Stream(self, rule)
 
-    def collect(self, decoded: Iterable[tuple[Row, np.ndarray | ImageError]]) -> Tensor:
-        """-> b 1 h w. An image of a large set may prove damaged here: counted, and black."""
-        images = [torch.zeros(0, 1, self.size, self.size, dtype=torch.uint8)]
-        for row, image in decoded:
-            if not isinstance(image, ImageError):
-                images.append(torch.from_numpy(image)[None, None])
-                continue
-            images.append(torch.zeros(1, 1, self.size, self.size, dtype=torch.uint8))
-            if row.image not in self.damaged:
-                self.damaged.add(row.image)
-                found = len(self.damaged)
-                if found <= 3 or found in (10, 100, 1000, 10_000, 100_000):
-                    print(f"data: {row.image!r}: {image}; black in its place ({found:,} in {self.name})")
-        return torch.cat(images)
+    def note_damage(self, image: str, error: ImageError) -> None:
+        if image not in self.damaged:
+            self.damaged.add(image)
+            found = len(self.damaged)
+            if found <= 3 or found in (10, 100, 1000, 10_000, 100_000):
+                print(f"data: {image!r}: {error}; black in its place ({found:,} in {self.name})")
 
 
 @dataclass
 class Stream:
-    """step -> chests.images(rule(step)); worker processes decode the next steps meanwhile.
-
-    The images are the same whatever the number of workers. Steps are asked for in order, from any first one;
-    a jump begins anew.
-    """
+    """step -> chests.images(rule(step)), which is ready if the last step asked for was the one before."""
     chests: FolderChests
     rule: Callable[[int], Tensor]
-    workers: int = min(16, os.cpu_count() or 1)
-    expected: int = -1
+    coming: dict[int, Future] = field(default_factory=dict)
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def __call__(self, step: int) -> Tensor:
-        if step != self.expected:
-            jobs = ([self.chests.rows[i] for i in self.rule(s).tolist()] for s in count(step))
-            files = Files(self.chests.folder, self.chests.size, self.chests.fit)
-            self.batches = iter(DataLoader(files, batch_sampler=jobs, num_workers=self.workers,
-                                           collate_fn=list))
-        self.expected = step + 1
-        return self.chests.collect(next(self.batches))
+        ready = self.coming.get(step)
+        images = self.images(step) if ready is None else ready.result()
+        self.coming = {step + 1: self.thread.submit(self.images, step + 1)}
+        return images
 
-
-@dataclass
-class Files:
-    """Rows -> (row, decode_row(row)): what a worker process needs, and no more."""
-    folder: Path
-    size: int
-    fit: str
-
-    def __getitem__(self, row: Row) -> tuple[Row, np.ndarray | ImageError]:
-        return row, decode_row(self.folder, row, self.size, self.fit)
+    def images(self, step: int) -> Tensor:
+        return self.chests.images(self.rule(step))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -272,19 +252,6 @@ def look_at_some(folder: Path, rows: list[Row]) -> dict[int, str]:
     return faults
 
 
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Without the collector of reference cycles: it would walk through all the rows again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@no_collection()
 def index_folder(folder: Path, prompt: str, cache: Path | None) -> Index:
     """build_index, for a large set kept in `cache`, named after the tables it was made of and the code that
     reads them. What is kept is not compared with the images and report files again."""
@@ -292,47 +259,32 @@ def index_folder(folder: Path, prompt: str, cache: Path | None) -> Index:
                     if path.suffix in (".csv", ".gz", ".txt", ".zip") and path.is_file())
     code = [(Path(__file__).parent / name).read_text() for name in CODE]
     digest = hashlib.sha256(json.dumps([prompt, tables, code]).encode()).hexdigest()[:16]
-    file = cache and cache / f"index-{digest}.json"
+    file = cache and cache / f"index-{digest}.jsonl"
     if file and file.is_file():
         try:
-            layout, total, rows, skipped, notes = json.loads(file.read_text(encoding="utf-8"))
+            index = read_index(file)
             print(f"data: rows as indexed in {file}; delete it if images or report files have changed")
-            return Index(layout, total, [read_row(row) for row in rows], Tally(skipped), Tally(notes))
-        except (ValueError, TypeError, KeyError):
+            return index
+        except (ValueError, TypeError):
             print(f"data: {file} is damaged and made again")
     index = build_index(folder, prompt)
     if file and len(index.rows) > DECODED_ROWS:
-        keep = [index.layout, index.total, [write_row(row) for row in index.rows], index.skipped, index.notes]
-        cache.mkdir(parents=True, exist_ok=True)
-        file.with_suffix(".tmp").write_text(json.dumps(keep), encoding="utf-8")
-        file.with_suffix(".tmp").replace(file)
+        head = [index.layout, index.total, len(index.rows), index.skipped, index.notes]
+        write_text(file, "".join(json.dumps(line) + "\n" for line in (head, *index.rows)))
     return index
 
 
-SIGNS = {1.0: "+", 0.0: "-", -1.0: "?"}   # of labels in the index; not mentioned: " "
-MEANING = {sign: value for value, sign in SIGNS.items()} | {" ": nan}
-
-
-@lru_cache(maxsize=1 << 16)
-def write_labels(values: tuple[float, ...]) -> str:
-    return "".join(SIGNS.get(value, " ") for value in values)
-
-
-@lru_cache(maxsize=1 << 16)
-def read_labels(signs: str) -> tuple[float, ...]:
-    if len(signs) != len(LABELS):
-        raise ValueError(f"{signs!r} are not {len(LABELS)} labels")
-    return tuple(MEANING[sign] for sign in signs)
-
-
-def write_row(row: Row) -> list:
-    return [row.image, row.report, write_labels(row.labels), row.patient, row.split, row.view, row.aspect]
-
-
-def read_row(cells: list) -> Row:
-    """Raises KeyError, TypeError or ValueError where `cells` are none that write_row wrote."""
-    image, report, signs, *rest = cells
-    return Row(image, report, read_labels(signs), *rest)
+def read_index(file: Path) -> Index:
+    """A head, then a row a line; equal labels are kept once. Raises ValueError or TypeError."""
+    with open(file, encoding="utf-8") as lines:
+        layout, total, count, skipped, notes = json.loads(next(lines, ""))
+        rows, shared = [], {}
+        for line in lines:
+            image, report, labels, *rest = json.loads(line)
+            rows.append(Row(image, report, shared.setdefault(str(labels), tuple(labels)), *rest))
+    if len(rows) != count:
+        raise ValueError(f"{len(rows)} rows of {count}")
+    return Index(layout, total, rows, Tally(skipped), Tally(notes))
 
 
 def images_digest(folder: Path, rows: list[Row], size: int, fit: str) -> str:

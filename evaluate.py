@@ -54,7 +54,7 @@ import argparse
 import inspect
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -297,7 +297,7 @@ def judge_pipelines(run: Path, pipes: dict[str, sample.Pipeline], yard: Yardstic
 
 # Keys of evaluation.json beside the systems.
 ABOUT = {"data", "n", "seed", "git", "device", "seconds", "run_git", "sampling", "controls", "features",
-         "real", "judge", "protocol"}
+         "real", "judge", "findings"}
 
 
 def read_images(folders: tuple[Path, ...], size: int, fit: str, taken: set[str]) -> list:
@@ -350,25 +350,9 @@ def judge_quality(yard: Yardstick, sets: dict, real: dict[str, Tensor]) -> dict:
         new = jitter(psi, torch.Generator().manual_seed(yard.seed))
         images, psi = reposition(images, psi, new), new
     error = (look(judge, images)["psi"] - psi).abs()
-    names = ("s_x", "s_y", "t_x", "t_y", "theta")
     return {"train_seed": judge.config.seed, "accuracy_on_real": summary(real["label_accuracy"])["value"],
             "auroc_on_real": summary(real["auroc"])["value"], "posture_error": error.sum(1).mean().item(),
-            "posture_error_by_parameter": dict(zip(names, error.mean(0).tolist(), strict=True)),
-            "posture_spread": (psi - IDENTITY).abs().sum(1).mean().item(),
-            "posture_taught_by": "known warps" if train.posture is None else "true posture",
-            "train_images": len(sets["judge"]), "settings": asdict(judge.config)}
-
-
-def protocol(yard: Yardstick, test) -> dict:
-    """The choices behind the numbers, for a reader of evaluation.json who does not have this file."""
-    judged = yard.judge.judged.tolist()
-    return {"prompts": f"reports of the {test.name} split", "images_compared": yard.compared,
-            "reference_images": len(yard.reference), "train_images_searched": len(yard.train),
-            "closer_to_train_images": min(len(yard.train), len(yard.reference)),
-            "ms_ssim_reports": yard.similar, "ms_ssim_images_each": COPIES, "resamples": RESAMPLES,
-            "fid_resamples": FID_RESAMPLES, "fid_floor": "the fid of real: real against other real images",
-            "uncertain_labels": "ignored", "labels_not_mentioned": "negative",
-            "findings": [name for name, used in zip(LABELS, judged, strict=True) if used]}
+            "posture_spread": (psi - IDENTITY).abs().sum(1).mean().item()}
 
 
 # ------------------------------------------------------------------------------------------------ a run
@@ -414,7 +398,8 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
         "features": "judge" if features is None else str(features),
         **{name: entry(r) for name, r in rows.items()},
         **{f"{name}_vs_anchor": gains(rows[name], rows["anchor"], rows["real"]) for name in paired},
-        "judge": judge_quality(yard, sets, rows["real"]), "protocol": protocol(yard, test),
+        "judge": judge_quality(yard, sets, rows["real"]),
+        "findings": [name for name, used in zip(LABELS, judge.judged.tolist(), strict=True) if used],
     })
     write_report(run, config, result, log)
     write_json(run / "evaluation.json", result)   # last: it marks the run as judged

@@ -14,19 +14,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from storage.weights import (
-    is_count,
-    load_strict,
-    read_config,
-    read_safetensors,
-    read_weights,
-    require,
-    write_folder,
-)
+from storage.weights import is_count, load_strict, read_config, read_weights, require, write_folder
 
 # -------------------------------------------------------------------------------- configuration
 
@@ -359,22 +350,19 @@ class UNet2DConditionModel(nn.Module):
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write config.json and diffusion_pytorch_model.safetensors, as diffusers does."""
-        unmerged = [name for name, layer in lora_layers(self).items() if layer.unmerged is None]
-        require(not unmerged, "LoRA", unmerged[:1], "merged into the weights (or saved by save_lora)")
-        weights = {key: value for key, value in self.state_dict().items() if ".lora_" not in key}
-        write_folder(folder, weights, "diffusion_pytorch_model", {**FIXED, **asdict(self.config)})
+        require(not lora_layers(self), "LoRA", "in this UNet", "merge_lora or save_lora")
+        write_folder(folder, self.state_dict(), "diffusion_pytorch_model", {**FIXED, **asdict(self.config)})
 
 
 # -------------------------------------------------------------------------------- LoRA
 
 
 class LoRALinear(nn.Linear):
-    """y = W x + b + (alpha / rank) B A x, with W and b frozen (Hu et al. 2021, eq. 3); B starts at zero."""
+    """y = W x + b + B A x, with W and b frozen (Hu et al. 2021, eq. 3; alpha = rank); B starts at zero."""
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+    def __init__(self, base: nn.Linear, rank: int):
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias        # the very same parameters, not copies
-        self.rank, self.alpha, self.unmerged = rank, alpha, None
         # Trained, so float32 whatever the type of the frozen weights.
         self.lora_A = nn.Linear(base.in_features, rank, bias=False, device=base.weight.device)
         self.lora_B = nn.Linear(rank, base.out_features, bias=False, device=base.weight.device)
@@ -382,41 +370,23 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         out = super().forward(x)
-        if self.unmerged is not None:
-            return out
-        return out + (self.alpha / self.rank * self.lora_B(self.lora_A(x.float()))).to(out.dtype)
-
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Put the addition into W: the same function at the base model's price."""
-        self.unmerge()
-        self.unmerged = self.weight.clone()        # subtracting later would not restore every bit
-        self.weight += self.alpha / self.rank * self.lora_B.weight @ self.lora_A.weight
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Restore W bit for bit."""
-        if self.unmerged is not None:
-            self.weight.copy_(self.unmerged)
-        self.unmerged = None
+        return out + self.lora_B(self.lora_A(x.float())).to(out.dtype)
 
 
 def lora_layers(unet: UNet2DConditionModel) -> dict[str, LoRALinear]:
     return {name: module for name, module in unet.named_modules() if isinstance(module, LoRALinear)}
 
 
-def add_lora(unet: UNet2DConditionModel, rank: int = 4, alpha: float = 4.0,
-             targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")) -> list[nn.Parameter]:
-    """Freeze the UNet, give each Linear layer named in `targets` a LoRA; returns the parameters to train."""
-    require(is_count(rank), "rank", rank, "a positive integer")
+def add_lora(unet: UNet2DConditionModel, rank: int) -> nn.ModuleList:
+    """Freeze the UNet, give each Linear layer of its attentions a LoRA; returns what is trained."""
     require(not lora_layers(unet), "LoRA", "in this UNet already", "one at a time")
     unet.requires_grad_(False)
     for name, module in list(unet.named_modules()):
-        if isinstance(module, nn.Linear) and any(f".{name}".endswith(f".{target}") for target in targets):
+        if name.endswith((".to_q", ".to_k", ".to_v", ".to_out.0")):
             parent, _, leaf = name.rpartition(".")
-            setattr(unet.get_submodule(parent), leaf, LoRALinear(module, rank, alpha))
-    require(bool(lora_layers(unet)), "targets", targets, "names of Linear layers in the UNet")
-    return [p for layer in lora_layers(unet).values() for p in (layer.lora_A.weight, layer.lora_B.weight)]
+            setattr(unet.get_submodule(parent), leaf, LoRALinear(module, rank))
+    layers = lora_layers(unet).values()
+    return nn.ModuleList([half for layer in layers for half in (layer.lora_A, layer.lora_B)])
 
 
 class LoRASnapshot:
@@ -437,29 +407,16 @@ class LoRASnapshot:
 
 def save_lora(unet: UNet2DConditionModel, folder: Path | str) -> None:
     """Write pytorch_lora_weights.safetensors, as diffusers' `load_lora_weights` reads it."""
-    layers = lora_layers(unet)
-    require(bool(layers), "LoRA", None, "add_lora first")
-    rank, alpha = next((layer.rank, layer.alpha) for layer in layers.values())
     weights = {f"unet.{key}": value for key, value in unet.state_dict().items() if ".lora_" in key}
-    metadata = {"unet.r": rank, "unet.lora_alpha": alpha, "unet.target_modules": sorted(layers)}
+    rank = next(len(value) for key, value in weights.items() if ".lora_A." in key)
+    metadata = {"unet.r": rank, "unet.lora_alpha": rank, "unet.target_modules": sorted(lora_layers(unet))}
     write_folder(folder, weights, "pytorch_lora_weights", lora_adapter_metadata=json.dumps(metadata))
 
 
 @torch.no_grad()
-def load_lora(unet: UNet2DConditionModel, folder: Path | str) -> list[nn.Parameter]:
-    """Add the LoRA of a file to a UNet and return its parameters. Without metadata, alpha = rank."""
-    path = Path(folder) / "pytorch_lora_weights.safetensors"
-    weights = {key.removeprefix("unet."): value for key, value in read_safetensors(path).items()}
-    names = sorted({key.partition(".lora_")[0] for key in weights})
-    with safe_open(path, framework="pt") as file:
-        metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    try:
-        rank = len(weights[f"{names[0]}.lora_A.weight"])
-        parameters = add_lora(unet, rank, metadata.get("unet.lora_alpha", rank), tuple(names))
-        for name, layer in lora_layers(unet).items():
-            layer.lora_A.weight.copy_(weights.pop(f"{name}.lora_A.weight"))
-            layer.lora_B.weight.copy_(weights.pop(f"{name}.lora_B.weight"))
-        require(not weights, "one key", next(iter(weights), None), "only layers of this UNet")
-    except (LookupError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: does not fit this UNet: {error}") from error
-    return parameters
+def merge_lora(unet: UNet2DConditionModel, folder: Path | str) -> UNet2DConditionModel:
+    """The UNet of a folder, with this one's LoRA put into its float32 weights: an ordinary UNet."""
+    plain = UNet2DConditionModel.from_pretrained(folder)
+    for name, layer in lora_layers(unet).items():
+        plain.get_submodule(name).weight += (layer.lora_B.weight @ layer.lora_A.weight).cpu()
+    return plain

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from chests.labels import LABELS, label_all
 from pretrained.densenet import DenseNet121
 from pretrained.vit import CLIPPair
-from storage.files import keep_tensors, read_json, write_json
-from storage.weights import require
-from text_encoder import EOS, Tokenizer
-from training.ranks import gather_from_ranks, rank, ranks, reduce_over_ranks
+from storage.files import read_json, write_json
+from storage.weights import read_config, read_weights, require, write_folder
+from text_encoder import EOS, Tokenizer, info_nce
+from training.ranks import rank, ranks, reduce_over_ranks
 
 NAMES = ("align", "diag", "consist")
 IDENTITY = (1.0, 1.0, 0.0, 0.0, 0.0)   # psi of an image that is already in the canonical pose
@@ -84,20 +84,16 @@ class Frozen(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path):
-        folder = Path(folder)
         try:
-            net = cls(RewardConfig(**json.loads((folder / "config.json").read_text())))
-            net.load_state_dict(load_file(folder / "model.safetensors"))
+            net = cls(read_config(folder, RewardConfig, {}))
+            net.load_state_dict(read_weights(folder, "model")[0])
         except Exception as error:   # missing, truncated or foreign files: one message for all
             message = f"{folder}: not a reward network (config.json + model.safetensors): {error}"
             raise ValueError(message) from error
         return net.eval().requires_grad_(False)
 
     def save_pretrained(self, folder: Path) -> None:
-        folder = Path(folder)
-        keep_tensors(folder / "model.safetensors", self.state_dict())
-        (folder / "config.tmp").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        (folder / "config.tmp").replace(folder / "config.json")
+        write_folder(folder, self.state_dict(), "model", asdict(self.config))
 
 
 class Block(nn.Module):
@@ -164,17 +160,27 @@ def edges(images: Tensor) -> Tensor:
     return F.conv2d(images, torch.stack([sobel, sobel.T])[:, None])
 
 
-def canonical_chest(images: Tensor, rounds: int = 3) -> Tensor:
+def pose_view(images: Tensor) -> Tensor:
+    """b 1 h w in [0, 1] -> b 1 32 32, what posture is judged by"""
+    return standardise(F.interpolate(images, (POSE_SIZE, POSE_SIZE), mode="area"))
+
+
+def nearer_half(x: Tensor, mean: Tensor) -> Tensor:
+    """(x: n 1 32 32, mean: 1 1 32 32) -> the indices of the half that is nearest to it"""
+    distance = reduce((x - mean) ** 2, "n c h w -> n", "mean")
+    return distance.argsort(stable=True)[:max(len(x) // 2, 1)]
+
+
+def canonical_chest(images: Tensor) -> Tensor:
     """(images: n 1 h w in [0, 1]) -> 1 1 32 32: mean of the half that is nearest to the mean,
     found in a few rounds.
 
     No posture label is used: badly positioned exposures are the ones that differ most from everybody's mean.
     """
-    x = standardise(F.interpolate(images, (POSE_SIZE, POSE_SIZE), mode="area"))
+    x = pose_view(images)
     mean = x.mean(0, keepdim=True)
-    for _ in range(rounds):
-        distance = reduce((x - mean) ** 2, "n c h w -> n", "mean")
-        mean = x[distance.argsort(stable=True)[:max(len(x) // 2, 1)]].mean(0, keepdim=True)
+    for _ in range(3):
+        mean = x[nearer_half(x, mean)].mean(0, keepdim=True)
     return mean
 
 
@@ -195,9 +201,8 @@ class PostureNet(Frozen):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: b 1 h w in [0, 1] -> psi: b 5"""
-        x = standardise(F.interpolate(images, (POSE_SIZE, POSE_SIZE), mode="area"))
         # Bounded: a warp that leaves the chest altogether would see a flat border and get no gradient back.
-        return self.identity + REACH * self.head(self.trunk(x).flatten(1)).tanh()
+        return self.identity + REACH * self.head(self.trunk(pose_view(images)).flatten(1)).tanh()
 
     def loss(self, images: Tensor, jitter: Tensor) -> tuple[Tensor, dict]:
         """(images: b 1 32 32, jitter: b 5, random psi) -> alignment loss
@@ -220,9 +225,7 @@ class PostureNet(Frozen):
     def set_zero(self, images: Tensor) -> None:
         """Set psi_0, the zero of the reward: mean psi of the half of `images` (n 1 h w in [0, 1]) that is
         nearest to the canonical chest."""
-        x = standardise(F.interpolate(images, self.canonical.shape[2:], mode="area"))
-        distance = ((x - self.canonical) ** 2).mean((1, 2, 3))
-        near = images[distance.argsort(stable=True)[:max(len(images) // 2, 1)]]
+        near = images[nearer_half(pose_view(images), self.canonical)]
         self.psi_0.copy_(torch.cat([self(x) for x in near.split(64)]).mean(0))
 
     def raw_score(self, images: Tensor, reports: list[str]) -> Tensor:
@@ -348,11 +351,7 @@ class ConsistencyNet(Frozen):
         return F.normalize(self.text_head((h * keep).sum(1) / keep.sum(1)), dim=-1)
 
     def loss(self, images: Tensor, reports: list[str]) -> tuple[Tensor, dict]:
-        a, b = gather_from_ranks(self.embed_images(images)), gather_from_ranks(self.embed_reports(reports))
-        logits = self.log_scale.exp().clamp(max=100) * a @ b.T
-        own = torch.arange(len(a), device=images.device)
-        top1 = (logits.argmax(1) == own).float().mean()
-        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, {"top1": top1}
+        return info_nce(self.embed_images(images), self.embed_reports(reports), self.log_scale)
 
     def raw_score(self, images: Tensor, reports: list[str]) -> Tensor:
         """Cosine of the image's and the report's embedding, in [-1, 1]."""

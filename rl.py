@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ace import ACE
-from model import LoRASnapshot, UNet2DConditionModel, add_lora, load_lora, lora_layers, save_lora
+from model import LoRASnapshot, add_lora, lora_layers, merge_lora, save_lora
 from rewards import Rewards, compare, odds
 from sample import (
     Pipeline,
@@ -118,9 +118,7 @@ def start_policy(folder: Path, device: torch.device,
     if config.lora_rank:
         if device.type == "cuda":
             pipe.unet.to(torch.bfloat16)
-        add_lora(pipe.unet, config.lora_rank, config.lora_rank)
-        layers = lora_layers(pipe.unet).values()
-        tuned = nn.ModuleList([half for layer in layers for half in (layer.lora_A, layer.lora_B)])
+        tuned = add_lora(pipe.unet, config.lora_rank)
         anchor = replace(pipe, unet=LoRASnapshot(pipe.unet))
     else:
         anchor = replace(pipe, unet=copy.deepcopy(pipe.unet))
@@ -149,10 +147,7 @@ def save_policy(pipe: Pipeline, anchor_folder: Path, folder: Path) -> None:
     """
     if lora_layers(pipe.unet):
         save_lora(pipe.unet, folder)
-        pipe = replace(pipe, unet=UNet2DConditionModel.from_pretrained(anchor_folder / "unet"))
-        load_lora(pipe.unet, folder)
-        for layer in lora_layers(pipe.unet).values():
-            layer.merge()
+        pipe = replace(pipe, unet=merge_lora(pipe.unet, anchor_folder / "unet"))
     pipe.save(folder)
 
 

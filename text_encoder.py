@@ -309,6 +309,16 @@ class CLIPTextModel(nn.Module):
 # -------------------------------------------------------------------------------- contrastive pretraining
 
 
+def info_nce(a: Tensor, b: Tensor, log_scale: Tensor) -> tuple[Tensor, dict]:
+    """(a: b d, b: b d, unit vectors of images and their reports) -> symmetric InfoNCE over all ranks' pairs,
+    as in CLIP, and how often an image's own report is the nearest"""
+    a, b = gather_from_ranks(a), gather_from_ranks(b)
+    logits = log_scale.exp().clamp(max=100) * a @ b.T
+    own = torch.arange(len(a), device=a.device)
+    top1 = (logits.argmax(1) == own).float().mean()
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, {"top1": top1}
+
+
 class Contrast(nn.Module):
     """Contrastive pretraining of the text encoder against latents, as CLIP's in Stable Diffusion,
     in miniature.
@@ -331,9 +341,5 @@ class Contrast(nn.Module):
         """(latents: b c h w, ids: b n) -> symmetric InfoNCE"""
         end = (ids == ids[:, -1:]).float()[..., None]   # b n 1: the closing token and its padding
         summary = (self.text(ids) * end).sum(1) / end.sum(1)
-        a, b = F.normalize(self.image(latents), dim=-1), F.normalize(self.report(summary), dim=-1)
-        a, b = gather_from_ranks(a), gather_from_ranks(b)
-        logits = self.log_scale.exp().clamp(max=100) * a @ b.T
-        own = torch.arange(len(a), device=ids.device)
-        top1 = (logits.argmax(1) == own).float().mean()
-        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, {"top1": top1}
+        image, report = F.normalize(self.image(latents), dim=-1), F.normalize(self.report(summary), dim=-1)
+        return info_nce(image, report, self.log_scale)

@@ -30,12 +30,12 @@ from tqdm import tqdm
 import data
 import evaluate
 import rewards
-from model import UNet2DConditionModel, add_lora, lora_layers
+from model import UNet2DConditionModel, add_lora, merge_lora
 from rewards import CLIPConsistency, ConsistencyNet, DiagnosisNet, PostureNet, Rewards, worthy
 from rl import RLConfig, freeze, queries_per_round, rl_round, save_policy, start_policy
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate
 from storage.files import git_revision, holding
-from storage.pictures import picture_grid, save_png
+from storage.pictures import grey, picture_grid, save_png
 from text_encoder import CLIPTextModel, Contrast, Tokenizer
 from training.latents import Latents, latent_cache
 from training.loop import (
@@ -84,7 +84,6 @@ def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
 
     def loss(step: int, part: slice) -> tuple[Tensor, dict]:
         x = unit(draw(step), run.device) * 2 - 1
-        x = x.expand(-1, vae.config.in_channels, -1, -1)
         mean, logvar = vae.encode(x)
         noise = torch.randn(batch, *mean.shape[1:], generator=step_generator(run.seed, "vae", step))
         error = vae.decode(mean + (0.5 * logvar).exp() * noise[part].to(run.device)) - x
@@ -99,12 +98,10 @@ def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
     vae.eval()
     with torch.no_grad():
         some = unit(train.images(torch.arange(min(512, len(train)))), run.device) * 2 - 1
-        std = torch.cat([vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))[0]
-                         for x in some.split(32)]).std()
+        std = torch.cat([vae.encode(x)[0] for x in some.split(32)]).std()
         vae.config = dataclasses.replace(vae.config, scaling_factor=round(1 / std.item(), 5))
         held_out = unit(sets["val"].images(torch.arange(min(256, len(sets["val"])))), run.device) * 2 - 1
-        means = [vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))[0] for x in held_out.split(32)]
-        back = torch.cat([vae.decode(mean).mean(1, keepdim=True) for mean in means])
+        back = torch.cat([grey(vae.decode(vae.encode(x)[0])) for x in held_out.split(32)])
     psnr = 10 * torch.log10(4 / F.mse_loss(back, held_out)).item()
     run.log("vae", config.vae_steps, held_out_psnr=psnr)
     print(f"vae: {psnr:.1f} dB PSNR on held-out images")
@@ -136,9 +133,7 @@ def tuned_modules(pipe: Pipeline, config: TrainConfig) -> dict[str, nn.Module]:
     for part in (pipe.unet, pipe.vae, pipe.text):
         part.requires_grad_(False)
     if config.finetune == "lora":
-        add_lora(pipe.unet, config.finetune_rank, config.finetune_rank)
-        layers = lora_layers(pipe.unet).values()
-        return {"lora": nn.ModuleList([half for layer in layers for half in (layer.lora_A, layer.lora_B)])}
+        return {"lora": add_lora(pipe.unet, config.finetune_rank)}
     modules = {"unet": pipe.unet} | ({"text": pipe.text} if config.finetune == "all" else {})
     return {name: module.requires_grad_(True) for name, module in modules.items()}
 
@@ -161,10 +156,10 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
     fit(run, "diffusion", modules, diffusion_loss(run, config, pipe, latents, train.reports),
         config.diffusion_steps, config.diffusion_lr, config.diffusion_batch, config.diffusion_micro,
         config.ema_decay, decay=scratch)
-    for layer in lora_layers(pipe.unet).values():
-        layer.merge()
     if rank() > 0:
         return
+    if config.finetune == "lora":
+        pipe.unet = merge_lora(pipe.unet, config.init / "unet").to(run.device)
     for part in (pipe.unet, pipe.text):
         part.eval()
     reports = sets["val"].reports[:4]

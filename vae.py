@@ -233,9 +233,11 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(image: b c h w in [-1, 1]) -> mean and logvar of the latent, each b latent h/f w/f, unscaled.
+        Grey images, b 1 h w, will do for any c.
 
         A sample is mean + exp(logvar / 2) * noise. logvar is kept in [-30, 20], so that exp stays finite.
         """
+        image = image.expand(-1, self.config.in_channels, -1, -1)
         mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 

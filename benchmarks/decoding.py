@@ -1,13 +1,12 @@
-"""How fast images of an archive's size are decoded for training, by number of worker processes.
+"""How fast images of an archive's size are decoded for training.
 
-    python benchmarks/decoding.py [--images 128] [--size 256] [--workers 1 2 4 ...]
+    python benchmarks/decoding.py [--images 128] [--size 256]
 
 Writes made-up JPEG files of MIMIC-CXR-JPG's size (3056 x 2544; 2 MB) to a temporary folder and reads them as
-train.py reads a large set (data.Stream, batches of 8). Prints images a second and, for the first row's 0
-workers, which decode in this process, what one image costs in processor time.
+train.py reads a large set (data.Stream, batches of 8). Prints images a second, and what one image costs in
+processor time.
 """
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -37,10 +36,10 @@ def write_images(folder: Path, images: int) -> list[Row]:
     return rows
 
 
-def speed(chests: data.FolderChests, workers: int) -> float:
+def speed(chests: data.FolderChests) -> float:
     """-> images a second, from the first batch asked for to the last"""
     steps = len(chests) // BATCH
-    stream = data.Stream(chests, lambda k: torch.arange(BATCH) + BATCH * (k % steps), workers)
+    stream = chests.stream(lambda k: torch.arange(BATCH) + BATCH * (k % steps))
     start = time.monotonic()
     for step in range(steps):
         stream(step)
@@ -52,20 +51,16 @@ def main(argv: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--size", type=int, default=256, help="pixels a side of what comes out [256]")
-    parser.add_argument("--workers", type=int, nargs="+",
-                        default=sorted({2**i for i in range(5) if 2**i <= (os.cpu_count() or 1)}))
     args = parser.parse_args(argv)
     if args.images < BATCH:
         raise ValueError(f"--images {args.images}: expected {BATCH} or more")
-    print("| worker processes | images a second | processor milliseconds an image |\n|---|---|---|")
+    print("| images a second | processor milliseconds an image |\n|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         rows = write_images(Path(folder), args.images)
         chests = data.FolderChests("decoding", Path(folder), rows, args.size, "crop", None)
-        for workers in (0, *args.workers):
-            before = time.process_time()
-            rate = speed(chests, workers)
-            spent = f"{1000 * (time.process_time() - before) / args.images:.0f}" if workers == 0 else ""
-            print(f"| {workers} | {rate:.1f} | {spent} |", flush=True)
+        before = time.process_time()
+        rate = speed(chests)
+        print(f"| {rate:.1f} | {1000 * (time.process_time() - before) / args.images:.0f} |")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def load(out: Path, size: str) -> str:
 def finetune(out: Path, size: str) -> str:
     unet = Pipeline.load(out / "anchor").unet
     unet.gradient_checkpointing = True
-    parameters = add_lora(unet, 4)
+    parameters = list(add_lora(unet, 4).parameters())
     optimizer, losses = loop.adamw(parameters, 1e-4), []
     shape = (1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
     for step in range(2):

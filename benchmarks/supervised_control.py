@@ -62,11 +62,11 @@ def train_control(folder: Path, flags: list[str]) -> Path:
     return folder / "control"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path)
-    folder = parser.parse_args().run or newest_run()
+    folder = parser.parse_args(argv).run or newest_run()
     flags = saved_flags(folder)
     control, (config, *_) = train_control(folder, flags), options.parse(flags)
     evaluate.evaluate_run(folder, train.load_sets(config), config.eval_reports, config.seed,

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from chests.archives import Tally, read_table
-from storage.files import write_text
+from storage.files import read_text, write_text
 from storage.pictures import grey, png_text, save_png
 from training.ranks import rank, ranks
 
@@ -19,25 +19,21 @@ from training.ranks import rank, ranks
 def read_reports(path: Path) -> list[str]:
     """One report a line, UTF-8; of a CSV its column report, prompt or annotated_prompt (CheXGenBench's), each
     text once. Raises ValueError."""
-    if not path.is_file():   # a pipe might never end
-        raise ValueError(f"--reports {path}: {'not a file' if path.exists() else 'no such file'}")
-    if path.name.lower().endswith((".csv", ".csv.gz")):
+    try:
+        if not path.name.lower().endswith((".csv", ".csv.gz")):
+            lines = read_text(path).removeprefix("\ufeff").splitlines()
+            return [line.strip() for line in lines if line.strip()]
         notes = Tally()
         rows = [next(filter(None, row.values()), "")
                 for row in read_table(path, notes, ["report|prompt|annotated_prompt"])]
-        if notes:
-            print(notes.lines("noted"))
-        reports = [*dict.fromkeys(filter(None, rows))]
-        if len(reports) < len(rows):
-            print(f"{path}: {len(rows)} rows, {len(reports)} different reports; the others are left out")
-        return reports
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except OSError as error:
-        raise ValueError(f"--reports {path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--reports {path}: not UTF-8 at byte {error.start}") from error
-    return [line for line in lines if line]
+    except ValueError as error:
+        raise ValueError(f"--reports {error}") from error
+    if notes:
+        print(notes.lines("noted"))
+    reports = [*dict.fromkeys(filter(None, rows))]
+    if len(reports) < len(rows):
+        print(f"{path}: {len(rows)} rows, {len(reports)} different reports; the others are left out")
+    return reports
 
 
 class Job(NamedTuple):

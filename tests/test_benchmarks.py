@@ -16,10 +16,15 @@ from training import options  # noqa: E402
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import ablation  # noqa: E402
+import decoding  # noqa: E402
+import gpu  # noqa: E402
+import index  # noqa: E402
 import memory  # noqa: E402
+import utility  # noqa: E402
 
 
-def test_gpu_benchmark_gives_one_row_a_case(tmp_path):
+def test_gpu_benchmark_gives_one_row_a_case(tmp_path, capsys):
     """Speeds, shares and the comparisons with diffusers and trl are positive numbers; --images must fill
     the groups."""
     done = command("benchmarks/gpu.py", "--case", "tiny", "--images", 4, "--steps", 4, "--out", tmp_path)
@@ -29,7 +34,9 @@ def test_gpu_benchmark_gives_one_row_a_case(tmp_path):
     assert all(int(cell.removesuffix("%")) > 0 for cell in cells[4:6])
     assert cells[6] == "" or float(cells[6]) > 0
     assert cells[7] == "" or all(float(number) > 0 for number in cells[7].split(" / "))
-    assert "--images 3" in command("benchmarks/gpu.py", "--images", 3).stderr
+    with pytest.raises(SystemExit):
+        gpu.main(["--images", "3"])
+    assert "--images 3" in capsys.readouterr().err
 
 
 def test_peers_are_timed_at_the_same_work(tmp_path):
@@ -100,31 +107,33 @@ def test_memory_estimate_of_a_round(gradient):
         assert found[phase] == pytest.approx(real[phase], rel=0.05), phase
 
 
-def test_ablation_writes_a_table_and_continues(smoke_run, tmp_path):
+def test_ablation_writes_a_table_and_continues(smoke_run, tmp_path, capsys):
     """Each variant starts from the seed's anchor; results that are there are not computed again; cxrl is not
     compared with itself. A variant without a policy gradient (--rounds 0) is a row as any other."""
     left_out = shutil.ignore_patterns("cxrl", "rl.safetensors", "rwr.safetensors")
     shutil.copytree(smoke_run, tmp_path / "seed-0" / "base", ignore=left_out)
-    arguments = ("--seeds", 0, "--out", tmp_path, "--only", "archive alone", "no ACE", "supervised", *SMOKE)
-    done = command("benchmarks/ablation.py", *arguments)
-    assert done.returncode == 0, done.stderr
+    arguments = ["--seeds", "0", "--out", str(tmp_path), "--only", "archive alone", "no ACE", "supervised",
+                 *SMOKE]
+    ablation.main(arguments)
     table = (tmp_path / "ablation.md").read_text().splitlines()
     names = [line.split(" | ")[0] for line in table[2:-2]]
     assert names == ["| real", "| anchor", "| supervised", "| cxrl", "| no ACE", "| archive alone"]
     assert not any(f"]{sign} |" in table[5] for sign in (" +", " -"))
-    again = command("benchmarks/ablation.py", *arguments)
-    assert again.returncode == 0 and ", seed 0" not in again.stdout and table[3] in again.stdout
-    assert command("benchmarks/ablation.py", "--only", "nonsense").returncode == 2
+    capsys.readouterr()
+    ablation.main(arguments)
+    again = capsys.readouterr().out
+    assert ", seed 0" not in again and table[3] in again
+    with pytest.raises(SystemExit):
+        ablation.main(["--only", "nonsense"])
 
 
-def test_utility_compares_what_real_and_drawn_images_teach(smoke_run, tmp_path):
+def test_utility_compares_what_real_and_drawn_images_teach(smoke_run, tmp_path, capsys):
     """One row a lesson with its interval, on the real test split; RUN/utility.json says the same, and the
     same seed repeats it. Numbers out of range and unfinished runs end with one line that names them."""
     run = Path(shutil.copytree(smoke_run, tmp_path / "run"))
-    arguments = ("benchmarks/utility.py", run, "--images", 24, "--steps", 2)
-    done = command(*arguments)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()[-5:]
+    arguments = [str(run), "--images", "24", "--steps", "2"]
+    utility.main(arguments)
+    lines = capsys.readouterr().out.splitlines()[-5:]
     assert [line.split(" | ")[0] for line in lines] == ["| real", "| anchor", "| cxrl", "| real + anchor",
                                                         "| real + cxrl"]
     result = json.loads((run / "utility.json").read_text())
@@ -135,11 +144,12 @@ def test_utility_compares_what_real_and_drawn_images_teach(smoke_run, tmp_path):
         assert 0 < low <= system["auroc"]["value"] <= high < 1 and system["images"] == images
     assert result["systems"]["real"]["difference_to_real"] == {"value": 0, "ci95": [0, 0]}
     assert result["systems"]["cxrl"]["auroc"] != result["systems"]["anchor"]["auroc"]
-    assert command(*arguments).stdout.splitlines()[-5:] == lines
-    for more, words in ((("--images", 97), f"--images 97: expected 20 to {SMOKE[1]}"),
-                        (("--steps", 0), "--steps 0"), (("--seed", -1), "--seed -1")):
-        done = command("benchmarks/utility.py", run, *more)
-        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"error: {words}")
+    utility.main(arguments)
+    assert capsys.readouterr().out.splitlines()[-5:] == lines
+    for flag, value, words in (("--images", "97", f"--images 97: expected 20 to {SMOKE[1]}"),
+                               ("--steps", "0", "--steps 0"), ("--seed", "-1", "--seed -1")):
+        with pytest.raises(ValueError, match=words):
+            utility.main([str(run), flag, value])
     done = command("benchmarks/utility.py", tmp_path)
     assert done.returncode == 2 and "not a finished run" in done.stderr and len(done.stderr.splitlines()) == 1
 
@@ -152,14 +162,13 @@ def test_index_benchmark_prints_what_a_start_costs():
                      for line in done.stdout.splitlines()[-2:])
     assert first[1:3] == second[1:3] == ["1,000", "640"] and 0 < float(first[4]) < float(first[3])
     assert float(first[5]) > 0 and float(first[6]) > 0 and first[7] == "640" and second[7] == "0"
-    assert "--images 10: expected 1000 or more" in command("benchmarks/index.py", "--images", 10).stderr
+    with pytest.raises(ValueError, match="--images 10: expected 1000 or more"):
+        index.main(["--images", "10"])
 
 
-def test_decoding_benchmark_prints_a_row_for_each_number_of_workers():
-    """Images a second are positive with no worker process and with each number that was asked for."""
-    done = command("benchmarks/decoding.py", "--images", 8, "--size", 32, "--workers", 1)
-    assert done.returncode == 0, done.stderr
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
-    assert [row[0] for row in rows] == ["0", "1"] and all(float(row[1]) > 0 for row in rows)
-    assert float(rows[0][2]) > 0
-    assert "--images 3: expected 8 or more" in command("benchmarks/decoding.py", "--images", 3).stderr
+def test_decoding_benchmark_prints_its_row(capsys):
+    """Images a second and what one costs are positive."""
+    decoding.main(["--images", "8", "--size", "32"])
+    assert all(float(cell) > 0 for cell in capsys.readouterr().out.splitlines()[2].strip("|").split("|"))
+    with pytest.raises(ValueError, match="--images 3: expected 8 or more"):
+        decoding.main(["--images", "3"])

@@ -256,7 +256,7 @@ def test_what_cannot_be_measured_is_null_and_said_to_be_undefined(run, tmp_path,
         evaluate.check_prompts("--eval-reports", 512, ToyChests(8, seed=2, name="test"))
 
 
-@pytest.mark.parametrize("name", ["seed", "n", "protocol", "cxrl_vs_anchor", "seconds"])
+@pytest.mark.parametrize("name", ["seed", "n", "findings", "cxrl_vs_anchor", "seconds"])
 def test_a_folder_named_like_a_column_of_the_result_is_refused(name, monkeypatch):
     """Images of a folder are a system by its name, which must not hide another key of evaluation.json."""
     monkeypatch.setattr(evaluate.chest_data, "load_images", lambda *_: ToyChests(32, seed=0, name=name))

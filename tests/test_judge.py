@@ -216,7 +216,7 @@ def test_training_the_judge_leaves_the_callers_random_numbers_alone():
 
 def test_judge_learns_posture_without_labels():
     """Real sets: known warps of the well-positioned half teach psi; reports teach the findings."""
-    config, chests = judge.JudgeConfig(size=32), ToyChests(128, seed=2)
+    config, chests = judge.JudgeConfig(size=32, steps=160), ToyChests(128, seed=2)
     net = judge.train_judge(ToyChests(512, seed=1, posed=False), config, torch.device("cpu"))
     psi = judge.look(net, chests.images(torch.arange(128)))["psi"]
     correlation = torch.stack([torch.corrcoef(torch.stack([psi[:, i], chests.posture[:, i]]))[0, 1]

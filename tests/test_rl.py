@@ -298,7 +298,7 @@ def test_a_frozen_policy_stays_as_it_was(lora):
     """What the KL holds to: the policy at that moment, c_s included, whatever is trained afterwards; of a
     LoRA only its own weights are copied."""
     pipe = small_pipeline()
-    parameters = add_lora(pipe.unet, 2, 2) if lora else [pipe.unet.conv_out.weight]
+    parameters = list(add_lora(pipe.unet, 2).parameters()) if lora else [pipe.unet.conv_out.weight]
     for parameter in parameters:
         torch.nn.init.normal_(parameter)
     x, t, c = torch.randn(2, 2, 4, 4), torch.tensor([1, 5]), torch.randn(2, 5, 8)
@@ -382,7 +382,7 @@ def test_half_precision_networks_keep_the_ratio_at_one(monkeypatch, lora):
     parameters = [*pipe.unet.parameters()]
     if lora:
         pipe.unet.to(torch.bfloat16)
-        parameters = add_lora(pipe.unet, 2, 2)
+        parameters = list(add_lora(pipe.unet, 2).parameters())
         torch.nn.init.normal_(parameters[1], std=0.1)
         anchor = dataclasses.replace(pipe, unet=LoRASnapshot(pipe.unet), ace=None)
     rolled = start(pipe)

@@ -17,6 +17,7 @@ from conftest import ROOT, SMOKE, command
 from PIL import Image
 from safetensors.torch import load_file
 
+import sample
 import train
 from pretrained.vit import CLIPPair, Preprocessing, VisionConfig
 from rl import SCORE, RLConfig
@@ -25,6 +26,10 @@ from text_encoder import EOS, TextConfig, Tokenizer
 from training import loop, options
 from training.loop import batch_index, learning_rate
 from training.options import TrainConfig, parse
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import supervised_control  # noqa: E402
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -79,10 +84,11 @@ def test_control_and_evaluation_of_a_run(smoke_run, tmp_path):
     metrics = ("posture_deviation", "auroc", "label_accuracy", "all_labels_right", "consistency", "fid",
                "kid", "ms_ssim", "precision", "recall", "density", "coverage", "nearest_train_distance")
     three = ("real", "anchor", "cxrl")
-    for systems, script, more in [((*three, "control"), "benchmarks/supervised_control.py", ()),
-                                  (three, "evaluate.py", ("--reports", 20))]:
-        done = command(script, run, *more)
-        assert done.returncode == 0, done.stderr
+    for systems in [(*three, "control"), three]:
+        if "control" in systems:
+            supervised_control.main([str(run)])
+        else:
+            assert command("evaluate.py", run, "--reports", 20).returncode == 0
         result = json.loads((run / "evaluation.json").read_text())
         for system in systems:
             for metric in metrics:
@@ -93,20 +99,20 @@ def test_control_and_evaluation_of_a_run(smoke_run, tmp_path):
         assert all(result[system] == own[system] for system in three)
 
 
-def test_sampling_from_a_run(smoke_run, tmp_path):
+def test_sampling_from_a_run(smoke_run, tmp_path, capsys):
     """`python sample.py "REPORT"` makes the same PNG again from the same seed, another one with --anchor."""
     report = "Moderate left pleural effusion. Heart size is normal."
-    for name, more in [("a", []), ("b", []), ("c", ["--anchor"])]:
-        done = command("sample.py", report, "--run", smoke_run, "--n", 2,
-                       "--out", tmp_path / f"{name}.png", *more)
-        assert done.returncode == 0, done.stderr
+    done = command("sample.py", report, "--run", smoke_run, "--n", 2, "--out", tmp_path / "a.png")
+    assert done.returncode == 0, done.stderr
+    for name, more in [("b", []), ("c", ["--anchor"])]:
+        sample.main([report, "--run", str(smoke_run), "--n", "2", "--out", f"{tmp_path}/{name}.png", *more])
     a, b, c = (Image.open(tmp_path / f"{name}.png") for name in "abc")
     assert a.tobytes() == b.tobytes() != c.tobytes()
     assert a.text["report"] == report and a.text["seed"] == "0" and c.text["model"] == "anchor"
     (tmp_path / "reports.txt").write_text("No acute disease.\n\nLarge right pneumothorax.\n")
-    done = command("sample.py", "--reports", tmp_path / "reports.txt", "--run", smoke_run, "--n", 1,
-                   "--out", tmp_path / "d.png")
-    assert done.returncode == 0 and "2 synthetic X-rays" in done.stdout
+    sample.main(["--reports", f"{tmp_path}/reports.txt", "--run", str(smoke_run), "--n", "1",
+                 "--out", f"{tmp_path}/d.png"])
+    assert "2 synthetic X-rays" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("argv, words", [
@@ -346,9 +352,8 @@ def test_a_dead_rank_ends_the_job_and_the_same_command_continues(smoke_run, befo
 
 def test_lora_run_ends_with_a_merged_unet_and_a_lora_file(before_rl):
     """--lora-rank trains the LoRA and ACE alone; RUN/cxrl holds the anchor's weights plus B A."""
-    done = command("train.py", "--out", before_rl, *SMOKE, "--stage", "rl", "--lora-rank", 2,
-                   "--checkpointing", "--offload")
-    assert done.returncode == 0, done.stderr
+    train.main(["--out", str(before_rl), *SMOKE, "--stage", "rl", "--lora-rank", "2", "--checkpointing",
+                "--offload"])
     anchor = load_file(before_rl / UNET_FILE)
     tuned = load_file(before_rl / "cxrl" / "unet" / "diffusion_pytorch_model.safetensors")
     lora = load_file(before_rl / "cxrl" / "pytorch_lora_weights.safetensors")
@@ -407,9 +412,8 @@ def test_init_takes_a_diffusers_folder_in_place_of_two_stages(smoke_run, tmp_pat
     the consistency reward, in its own layout with its scale, and RL is paid by it."""
     clip = small_clip(tmp_path / "clip")
     for stage in ("rewards", "rl"):
-        done = command("train.py", "--init", smoke_run / "anchor", "--out", tmp_path, *SMOKE,
-                       "--consistency", clip, "--stage", stage, "--lora-rank", 2)
-        assert done.returncode == 0, done.stderr
+        train.main(["--init", str(smoke_run / "anchor"), "--out", str(tmp_path), *SMOKE, "--consistency",
+                    str(clip), "--stage", stage, "--lora-rank", "2"])
     kept = tmp_path / "rewards" / "consistency"
     assert json.loads((kept / "reward.json").read_text())["spread"] > 0
     before, after = load_file(clip / "model.safetensors"), load_file(kept / "model.safetensors")

@@ -67,7 +67,7 @@ def latent_cache(run: Run, vae: AutoencoderKL, train) -> Latents:
         rows = np.empty((min(SHARD, n - i * SHARD), *shape), np.float16)
         for first in range(0, len(rows), few):
             x = draw(next(steps)).to(run.device, non_blocking=True).float() / 255 * 2 - 1
-            mean, _ = vae.encode(x.expand(-1, vae.config.in_channels, -1, -1))
+            mean, _ = vae.encode(x)
             rows[first:first + few] = (mean * vae.config.scaling_factor).cpu().numpy()
         with replacing(paths[i]) as temporary, open(temporary, "wb") as file:
             np.save(file, rows)

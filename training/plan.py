@@ -75,7 +75,7 @@ def update_bytes(sizes: Preset, batch: int, lora: int, checkpointing: bool, half
         unet = UNet2DConditionModel(sizes.unet)
         torch.set_default_dtype(torch.float32)
         unet.gradient_checkpointing = checkpointing
-        tuned = add_lora(unet, lora, lora) if lora else list(unet.parameters())
+        tuned = list((add_lora(unet, lora) if lora else unet).parameters())
         decode = AutoencoderKL(sizes.vae).requires_grad_(False).decode if decoded else None
         if checkpointing and decoded:
             decode = functools.partial(checkpoint, decode, use_reentrant=False)
