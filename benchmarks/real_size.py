@@ -35,8 +35,9 @@ ESTIMATORS = ("pathwise", "score")
 
 def build(out: Path, size: str) -> str:
     pipe = random_pipeline(options.preset(size), CPU)
-    with torch.no_grad():   # a new UNet answers zero: nothing could be compared
-        pipe.unet.conv_out.weight.normal_(std=0.02)
+    with torch.no_grad():   # what a new UNet begins with at zero would let no gradient through
+        for weight in (p for p in pipe.unet.parameters() if p.dim() > 1 and not p.any()):
+            weight.normal_(std=0.02)
     pipe.save(out / "anchor")
     return f"UNet of {sum(p.numel() for p in pipe.unet.parameters()) / 1e6:.1f} M parameters"
 

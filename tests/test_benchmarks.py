@@ -58,6 +58,7 @@ def test_the_road_at_real_size_in_short(tmp_path):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[4:]]
     assert [row[0].split()[0] for row in rows[:4]] == ["build", "load", "finetune", "rl"]
     assert all(float(row[1]) > 0 and 0 < float(row[2]) < 20 for row in rows)
+    assert all(float(row[3].split()[-1]) > 0 for row in rows if row[0].startswith("rl"))   # a gradient
     assert rows[-1][0].startswith("diffusers")
     assert all(float(row[3].split()[3]) < 1e-4 for row in rows if row[0].startswith("diffusers"))
 
