@@ -7,16 +7,13 @@ outside the folder may change, and where it is refused no file in it may be lost
 forked after the slow imports.
 """
 import argparse
-import contextlib
 import json
 import os
 import random
 import resource
 import shutil
-import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -24,11 +21,11 @@ from conftest import ROOT, SMOKE, command
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from storm_kills import Forked, as_command
 
 import evaluate
 import sample
 import train
-from storage import command as commands
 
 VALUES = [None, True, -1, 0, 10**9, 10**40, 1e308, 1e-300, float("nan"), "", "x", "\ud800", [], ["x"], {},
           {"a": 1}, "../../outside", "/etc/passwd", -0.5]
@@ -170,38 +167,13 @@ def case(run: Path, folder: Path, chance: random.Random) -> tuple[str, Path, obj
 
 def outcome(main, arguments: list[str], out: Path) -> tuple[int | None, str]:
     """Run main(arguments) as a command in a child -> its status (None: it hung), and what it printed."""
-    pid = os.fork()
-    if pid == 0:
-        with open(out, "wb") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))
+    def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
-        status = 0
-        try:
-            commands.begin("again", 1)
-            main(arguments)
-        except BaseException as error:
-            try:
-                status = error.code if isinstance(error, SystemExit) else 1
-                if not isinstance(error, SystemExit):
-                    sys.excepthook(type(error), error, error.__traceback__)
-            except SystemExit as end:
-                status = end.code
-        finally:
-            with contextlib.suppress(BaseException):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(status if isinstance(status, int) else 1)
-    end = time.monotonic() + LIMIT
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status), out.read_text(errors="replace")
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None, out.read_text(errors="replace")
+        as_command(main, arguments, out)
+
+    job = Forked(target=limited)
+    job.start()
+    return job.wait(LIMIT), out.read_text(errors="replace")
 
 
 def inputs(run: Path, folder: Path, count: int, seed: int) -> list[str]:

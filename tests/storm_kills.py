@@ -2,13 +2,14 @@
 
     python tests/storm_kills.py [--storms 3] [--ranks 1] [--seed 0]
 
-In each storm one run in smoke size, all stages. A kill comes some file events after a start, mostly SIGKILL,
-now and then SIGTERM or Ctrl-C; with --ranks 2 it hits one of torchrun's processes. In the end the run has to
-be the uninterrupted one's: weights, evaluation, pictures and log bit for bit (times left out), nothing half
-written.
+In each storm one run on a few images in a folder, all stages. A kill comes some file events after a start,
+mostly SIGKILL, now and then SIGTERM or Ctrl-C; with --ranks 2 it hits one of torchrun's processes. In the end
+the run has to be the uninterrupted one's: weights, evaluation, pictures and log bit for bit (times left out),
+nothing half written. A run of one process is forked after the slow imports, which change nothing.
 """
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -20,14 +21,76 @@ from pathlib import Path
 
 import torch
 from conftest import ROOT, SMOKE
+from PIL import Image
 from safetensors.torch import load_file
+
+import data
+import train
+from storage import command as commands
 
 TIMES = {"time", "images_per_second", "seconds", "out"}   # what may differ
 STATUS = {signal.SIGKILL: (-9, 137), signal.SIGTERM: (143,), signal.SIGINT: (130,)}
+FEW = ["--vae-steps", "4", "--vae-batch", "2", "--text-steps", "4", "--text-batch", "4", "--diffusion-steps",
+       "4", "--diffusion-batch", "2", "--reward-steps", "3", "--reward-batch", "4", "--rwr-steps", "3",
+       "--sample-steps", "2"]
 
 
-def start(run: Path, out: Path, ranks: int, arguments: list[str]) -> subprocess.Popen:
-    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] * (ranks > 1)
+def small_set(folder: Path) -> list[str]:
+    """Writes a folder of 52 phantoms as a stranger's images -> the arguments of a run on it."""
+    chests, lines = data.load("phantom", train_images=52)["train"], ["image,report,split"]
+    folder.mkdir()
+    for i, (image, report) in enumerate(zip(chests.images(range(52)), chests.reports, strict=True)):
+        Image.fromarray(image[0].numpy()).save(folder / f"{i}.png")
+        lines.append(f'{i}.png,"{report}",{"test" if i < 20 else "val" if i < 24 else "train"}')
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return [*SMOKE, *FEW, "--data", str(folder)]
+
+
+def as_command(main, arguments: list[str], out: Path) -> None:
+    """In a child: main(arguments), ended and printed as a command's."""
+    with open(out, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = streams = [open(n, "w", closefd=False) for n in (1, 2)]   # kept: begin wraps them
+    status = 0
+    try:
+        commands.begin("again", 1)
+        main(arguments)
+    except BaseException as error:
+        try:
+            status = error.code if isinstance(error, SystemExit) else 1
+            if not isinstance(error, SystemExit):
+                sys.excepthook(type(error), error, error.__traceback__)
+        except SystemExit as end:
+            status = end.code
+    finally:
+        for stream in (sys.stdout, sys.stderr, *streams):
+            stream.flush()
+        os._exit(status if isinstance(status, int) else 1)
+
+
+class Forked(multiprocessing.get_context("fork").Process):
+    """As much of subprocess.Popen as a storm needs"""
+
+    def poll(self) -> int | None:
+        return self.exitcode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """None: it hung, and was killed."""
+        self.join(timeout)
+        if self.exitcode is None:
+            self.kill()
+            self.join()
+            return None
+        return self.exitcode
+
+
+def start(run: Path, out: Path, ranks: int, arguments: list[str]) -> subprocess.Popen | Forked:
+    if ranks == 1:
+        job = Forked(target=as_command, args=(train.main, ["--out", str(run), *arguments], out))
+        job.start()
+        return job
+    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(out, "w") as file:
         return subprocess.Popen([sys.executable, *many, ROOT / "train.py", "--out", run, *arguments],
@@ -55,7 +118,7 @@ def storm(run: Path, seed: int, kills: int = 1000, ranks: int = 1, arguments: li
     a process ends otherwise than it should."""
     chance, done, out = random.Random(seed), 0, run.with_name(f"{run.name}.txt")
     while True:
-        job, events, before = start(run, out, ranks, arguments), chance.randint(1, 25), []
+        job, events, before = start(run, out, ranks, arguments), chance.randint(1, 60), []
         number = chance.choice([signal.SIGKILL] * 6 + [signal.SIGTERM, signal.SIGINT] * (ranks == 1))
         while job.poll() is None and (events or done >= kills):
             now = moment(run)
@@ -114,14 +177,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    torch.optim.AdamW([torch.zeros(1)])   # imports for seconds, too
     with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder, "whole")
-        assert start(whole, Path(folder, "whole.txt"), args.ranks, SMOKE).wait() == 0
+        whole, arguments = Path(folder, "whole"), small_set(Path(folder, "data"))
+        out = Path(folder, "whole.txt")
+        assert start(whole, out, args.ranks, arguments).wait() == 0, out.read_text()
         equal = kills = 0
         for seed in range(args.seed, args.seed + args.storms):
             run = Path(folder, f"storm{seed}")
             try:
-                count, wrong = storm(run, seed, ranks=args.ranks), differences(run, whole)
+                count, wrong = storm(run, seed, 1000, args.ranks, arguments), differences(run, whole)
             except AssertionError as error:
                 count, wrong = 0, [str(error)]
             kills, equal = kills + count, equal + (not wrong)
