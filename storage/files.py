@@ -34,8 +34,8 @@ def holding(folder: Path, flag: str = "") -> Iterator[None]:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"{flag}{folder}: another process is at work in it") from error
-        for left in folder.rglob("*.[0-9]*.tmp"):   # replacing's names
-            left.unlink()
+        for left in (*folder.rglob("*.[0-9]*.tmp"), *folder.rglob(".tmp" + 6 * "[0-9A-Za-z]")):
+            left.unlink()   # replacing's names, and safetensors' own
         try:
             yield
         finally:

@@ -86,6 +86,7 @@ def test_one_process_holds_a_run_and_its_death_frees_it(tmp_path):
     holder.kill()
     holder.wait()
     (run / "vae.safetensors.4711.tmp").write_text("half")
+    (run / ".tmpWnuhkH").write_text("half, by safetensors")
     (run / "mine.tmp").write_text("whole")
     with holding(run):
         pass
