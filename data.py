@@ -298,7 +298,7 @@ def index_folder(folder: Path, prompt: str, cache: Path | None) -> Index:
             layout, total, rows, skipped, notes = json.loads(file.read_text(encoding="utf-8"))
             print(f"data: rows as indexed in {file}; delete it if images or report files have changed")
             return Index(layout, total, [read_row(row) for row in rows], Tally(skipped), Tally(notes))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             print(f"data: {file} is damaged and made again")
     index = build_index(folder, prompt)
     if file and len(index.rows) > DECODED_ROWS:
@@ -354,7 +354,7 @@ def decode_all(folder: Path, rows: list[Row], size: int, fit: str,
             with safe_open(file, "pt") as kept:
                 faults = json.loads(kept.metadata()["faults"])
                 return kept.get_tensor("pixels"), {int(row): reason for row, reason in faults.items()}
-        except (SafetensorError, KeyError, TypeError, ValueError):
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError):
             print(f"data: {file} is damaged and made again")
     pixels, faults = torch.zeros(len(rows), 1, size, size, dtype=torch.uint8), {}
     images = tqdm(decode(folder, rows, size, fit), "reading images", len(rows), unit="image", delay=1)

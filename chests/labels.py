@@ -58,7 +58,8 @@ FINDINGS = {
         indistinctness|vascular prominence""",
     "Consolidation": r"consolidat",
     "Pneumonia": r"""
-        (?:broncho)?pneumonia|pna\b|(?<!prior )(?<!previous )(?<!old )(?<!granulomatous )infection|infectious""",
+        (?:broncho)?pneumonia|pna\b|infectious
+        (?<!prior )(?<!previous )(?<!old )(?<!granulomatous )infection""",
     "Atelectasis": r"atelecta|(?<!vertebral )(?<!body )collapse(?!d? vertebra)",
     "Pneumothorax": r"(?:hydro|hemo)?pneumothora|ptx\b|pleural air\b",
     "Pleural Effusion": r"pleural fluid|(?<!pericardial )effusion|hydropneumothora|hemothora",
@@ -103,7 +104,8 @@ DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major
 SAME = re.compile(rf"""(?x) \b(?: (?:no|without)[ ]{DEGREE}(?:change|(?:in|de)crease|improvement|progression
     |difference|worsening|growth|resolution|clearing)s?\b(?:[ ]or[ ]\w+)?(?:[ ](?:in|of)\b)?
     |(?:not|partly|partially|incompletely)[ ]{DEGREE}(?:chang|increas|decreas|improv|progress|differ|worse
-    |resolv|cleared|remov|disappear)\w* |(?:partial|incomplete)[ ](?:resolution|clearing)[ ]of )""")
+    |resolv|cleared|remov|disappear)\w* |(?:fail\w*|unable)[ ]to[ ](?:resolve|clear|improve|change)\b
+    |(?:partial|incomplete)[ ](?:resolution|clearing)[ ]of )""")
 NO = re.compile(cues(r"""
     no\b|without\b|not\b|nor\b|neither\b|absent\b|resolved\b|rather than\b|negative for\b|den(?:y|ies|ied)\b
     free (?:of|from)\b|clear of\b|rules? out\b|ruled out\b|excludes?\b|history of\b|lack(?:s|ing)?\b
@@ -211,7 +213,7 @@ def organ_verdict(left: str, right: str) -> float:
         return nan
     if adjectives and verdict["present"]:  # "no cardiomegaly or widened mediastinum": a finding, as any other
         return finding_verdict(left[: verdict.start()], verdict[0], left[verdict.end():] + right)
-    return VALUES[verdict.lastgroup] if verdict else nan
+    return (UNCERTAIN if right.endswith("questionable") else VALUES[verdict.lastgroup]) if verdict else nan
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -219,35 +221,42 @@ def organ_verdict(left: str, right: str) -> float:
 
 TYPESET = str.maketrans(dict.fromkeys("’‘ʼ´", "'") | dict.fromkeys("–−‑‐", "-") | {"—": " - "})
 SHORT = (("`", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
-         ("v/s", "vs"), ("n/a", "not assessed"), ("and/or", "or"), (",", ", "))
+         ("v/s", "vs"), ("n/a", "not assessed"), ("[x]", ";"), ("and/or", "or"), (",", ", "))
 # "Pneumothorax: none", "Pneumothorax - no", "Pneumothorax (-)": an answer, with which its clause ends.
-END = r"(?=\s*(?:[.,;)\]]|$|\w[\w/ ]{0,40}[:=?]))"
+END = r"(?=\s*(?:\.(?!\d)|[,;)\]]|$|\w[\w/ ]{0,40}[:=?]))"
 NONE = r"(?:none|nil|no|n|neg|negative|absent|false|0|-(?:ve)?)"
 ANSWER = re.compile(rf"(?:[:=?-]>?|\.\.+)\s*[(\[]?(?:(?:none|nil|nothing)\b(?! of)|{NONE}{END})[)\]]?"
-                    rf"|[(\[]{NONE}[)\]]|(?:(?<=\s)|;\s?)(?:none|nil|negative|-(?:ve)?){END}")
+                    rf"|[(\[](?:{NONE}| ?)[)\]]|(?:(?<=\s)|;\s?)(?:none|nil|negative|-(?:ve)?){END}")
 # What only sounds like a finding: "fracture line", "mass effect".
-SOUNDS = re.compile(r"\b(kerley(?: b)?|b|septal|fracture|pleural|fissure|fat|skin|growth|(?:sub)?costal|\w*spinal"
-                    r"|\w*tracheal|mediastinal|junction|\w*(?:o?esophageal))[ -]lines?\b"
+SOUNDS = re.compile(r"\b(kerley(?: b)?|b|septal|fracture|pleural|fissure|fat|skin|growth|\w*spinal"
+                    r"|\w*tracheal|mediastinal|junction|\w*esophageal)[ -]lines?\b"
                     r"|\b(body|muscle) mass\b|\bmass[ -](effect)")
 # Not "___", "XXXX", "none", "see above": a text without a word of its own says nothing.
-WORDS = re.compile(r"(?!(?:x+|none|nan?|nil|null|not assessed|see|above|below|report|pending)\b)\b[a-z]{2,}")
+WORDS = re.compile(r"(?!(?:x+|none|nan?|nil|null|not|assessed|see|above|below|report|pending)\b)\b[a-z]{2,}")
 OPEN = r"(?:\b(?:no|not|of|or|and|the|an?|with|without|for|to|in|on|by|is|are|was|be|possible|likely)|[,/])"
 
 
 def one_line(text: str) -> str:
-    """Line breaks become blanks, or where they end a sentence (a blank line, or a capital behind a word that is
-    not OPEN to more) a point; words cut in two are whole again."""
-    text = "\n".join(line.strip() for line in text.splitlines())
-    text = re.sub(rf"(?i)(?<=[a-z])-\n+(?=[a-z])|({OPEN})\n+", lambda m: m[1] and m[1] + " " or "", text)
-    return " ".join(re.sub(r"(?<=[\w)])\n(?=\n|[A-Z][a-z]|\d+[.)] )", ". ", text).split())
+    """Line breaks become blanks, or where they end a sentence (a blank line, a new item, or a capital behind
+    a word that is not OPEN to more) a point; words cut in two are whole again."""
+    lines = [line.strip() for line in text.splitlines()]
+    if len(lines) > 1:
+        text = re.sub(rf"(?i)(?<=[a-z])-\n+(?=[a-z])|({OPEN})\n+", lambda m: m[1] and m[1] + " " or "",
+                      "\n".join(lines))
+        text = re.sub(r"(?<=[\w)])\n(?=\n|[A-Z][a-z]|(?:[-*•]|\d+[.)]) )", ". ", text)
+    return " ".join(text.split())
 
 
 def clean(text: str) -> list[str]:
     """Report -> its sentences: lower case, one space between words, "a/b" and "and/or" read as "or"."""
     text = one_line(text).lower().translate(TYPESET)
+    text = re.sub(r"(?<!:)(?<!: )\[ ?\] *([a-z][^\[.;]*)", r"; no \1;", text)   # "[ ] Effusion [x] Edema"
     text = re.sub(r":\s+", ": ", ANSWER.sub(" none;", text))
-    text = re.sub(r"(?<![^\s(])\?+ ?(?=\w)", "question ", text)          # "? pneumonia"
-    text = re.sub(r"(?<=\w)\??\?", " questionable. ", text)              # "Pneumonia?"
+    if "?" in text:
+        text = re.sub(r"\(\?+ ?([^()?]+)\)", r"; question \1; ", text)
+        text = re.sub(r"(?<!\S)\?+ ?(?=\w)", "question ", text)
+        text = re.sub(r"(?<=\w)\?+ (?=[a-z]+(?:\.|$))", ": ", text)       # "Effusion? Small."
+        text = re.sub(r"(?<=\w) ?(?:\(\?+\)|\?+)", " questionable. ", text)
     for short, full in SHORT:
         text = text.replace(short, full)
     text = " " + " ".join(re.sub(r"/(?<=[a-z]/)(?=[a-z])", " or ", text).split())
@@ -350,12 +359,12 @@ def section_name(header: str) -> str:
 
 
 def sections(text: str) -> dict[str, str]:
-    """Report -> {section name: its text, line breaks squeezed}; of two sections of one name the last stays.
+    """Report -> {section name: its text on one line}; of two sections of one name the last stays.
 
     Text before the first header is "preamble", a text without headers "full report". Where there is neither
     findings nor impression, what follows the last section's first blank line is "last_paragraph".
     """
-    text = text.replace("\r\n", "\n")
+    text = "\n".join(text.splitlines())
     header = HEADER.search(text)
     parts = [("preamble", text[: header.start()])] if header else [("full report", text)]
     while header:
@@ -368,4 +377,4 @@ def sections(text: str) -> dict[str, str]:
         name, body = parts.pop()
         first, *rest = re.split(r"\n ?\n", body, maxsplit=1)
         parts += [(name, first), *(("last_paragraph", paragraph) for paragraph in rest)]
-    return {name: " ".join(body.split()) for name, body in parts}
+    return {name: one_line(body) for name, body in parts}

@@ -51,7 +51,7 @@ def as_command(main, arguments: list[str], out: Path) -> None:
     with open(out, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = streams = [open(n, "w", closefd=False) for n in (1, 2)]   # kept: begin wraps them
+    sys.stdout, sys.stderr = streams = [open(n, "w", closefd=False) for n in (1, 2)]   # begin wraps
     status = 0
     try:
         commands.begin("again", 1)
