@@ -47,18 +47,28 @@ def holding(folder: Path, flag: str = "") -> Iterator[None]:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields the name of a fresh temporary file, which takes the place of `path` in the end. OSError names
-    the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    the file, as what a full disk raises does not."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))   # never through a link
         yield temporary
         os.replace(temporary, path)
-    except SafetensorError as error:    # a full disk
+    except (OSError, SafetensorError) as error:
         raise OSError(f"{path}: cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """In one write, so that the end alone can lack: then OSError is raised."""
+    with open(path, "ab", buffering=0) as file:
+        try:
+            if file.write(line.encode() + b"\n") <= len(line.encode()):
+                raise OSError("no space left for a whole line")
+        except OSError as error:
+            raise OSError(f"{path}: cannot be written: {error}") from error
 
 
 def read_text(path: Path) -> str:

@@ -1,6 +1,7 @@
 """storage/ and training/: what a command prints and how it ends, who may write, and what is read back."""
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SMOKE
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import data
 from sample import SampleConfig
-from storage.files import holding, read_json, replacing, to_json, write_json
+from storage.files import append_line, holding, keep_tensors, read_json, replacing, to_json, write_json
+from storage.pictures import save_png
 from training import loop, options
 from training.latents import latent_cache
 from training.loop import Run, read_log
@@ -112,6 +115,33 @@ def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path):
         assert temporary.is_file() and not temporary.read_bytes()
         raise OSError
     assert not list(tmp_path.glob("b*"))
+
+
+WRITTEN = {
+    "a.json": lambda path: write_json(path, {"a": list(range(100))}),
+    "a.safetensors": lambda path: keep_tensors(path, {"a": torch.zeros(100)}),
+    "a.png": lambda path: save_png(Image.effect_noise((40, 40), 50), path),
+    "log.jsonl": lambda path: append_line(path, "b" * 200),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_full_disk_is_said_and_costs_nothing(tmp_path, name):
+    """Every kind of file: an error that names it, what was there before stays whole (of a log its lines), and
+    the same goes well once there is room."""
+    path, write = tmp_path / name, WRITTEN[name]
+    path.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
+    try:
+        with pytest.raises(OSError, match=f"{name}: cannot be written"):
+            write(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"old" + b"b" * 47 * (name == "log.jsonl")
+    assert os.listdir(tmp_path) == [name]
+    write(path)
+    assert path.stat().st_size > 200
 
 
 def test_json_knows_no_nan_and_no_depth(tmp_path):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from storage.command import stoppable
-from storage.files import keep_tensors, read_text, to_json, write_text
+from storage.files import append_line, keep_tensors, read_text, to_json, write_text
 from storage.weights import read_kept
 from training.ranks import average_over_ranks, rank, share, share_batch_norms
 
@@ -41,9 +41,7 @@ class Run:
     def log(self, stage: str, step: int, **numbers: float) -> None:
         if rank():
             return
-        line = to_json({"stage": stage, "step": step, **numbers}) + "\n"
-        with open(self.path("log.jsonl"), "ab", buffering=0) as file:   # one write: the end alone can lack
-            file.write(line.encode())
+        append_line(self.path("log.jsonl"), to_json({"stage": stage, "step": step, **numbers}))
         if self.writer is not None:
             for name, value in numbers.items():
                 self.writer.add_scalar(f"{stage}/{name}", value, step)
