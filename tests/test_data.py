@@ -420,6 +420,26 @@ def test_a_hot_pixel_does_not_blacken_a_film(tmp_path, bits):
     assert abs(read[20:].astype(int) - np.asarray(picture())[20:]).max() <= 8
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_a_burnt_in_marker_does_not_blacken_a_film(tmp_path, bits):
+    """Nor does a letter of the greatest value, of more than a thousandth of the pixels."""
+    deep = np.asarray(picture()).astype(np.uint16) * ((2**bits - 1) // 255)
+    deep[2:8, 2:8] = 65535
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    read = images.read_image(tmp_path / "a.png", 48, "crop")
+    assert abs(read[20:].astype(int) - np.asarray(picture())[20:]).max() <= 8
+
+
+@pytest.mark.parametrize("pixels", [np.full((48, 48), np.nan, np.float32), np.full((48, 48), -9.0, np.float32),
+                                    np.full((48, 48), -2**30, np.int32)])
+def test_grey_values_below_0_are_no_film(tmp_path, pixels):
+    """Hounsfield units, 32 bits without a sign (which Pillow takes for negative) and nan are refused, not
+    black."""
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="grey values below 0"):
+        images.read_image(tmp_path / "a.tif", 48, "crop")
+
+
 @pytest.mark.parametrize("factor", [257, 16])
 def test_min_is_white(tmp_path, factor):
     """A deep TIFF whose 0 is white is read as its negative; shallow ones Pillow turns itself."""
