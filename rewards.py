@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from chests.labels import LABELS, label_all
 from pretrained.densenet import DenseNet121
 from pretrained.vit import CLIPPair
-from storage.files import keep_tensors, read_json, write_json
-from storage.weights import require
+from storage.files import keep_tensors, read_json, read_text, write_json
+from storage.weights import read_kept, require
 from text_encoder import EOS, Tokenizer
 from training.ranks import gather_from_ranks, rank, ranks, reduce_over_ranks
 
@@ -257,8 +257,8 @@ class DiagnosisNet(Frozen):
         """
         path = Path(path)
         try:
-            weights = load_file(path)
-            names = json.loads(path.with_suffix(".json").read_text())
+            weights = read_kept(path)[0]
+            names = json.loads(read_text(path.with_suffix(".json")))
             rows = {XRV_NAMES.get(name, name): row for row, name in enumerate(names)}
             net = cls(RewardConfig(trunk="densenet121"))
             net.trunk.load_state_dict({k: v for k, v in weights.items() if k.startswith("features.")})

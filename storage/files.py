@@ -25,6 +25,8 @@ def holding(folder: Path, flag: str = "") -> Iterator[None]:
     made, path = not folder.exists(), folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            raise OSError(0, ".lock is not a regular file")   # a pipe: open would never end
         lock = open(path, "a")
     except OSError as error:
         raise ValueError(f"{flag}{folder}: cannot be written: {error.strerror}") from error

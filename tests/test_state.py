@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import data
+from rewards import DiagnosisNet
 from sample import SampleConfig
 from storage.files import append_line, holding, keep_tensors, read_json, replacing, to_json, write_json
-from storage.pictures import save_png
+from storage.pictures import png_text, save_png
 from training import loop, options
 from training.latents import latent_cache
 from training.loop import Run, read_log
@@ -115,6 +116,21 @@ def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path):
         assert temporary.is_file() and not temporary.read_bytes()
         raise OSError
     assert not list(tmp_path.glob("b*"))
+
+
+def test_a_pipe_or_a_link_is_no_file_of_a_run(tmp_path):
+    """Neither is opened, which would never end or reach elsewhere: not as picture, lock or weights."""
+    os.mkfifo(tmp_path / "a.png")
+    assert png_text(tmp_path / "a.png") == {}
+    os.mkfifo(tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match="net.safetensors: not a DenseNet-121.*not a regular file"):
+        DiagnosisNet.from_densenet(tmp_path / "net.safetensors")
+    for spoil in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "outside")):
+        spoil(tmp_path / ".lock")
+        with pytest.raises(ValueError, match=".lock is not a regular file"), holding(tmp_path):
+            pass
+        (tmp_path / ".lock").unlink()
+    assert not (tmp_path / "outside").exists()
 
 
 WRITTEN = {
