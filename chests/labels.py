@@ -133,7 +133,7 @@ NOT_EXCLUDED = re.compile(CANNOT + r"(?:excluded?|ruled? out)")
 MAYBE_LEFT = re.compile(cues(r"""
     may\b|might\b|could\b|would\b|possib\w+|probabl\w+|presum\w+|question\w*|suspect\w*|equivocal\b|either\b
     suspicio\w+ (?:for|of)\b|concern\w* (?:for|of)\b|worrisome for\b|suggest\w* of\b|favor\w*|consider\w*
-    vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b|borderline\b|correlate\b
+    likelihood of\b|vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b|borderline\b|correlate\b
     blunt\w* of .* angles?\b"""))
 MAYBE_RIGHT = re.compile(cues(r"""
     (?:may|might|could|would)(?: also)? (?:be (?:present|considered|possible)\b|exist\b|not be \w+)
@@ -219,14 +219,17 @@ def organ_verdict(left: str, right: str) -> float:
 # ------------------------------------------------------------------------------------------------------------
 # Report -> labels
 
-TYPESET = str.maketrans(dict.fromkeys("’‘ʼ´", "'") | dict.fromkeys("–−‑‐", "-") | {"—": " - "})
+TYPESET = str.maketrans(dict.fromkeys("’‘ʼ´′＇", "'") | dict.fromkeys("–−‑‐", "-") | {"—": " - ", "±": "+/-"}
+                        | dict.fromkeys('"“”{}', "") | {"_": " "})
 SHORT = (("`", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
-         ("v/s", "vs"), ("n/a", "not assessed"), ("[x]", ";"), ("and/or", "or"), (",", ", "))
+         ("v/s", "vs"), ("n/a", "not assessed"), ("[x]", ";"), ("(+)", ";"),
+         ("+/-", "possible "), ("and/or", "or"), (",", ", "))
 # "Pneumothorax: none", "Pneumothorax - no", "Pneumothorax (-)": an answer, with which its clause ends.
 END = r"(?=\s*(?:\.(?!\d)|[,;)\]]|$|\w[\w/ ]{0,40}[:=?]))"
 NONE = r"(?:none|nil|no|n|neg|negative|absent|false|0|-(?:ve)?)"
-ANSWER = re.compile(rf"(?:[:=?-]>?|\.\.+)\s*[(\[]?(?:(?:none|nil|nothing)\b(?! of)|{NONE}{END})[)\]]?"
-                    rf"|[(\[](?:{NONE}| ?)[)\]]|(?:(?<=\s)|;\s?)(?:none|nil|negative|-(?:ve)?){END}")
+ANSWER = re.compile(rf"(?:[:=?-]>?|\.{2,9})\s{0,9}[(\[]?(?:(?:none|nil|nothing)\b(?! of)|{NONE}{END})[)\]]?"
+                    rf"|[(\[](?:{NONE}| ?)[)\]]|(?:(?<=\s)|;\s?)(?:none|nil|neg(?:ative)?|-(?:ve)?){END}"
+                    r"|(?<=[\s;])no(?=\s*(?:[.,;)]|$))")
 # What only sounds like a finding: "fracture line", "mass effect".
 SOUNDS = re.compile(r"\b(kerley(?: b)?|b|septal|fracture|pleural|fissure|fat|skin|growth|\w*spinal"
                     r"|\w*tracheal|mediastinal|junction|\w*esophageal)[ -]lines?\b"
@@ -250,13 +253,16 @@ def one_line(text: str) -> str:
 def clean(text: str) -> list[str]:
     """Report -> its sentences: lower case, one space between words, "a/b" and "and/or" read as "or"."""
     text = one_line(text).lower().translate(TYPESET)
+    text = re.sub(r"\b(ca|(?:c|w)ould|do|does|did|is|are|was|were|has|have)nt\b", r"\1n't", text)
     text = re.sub(r"(?<!:)(?<!: )\[ ?\] *([a-z][^\[.;]*)", r"; no \1;", text)   # "[ ] Effusion [x] Edema"
+    text = re.sub(r"(?<=: )(?:probab\w+|uncertain|unclear|indeterminate|maybe)\b", "possible", text)
+    text = re.sub(r"(?:^|(?<=[,;] ))\(-\) ?(?=[a-z])", "no ", text)             # "(-) effusion, (+) edema"
     text = re.sub(r":\s+", ": ", ANSWER.sub(" none;", text))
     if "?" in text:
         text = re.sub(r"\(\?+ ?([^()?]+)\)", r"; question \1; ", text)
         text = re.sub(r"(?<!\S)\?+ ?(?=\w)", "question ", text)
         text = re.sub(r"(?<=\w)\?+ (?=[a-z]+(?:\.|$))", ": ", text)       # "Effusion? Small."
-        text = re.sub(r"(?<=\w) ?(?:\(\?+\)|\?+)", " questionable. ", text)
+        text = re.sub(r"(?<=[\w:]) ?(?:\(\?+\)|\?+)", " questionable. ", text)
     for short, full in SHORT:
         text = text.replace(short, full)
     text = " " + " ".join(re.sub(r"/(?<=[a-z]/)(?=[a-z])", " or ", text).split())
@@ -329,7 +335,7 @@ KNOWN = (r"(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISO
          r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATIONS?|ADDENDUM|WET READ|NOTIFICATION")
 # At the start of a line any capitals; a usual name anywhere in capitals, or as the first words of a sentence.
 HEADER = re.compile(rf"(?:^|\n) ?([A-Z][A-Z ()/,-]*):(?=\s|$)|\b({KNOWN}):"
-                    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s*((?i:{KNOWN})):")
+                    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{0,20}((?i:{KNOWN})):")
 SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
     ("indication", r"reason for (the )?(exam(ination)?|study)"),
     ("history", r"clinical (history|information)|patient history|pfi"),

@@ -423,6 +423,13 @@ Effusion: not assessed. | ?eff
 [ ] Pneumothorax [ ] Effusion [X] Edema | -ptx -eff +edema
 Pneumothorax: [ ] Effusion: [x] Edema: [ ] | -ptx +eff -edema
 No evidence for pneumonia or effusion, nodule small. | -pna -eff +lesion
+Effusion neg | -eff
+Effusion, no. Edema "none". | -eff -edema
+{"effusion": "no", "edema": "yes"} | -eff +edema
+(+) effusion, (-) pneumothorax | +eff -ptx
+Effusion: +/-, pneumothorax: maybe, edema: ? | ?eff ?ptx ?edema
+Cant exclude pneumonia. Effusion isnt seen. | ?pna -eff
+Age-indeterminate fracture, opacity of uncertain origin. | +fx +opacity
 Fracture? | ?fx
 ? fracture | ?fx
 Left base opacity (?atelectasis) and small effusion. | +opacity ?atel +eff
