@@ -227,7 +227,7 @@ SHORT = (("`", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), (
 # "Pneumothorax: none", "Pneumothorax - no", "Pneumothorax (-)": an answer, with which its clause ends.
 END = r"(?=\s*(?:\.(?!\d)|[,;)\]]|$|\w[\w/ ]{0,40}[:=?]))"
 NONE = r"(?:none|nil|no|n|neg|negative|absent|false|0|-(?:ve)?)"
-ANSWER = re.compile(rf"(?:[:=?-]>?|\.{2,9})\s{0,9}[(\[]?(?:(?:none|nil|nothing)\b(?! of)|{NONE}{END})[)\]]?"
+ANSWER = re.compile(rf"(?:[:=?-]>?|\.{{2,9}})\s{{0,9}}[(\[]?(?:(?:none|nil|nothing)\b(?! of)|{NONE}{END})[)\]]?"
                     rf"|[(\[](?:{NONE}| ?)[)\]]|(?:(?<=\s)|;\s?)(?:none|nil|neg(?:ative)?|-(?:ve)?){END}"
                     r"|(?<=[\s;])no(?=\s*(?:[.,;)]|$))")
 # What only sounds like a finding: "fracture line", "mass effect".
@@ -335,7 +335,7 @@ KNOWN = (r"(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISO
          r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATIONS?|ADDENDUM|WET READ|NOTIFICATION")
 # At the start of a line any capitals; a usual name anywhere in capitals, or as the first words of a sentence.
 HEADER = re.compile(rf"(?:^|\n) ?([A-Z][A-Z ()/,-]*):(?=\s|$)|\b({KNOWN}):"
-                    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{0,20}((?i:{KNOWN})):")
+                    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})):")
 SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
     ("indication", r"reason for (the )?(exam(ination)?|study)"),
     ("history", r"clinical (history|information)|patient history|pfi"),
