@@ -227,7 +227,7 @@ SHORT = (("`", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), (
 # "Pneumothorax: none", "Pneumothorax - no", "Pneumothorax (-)": an answer, with which its clause ends.
 END = r"(?=\s*(?:\.(?!\d)|[,;)\]]|$|\w[\w/ ]{0,40}[:=?]))"
 NONE = r"(?:none|nil|no|n|neg|negative|absent|false|0|-(?:ve)?)"
-ANSWER = re.compile(rf"(?:[:=?-]>?|\.{{2,9}})\s{{0,9}}[(\[]?(?:(?:none|nil|nothing)\b(?! of)|{NONE}{END})[)\]]?"
+ANSWER = re.compile(rf"(?:[:=?-]>?|\.{{2,9}}) ?[(\[]?(?:(?:none|nil|nothing)\b(?! of)|{NONE}{END})[)\]]?"
                     rf"|[(\[](?:{NONE}| ?)[)\]]|(?:(?<=\s)|;\s?)(?:none|nil|neg(?:ative)?|-(?:ve)?){END}"
                     r"|(?<=[\s;])no(?=\s*(?:[.,;)]|$))")
 # What only sounds like a finding: "fracture line", "mass effect".
