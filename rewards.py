@@ -20,14 +20,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from chests.labels import LABELS, label_all
 from pretrained.densenet import DenseNet121
 from pretrained.vit import CLIPPair
 from storage.files import keep_tensors, read_json, read_text, write_json
-from storage.weights import read_kept, require
+from storage.weights import read_config, read_kept, read_weights, require
 from text_encoder import EOS, Tokenizer
 from training.ranks import gather_from_ranks, rank, ranks, reduce_over_ranks
 
@@ -84,10 +83,9 @@ class Frozen(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path):
-        folder = Path(folder)
         try:
-            net = cls(RewardConfig(**json.loads((folder / "config.json").read_text())))
-            net.load_state_dict(load_file(folder / "model.safetensors"))
+            net = cls(read_config(folder, RewardConfig, {}))
+            net.load_state_dict(read_weights(folder, "model")[0])
         except Exception as error:   # missing, truncated or foreign files: one message for all
             message = f"{folder}: not a reward network (config.json + model.safetensors): {error}"
             raise ValueError(message) from error

@@ -125,6 +125,9 @@ def test_a_pipe_or_a_link_is_no_file_of_a_run(tmp_path):
     os.mkfifo(tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match="net.safetensors: not a DenseNet-121.*not a regular file"):
         DiagnosisNet.from_densenet(tmp_path / "net.safetensors")
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ValueError, match="not a reward network.*not a regular file"):
+        DiagnosisNet.from_pretrained(tmp_path)
     for spoil in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "outside")):
         spoil(tmp_path / ".lock")
         with pytest.raises(ValueError, match=".lock is not a regular file"), holding(tmp_path):
