@@ -265,7 +265,7 @@ def index_folder(folder: Path, prompt: str, cache: Path | None) -> Index:
             index = read_index(file)
             print(f"data: rows as indexed in {file}; delete it if images or report files have changed")
             return index
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             print(f"data: {file} is damaged and made again")
     index = build_index(folder, prompt)
     if file and len(index.rows) > DECODED_ROWS:
@@ -306,7 +306,7 @@ def decode_all(folder: Path, rows: list[Row], size: int, fit: str,
             with safe_open(file, "pt") as kept:
                 faults = json.loads(kept.metadata()["faults"])
                 return kept.get_tensor("pixels"), {int(row): reason for row, reason in faults.items()}
-        except (SafetensorError, KeyError, TypeError, ValueError):
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError):
             print(f"data: {file} is damaged and made again")
     pixels, faults = torch.zeros(len(rows), 1, size, size, dtype=torch.uint8), {}
     images = tqdm(decode(folder, rows, size, fit), "reading images", len(rows), unit="image", delay=1)

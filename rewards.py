@@ -20,14 +20,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from chests.labels import LABELS, label_all
 from pretrained.densenet import DenseNet121
 from pretrained.vit import CLIPPair
-from storage.files import read_json, write_json
-from storage.weights import read_config, read_weights, require, write_folder
+from storage.files import read_json, read_text, write_json
+from storage.weights import read_config, read_kept, read_weights, require, write_folder
 from text_encoder import EOS, Tokenizer, info_nce
 from training.ranks import rank, ranks, reduce_over_ranks
 
@@ -260,8 +259,8 @@ class DiagnosisNet(Frozen):
         """
         path = Path(path)
         try:
-            weights = load_file(path)
-            names = json.loads(path.with_suffix(".json").read_text())
+            weights = read_kept(path)[0]
+            names = json.loads(read_text(path.with_suffix(".json")))
             rows = {XRV_NAMES.get(name, name): row for row, name in enumerate(names)}
             net = cls(RewardConfig(trunk="densenet121"))
             net.trunk.load_state_dict({k: v for k, v in weights.items() if k.startswith("features.")})

@@ -21,7 +21,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from chests.images import Glance, ImageError, Row
-from chests.labels import LABELS, sections
+from chests.labels import LABELS, one_line, sections
 
 
 class DataError(ValueError):
@@ -68,8 +68,17 @@ def lines_of(text: TextIO) -> Iterator[str]:
 
 
 CELLS = "line with more or fewer cells than the header"
-MISSING = {form for word in ("nan", "na", "n/a", "none", "null", "<na>", "#n/a")
-           for form in (word, word.upper(), word.capitalize(), "NaN")}
+WORDS = "nan -nan na n/a n.a. none null (null) nil nat <na> #na #n/a undefined unknown"
+MISSING = {form for word in WORDS.split() for form in (word, word.upper(), word.capitalize())}
+MISSING |= {"NaN", "-NaN", "NaT", "\\N", "-", "--", "?", "."}
+
+
+def given(text: str, notes: Tally, where: str) -> str:
+    """The text; "" where it means missing, which is noted."""
+    if text.strip() not in MISSING:
+        return text
+    notes.add("text that means missing (nan, NA, None, null, -), taken as blank", where)
+    return ""
 
 
 def read_table(path: Path, notes: Tally, needed: Collection[str],
@@ -92,6 +101,8 @@ def read_table(path: Path, notes: Tally, needed: Collection[str],
                 raise DataError(f"{path}: expected the columns {', '.join(needed).replace('|', ' or ')}; "
                                 f"found {', '.join(map(repr, columns)) or 'none'}")
             names = [*"|".join(needed).split("|"), *more]
+            if twice := [name for name in names if columns.count(name) > 1]:
+                raise DataError(f"{path}: two columns are named {twice[0]!r}; expected one")
             places = [(name, columns.index(name)) for name in names if name in columns]
             blank, whole = dict.fromkeys(names, ""), len(places) == len(names)
             width = max(i for i, name in enumerate(columns, 1) if name)  # NIH's header ends in a comma
@@ -103,10 +114,8 @@ def read_table(path: Path, notes: Tally, needed: Collection[str],
                 row = {name: cells[i].strip() for name, i in places}
                 row = row if whole else blank | row
                 if not MISSING.isdisjoint(row.values()):
-                    for name in (name for name, cell in row.items() if cell in MISSING):
-                        notes.add("cell that means missing (nan, NA, None, null), taken as blank",
-                                  f"{path.name}, line {lines.line_num}: {name}")
-                        row[name] = ""
+                    row = {name: given(cell, notes, f"{path.name}, line {lines.line_num}: {name}")
+                           for name, cell in row.items()}
                 yield row
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text: byte 0x{error.object[error.start]:02x} soon after line "
@@ -125,16 +134,18 @@ def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> s
     impression column, or else findings. "impression" and "findings" fall back on each other; "both" joins.
     """
     parts = sections(report) if report else {}
+    parts = {name: "" if text in MISSING else text for name, text in parts.items()}
+    known = {"findings", "impression"} & set(parts)
     findings, impression = findings or parts.get("findings", ""), impression or parts.get("impression", "")
     if prompt == "both":
         text = f"{findings} {impression}"
     elif prompt == "findings":
         text = findings or impression
-    elif prompt == "report" and report and not {"findings", "impression"} & set(parts):
+    elif prompt == "report" and report and not known:
         text = parts.get("last_paragraph", report)
     else:
         text = impression or findings
-    return " ".join((text if text.strip() else report).split())
+    return one_line(text if text.strip() or known else report)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -343,7 +354,8 @@ def openi_xml_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Itera
         except (ET.ParseError, OSError, ValueError, LookupError):
             yield Row(str(file.relative_to(folder)), "", fault="XML file that cannot be read")
             continue
-        parts = {text.get("Label"): text.text or "" for text in root.iter("AbstractText")}
+        parts = {text.get("Label"): given(text.text or "", notes, f"{file.name}: {text.get('Label')}")
+                 for text in root.iter("AbstractText")}
         report = choose_prompt("", parts.get("FINDINGS", ""), parts.get("IMPRESSION", ""), prompt)
         patient = root.find("uId")
         for number, image in enumerate(root.iter("parentImage")):

@@ -113,13 +113,17 @@ def open_image(path: Path) -> Image.Image:
 def to_grey(image: Image.Image) -> Image.Image:
     """Any mode -> 8-bit grey; what is transparent becomes black.
 
-    Deep integers are scaled by the depth that all but the brightest thousandth needs (a marker, dead pixels),
-    as scanners store 10 to 14 bits in 16; floats by the greatest of these values.
+    Deep integers are scaled by the depth that all but the brightest thousandth needs (dead pixels), or
+    twentieth where the rest is far brighter (a marker), as scanners store 10 to 14 bits in 16; floats by the
+    greatest of these values.
     """
     if image.mode == "F" or image.mode.startswith("I"):
-        deep = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(min=0)
-        depths = () if image.mode == "F" else (8, 10, 12, 14, 16)
-        most = np.quantile(deep, 0.999) or deep.max() or 1
+        deep = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=-1)
+        least, bulk, most = np.quantile(deep, (0.001, 0.95, 0.999))
+        if least < 0:   # Hounsfield's, or beyond what Pillow holds
+            raise ImageError("grey values below 0, or none")
+        depths = () if image.mode == "F" else (8, 10, 12, 14, 15 if image.mode == "I" else 16)   # I: a sign
+        deep, most = deep.clip(min=0), (bulk if 0 < 4 * bulk <= most else most) or deep.max() or 1
         top = next((2**bits - 1 for bits in depths if most < 2**bits), most)
         return Image.fromarray((deep.clip(max=top) * (255 / top)).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -149,6 +153,8 @@ def read_image(path: Path, size: int, fit: str, aspect: float | None = None) -> 
             if image.mode[0] in "IF" and getattr(image, "tag_v2", {}).get(262) == 0:
                 grey = ImageOps.invert(grey)  # "0 is white": Pillow turns shallow TIFFs itself, deep ones not
             return np.array(to_square(grey, size, fit, aspect))
+        except ImageError:
+            raise
         except Exception:  # Pillow raises many kinds on damaged data
             raise ImageError("truncated or damaged") from None
 

@@ -46,7 +46,7 @@ FINDINGS = {
         mediastinal (?:widening|enlargement)""",
     "Cardiomegaly": r"cardiomegaly|(?:cardiac|heart) enlargement|enlargement of the (?:heart|cardiac)",
     "Lung Lesion": r"""
-        (?<!body )mass(?!ive|achu)|lump(?!ect)|cavitary lesion|(?:adeno)?carcinoma|neoplas|tumor
+        mass(?!ive|achu)|lump(?!ect)|cavitary lesion|(?:adeno)?carcinoma|neoplas|tumor
         (?<!\bcalcified )(?:micro)?nodul(?:es?\b|ar (?:densit|opaci))""",
     "Lung Opacity": r"""
         opaci|decreased translucency|increased densit|air-? ?space (?:disease|process)|infiltrat
@@ -58,14 +58,15 @@ FINDINGS = {
         indistinctness|vascular prominence""",
     "Consolidation": r"consolidat",
     "Pneumonia": r"""
-        (?:broncho)?pneumonia|(?<!prior )(?<!previous )(?<!old )(?<!granulomatous )infection|infectious""",
+        (?:broncho)?pneumonia|pna\b|infectious
+        (?<!prior )(?<!previous )(?<!old )(?<!granulomatous )infection""",
     "Atelectasis": r"atelecta|(?<!vertebral )(?<!body )collapse(?!d? vertebra)",
-    "Pneumothorax": r"(?:hydro|hemo)?pneumothora|pleural air\b",
+    "Pneumothorax": r"(?:hydro|hemo)?pneumothora|ptx\b|pleural air\b",
     "Pleural Effusion": r"pleural fluid|(?<!pericardial )effusion|hydropneumothora|hemothora",
     "Pleural Other": r"pleural thickening|fibrosis|fibrothorax|pleural scar|pleuro-\w+ scar",
     "Fracture": r"fractur",
     "Support Devices": r"""
-        pacer|defib|tubes?\b|\w*catheter|pacemaker|a?icd\b|picc|(?<!kerley )(?<!b )(?<!septal )lines?\b
+        pacer|defib|tubes?\b|\w*catheter|pacemaker|a?icd\b|picc|lines?\b
         cannula|drain\b|port-a-cath|mediport|valves?\b|hardware|arthroplast|screw|coils?\b
         plates?\b(?!-| ?like)|marker|device|apparatus|support|equipment""",
     "Other": r"""
@@ -103,16 +104,18 @@ DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major
 SAME = re.compile(rf"""(?x) \b(?: (?:no|without)[ ]{DEGREE}(?:change|(?:in|de)crease|improvement|progression
     |difference|worsening|growth|resolution|clearing)s?\b(?:[ ]or[ ]\w+)?(?:[ ](?:in|of)\b)?
     |(?:not|partly|partially|incompletely)[ ]{DEGREE}(?:chang|increas|decreas|improv|progress|differ|worse
-    |resolv|cleared|remov|disappear)\w* |(?:partial|incomplete)[ ](?:resolution|clearing)[ ]of )""")
+    |resolv|cleared|remov|disappear)\w* |(?:fail\w*|unable)[ ]to[ ](?:resolve|clear|improve|change)\b
+    |(?:partial|incomplete)[ ](?:resolution|clearing)[ ]of )""")
 NO = re.compile(cues(r"""
-    no\b|without\b|not\b|nor\b|neither\b|absent\b|resolved\b|rather than\b|negative for\b
-    free (?:of|from)\b|clear of\b|rules? out\b|ruled out\b|exclude\b|history of\b
+    no\b|without\b|not\b|nor\b|neither\b|absent\b|resolved\b|rather than\b|negative for\b|den(?:y|ies|ied)\b
+    free (?:of|from)\b|clear of\b|rules? out\b|ruled out\b|excludes?\b|history of\b|lack(?:s|ing)?\b
+    never\b|nothing\b|devoid of\b|fail(?:s|ed|ure)? to\b|unable to\b
     (?:resolution|disappearance|removal|drainage|absence|clearing) of\b"""))
 GONE = re.compile(cues(r"""
-    (?:not|no longer) (?:\w+ly )?(?:seen|identified|visuali[sz]ed|present|evident|demonstrated|noted)\b
-    (?:not|no longer) (?:\w+ly )?(?:detected|observed|apparent|suspected)\b|previously (?:seen|demonstrated)\b
+    (?:not|no longer) (?:\w+ly )?(?:seen|identified|visuali[sz]ed|visible|present|evident|demonstrated|noted
+    detected|observed|apparent|suspected|shown|found)\b|previously (?:seen|demonstrated)\b
     absent\b|resolved\b|cleared\b|excluded\b|ruled out\b|removed\b|disappeared\b|unremarkable\b"""))
-COLON_NO = re.compile(r"[^,:]*: (?:there (?:is|are) )?(?:no|without|not(?! well| clear))\b")
+COLON_NO = re.compile(r"[^,:]*: (?:there (?:is|are) )?(?:no|without|not(?! well| clear| assess| evaluat))\b")
 # ", small left effusion" is a new, affirmed item after a denied one, unless a later "or" closes the list.
 SIZE = cues(r"""
     small\b|tiny\b|trace\b|mild(?:ly)?\b|minimal(?:ly)?\b|moderate(?:ly)?\b|large\b|stable\b|unchanged\b|low\b
@@ -124,13 +127,13 @@ LIST_END = re.compile(rf"{STOP.pattern}|{NEW_ITEM.pattern}|\bno\b")
 OR, ASIDE = re.compile(r"\bor\b"), re.compile(rf"{SIZE}|[:+]")
 
 NO_NEW = re.compile(r"\b(?:no|without) (?:\w+ )?new ")  # an old one may still be there
-CANNOT = r"(?:not|difficult to)(?: be)?(?: \w+ly)? "
+CANNOT = r"(?:not|difficult to|unable to)(?: be)?(?: \w+ly)? "
 CANNOT_EXCLUDE = re.compile(CANNOT + r"(?:exclud\w*|rul\w* out) ")
 NOT_EXCLUDED = re.compile(CANNOT + r"(?:excluded?|ruled? out)")
 MAYBE_LEFT = re.compile(cues(r"""
     may\b|might\b|could\b|would\b|possib\w+|probabl\w+|presum\w+|question\w*|suspect\w*|equivocal\b|either\b
     suspicio\w+ (?:for|of)\b|concern\w* (?:for|of)\b|worrisome for\b|suggest\w* of\b|favor\w*|consider\w*
-    vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b|borderline\b|correlate\b
+    likelihood of\b|vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b|borderline\b|correlate\b
     blunt\w* of .* angles?\b"""))
 MAYBE_RIGHT = re.compile(cues(r"""
     (?:may|might|could|would)(?: also)? (?:be (?:present|considered|possible)\b|exist\b|not be \w+)
@@ -210,29 +213,60 @@ def organ_verdict(left: str, right: str) -> float:
         return nan
     if adjectives and verdict["present"]:  # "no cardiomegaly or widened mediastinum": a finding, as any other
         return finding_verdict(left[: verdict.start()], verdict[0], left[verdict.end():] + right)
-    return VALUES[verdict.lastgroup] if verdict else nan
+    return (UNCERTAIN if right.endswith("questionable") else VALUES[verdict.lastgroup]) if verdict else nan
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Report -> labels
 
-TYPESET = str.maketrans(dict.fromkeys("’‘ʼ´", "'") | dict.fromkeys("–−‑‐", "-") | {"—": " - "})
+TYPESET = str.maketrans(dict.fromkeys("’‘ʼ´′＇", "'") | dict.fromkeys("–−‑‐", "-") | {"—": " - ", "±": "+/-"}
+                        | dict.fromkeys('"“”{}', "") | {"_": " "})
 SHORT = (("`", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
-         ("v/s", "vs"), ("and/or", "or"), (",", ", "))
+         ("v/s", "vs"), ("n/a", "not assessed"), ("[x]", ";"), ("(+)", ";"),
+         ("+/-", "possible "), ("and/or", "or"), (",", ", "))
 # "Pneumothorax: none", "Pneumothorax - no", "Pneumothorax (-)": an answer, with which its clause ends.
-END = r"(?=\s*(?:[.,;)\]]|$|\w[\w/ ]{0,40}[:=?]))"
-ANSWER = re.compile(rf"[:=?-]\s*[(\[]?(?:(?:none|nil)\b(?! of)|(?:no|neg|negative|absent|-){END})[)\]]?"
-                    rf"|[(\[](?:no|none|nil|neg|negative|absent|-)[)\]]|(?<= )(?:none|nil|negative|-){END}")
+END = r"(?=\s*(?:\.(?!\d)|[,;)\]]|$|\w[\w/ ]{0,40}[:=?]))"
+NONE = r"(?:none|nil|no|n|neg|negative|absent|false|0|-(?:ve)?)"
+ANSWER = re.compile(rf"(?:[:=?-]>?|\.{{2,9}}) ?[(\[]?(?:(?:none|nil|nothing)\b(?! of)|{NONE}{END})[)\]]?"
+                    rf"|[(\[](?:{NONE}| ?)[)\]]|(?:(?<=\s)|;\s?)(?:none|nil|neg(?:ative)?|-(?:ve)?){END}"
+                    r"|(?<=[\s;])no(?=\s*(?:[.,;)]|$))")
+# What only sounds like a finding: "fracture line", "mass effect".
+SOUNDS = re.compile(r"\b(kerley(?: b)?|b|septal|fracture|pleural|fissure|fat|skin|growth|\w*spinal"
+                    r"|\w*tracheal|mediastinal|junction|\w*esophageal)[ -]lines?\b"
+                    r"|\b(body|muscle) mass\b|\bmass[ -](effect)")
+# Not "___", "XXXX", "none", "see above": a text without a word of its own says nothing.
+WORDS = re.compile(r"(?!(?:x+|none|nan?|nil|null|not|assessed|see|above|below|report|pending)\b)\b[a-z]{2,}")
+OPEN = r"(?:\b(?:no|not|of|or|and|the|an?|with|without|for|to|in|on|by|is|are|was|be|possible|likely)|[,/])"
+
+
+def one_line(text: str) -> str:
+    """Line breaks become blanks, or where they end a sentence (a blank line, a new item, or a capital behind
+    a word that is not OPEN to more) a point; words cut in two are whole again."""
+    lines = [line.strip() for line in text.splitlines()]
+    if len(lines) > 1:
+        text = re.sub(rf"(?i)(?<=[a-z])-\n+(?=[a-z])|({OPEN})\n+", lambda m: m[1] and m[1] + " " or "",
+                      "\n".join(lines))
+        text = re.sub(r"(?<=[\w)])\n(?=\n|[A-Z][a-z]|(?:[-*•]|\d+[.)]) )", ". ", text)
+    return " ".join(text.split())
 
 
 def clean(text: str) -> list[str]:
     """Report -> its sentences: lower case, one space between words, "a/b" and "and/or" read as "or"."""
-    text = text.lower() if text.isascii() else text.lower().translate(TYPESET)
-    text = re.sub(r"\n\s*\n", ". ", re.sub(r":\s+", ": ", ANSWER.sub(" none;", text)))
+    text = one_line(text).lower().translate(TYPESET)
+    text = re.sub(r"\b(ca|(?:c|w)ould|do|does|did|is|are|was|were|has|have)nt\b", r"\1n't", text)
+    text = re.sub(r"(?<!:)(?<!: )\[ ?\] *([a-z][^\[.;]*)", r"; no \1;", text)   # "[ ] Effusion [x] Edema"
+    text = re.sub(r"(?<=: )(?:probab\w+|uncertain|unclear|indeterminate|maybe)\b", "possible", text)
+    text = re.sub(r"(?:^|(?<=[,;] ))\(-\) ?(?=[a-z])", "no ", text)             # "(-) effusion, (+) edema"
+    text = re.sub(r":\s+", ": ", ANSWER.sub(" none;", text))
+    if "?" in text:
+        text = re.sub(r"\(\?+ ?([^()?]+)\)", r"; question \1; ", text)
+        text = re.sub(r"(?<!\S)\?+ ?(?=\w)", "question ", text)
+        text = re.sub(r"(?<=\w)\?+ (?=[a-z]+(?:\.|$))", ": ", text)       # "Effusion? Small."
+        text = re.sub(r"(?<=[\w:]) ?(?:\(\?+\)|\?+)", " questionable. ", text)
     for short, full in SHORT:
         text = text.replace(short, full)
     text = " " + " ".join(re.sub(r"/(?<=[a-z]/)(?=[a-z])", " or ", text).split())
-    text = text.replace(" non-", " non").replace(" non ", " non")
+    text = SOUNDS.sub(lambda m: m[m.lastindex], text).replace(" non-", " non").replace(" non ", " non")
     text = re.sub(r" v(?:ersus|s\.|\.s\.|\.(?= )) *", " vs ", text)
     sentences = re.split(r"[.!?]+(?:(?!\d)|(?<=[^\d\s.!?]\.))", text)  # no decimal point
     return [sentence.strip() for sentence in sentences if sentence.strip()]
@@ -274,7 +308,7 @@ def label_values(report: str) -> tuple[float, ...]:
             verdicts.setdefault(name, set()).add(verdict)
     values = {name: merge(seen) for name, seen in verdicts.items()}
     ill = any(value != ABSENT for name, value in values.items() if name != "Support Devices")
-    values["No Finding"] = PRESENT if sentences and not ill else nan
+    values["No Finding"] = PRESENT if any(map(WORDS.search, sentences)) and not ill else nan
     return tuple(values.get(name, nan) for name in LABELS)
 
 
@@ -301,7 +335,7 @@ KNOWN = (r"(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISO
          r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATIONS?|ADDENDUM|WET READ|NOTIFICATION")
 # At the start of a line any capitals; a usual name anywhere in capitals, or as the first words of a sentence.
 HEADER = re.compile(rf"(?:^|\n) ?([A-Z][A-Z ()/,-]*):(?=\s|$)|\b({KNOWN}):"
-                    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s*((?i:{KNOWN})):")
+                    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})):")
 SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
     ("indication", r"reason for (the )?(exam(ination)?|study)"),
     ("history", r"clinical (history|information)|patient history|pfi"),
@@ -331,12 +365,12 @@ def section_name(header: str) -> str:
 
 
 def sections(text: str) -> dict[str, str]:
-    """Report -> {section name: its text, line breaks squeezed}; of two sections of one name the last stays.
+    """Report -> {section name: its text on one line}; of two sections of one name the last stays.
 
     Text before the first header is "preamble", a text without headers "full report". Where there is neither
     findings nor impression, what follows the last section's first blank line is "last_paragraph".
     """
-    text = text.replace("\r\n", "\n")
+    text = "\n".join(text.splitlines())
     header = HEADER.search(text)
     parts = [("preamble", text[: header.start()])] if header else [("full report", text)]
     while header:
@@ -349,4 +383,4 @@ def sections(text: str) -> dict[str, str]:
         name, body = parts.pop()
         first, *rest = re.split(r"\n ?\n", body, maxsplit=1)
         parts += [(name, first), *(("last_paragraph", paragraph) for paragraph in rest)]
-    return {name: " ".join(body.split()) for name, body in parts}
+    return {name: one_line(body) for name, body in parts}

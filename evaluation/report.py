@@ -10,10 +10,9 @@ import os
 import platform
 from pathlib import Path
 
-from PIL import Image
-
 from evaluation.results import BETTER, cell, remarks, systems_of
 from storage.files import write_text
+from storage.pictures import png_text
 from training.options import command_of
 
 COLOURS = {"real": "#5b6770", "anchor": "#b3540a", "cxrl": "#0b5fa8"}   # of systems; others: purple
@@ -139,12 +138,10 @@ def metric_table(systems: dict[str, dict], difference: dict[str, dict] | None = 
 def picture(run: Path, name: str, private: bool) -> str:
     """RUN/samples/NAME.png inside the page, or a link to it; nothing where it cannot be read"""
     path, caption = run / "samples" / f"{name}.png", PICTURES[name][0]
-    try:
-        with Image.open(path) as image:
-            reports = image.info.get("report", "").splitlines()
-        data = base64.b64encode(path.read_bytes()).decode()
-    except OSError:
+    about = png_text(path)
+    if not about:
         return ""
+    reports, data = about.get("report", "").splitlines(), base64.b64encode(path.read_bytes()).decode()
     if private:
         return (f'<p>{e(caption)} It shows patients and is not part of this page: '
                 f'<a href="samples/{name}.png">samples/{name}.png</a></p>')

@@ -79,7 +79,7 @@ def sides(name: str, value: object) -> tuple[int, ...]:
     return found
 
 
-def read_preprocessing(folder: Path, default: dict) -> Preprocessing:
+def read_preprocessing(folder: Path, default: dict, patch: int) -> Preprocessing:
     """From preprocessor_config.json, or transformers 5's processor_config.json; without them the default,
     which is said: a network sees little in images of another kind than it was trained on."""
     path = folder / "preprocessor_config.json"
@@ -88,7 +88,10 @@ def read_preprocessing(folder: Path, default: dict) -> Preprocessing:
     raw = read_json(path, missing={"image_processor": default})
     if not path.exists():
         print(f"{folder}: no preprocessor_config.json; images are prepared with {default}")
-    return parse_config(raw.get("image_processor", raw), Preprocessing, IMAGE_FIXED, path)
+    found = parse_config(raw.get("image_processor", raw), Preprocessing, IMAGE_FIXED, path)
+    side = min(sides("", found.crop_size if found.do_center_crop else found.size))
+    require(side >= patch, f"{path}: the side of an image", side, f"at least the patch_size, {patch}")
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ the network
@@ -204,7 +207,7 @@ class Dinov2(VisionTransformer):
                 value = value.squeeze(0).squeeze(0)
             weights[name] = value
         load_strict(net, weights, path)
-        net.prepare = read_preprocessing(Path(folder), DINO_IMAGES)
+        net.prepare = read_preprocessing(Path(folder), DINO_IMAGES, raw["patch_size"])
         return net.eval().requires_grad_(False)
 
 
@@ -259,7 +262,8 @@ class CLIPPair(nn.Module):
             weights.pop(f"{tower}_model.embeddings.position_ids", None)   # 0, 1, 2, ...: old buffers
         load_strict(pair, weights, path)
         pair.config, pair.tokenizer, pair.closing = raw, tokenizer, closing
-        pair.prepare = read_preprocessing(folder, {"size": vision.image_size, "crop_size": vision.image_size})
+        pair.prepare = read_preprocessing(folder, {"size": vision.image_size, "crop_size": vision.image_size},
+                                          vision.patch_size)
         return pair.eval().requires_grad_(False)
 
     def save_pretrained(self, folder: Path | str) -> None:

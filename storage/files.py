@@ -25,6 +25,8 @@ def holding(folder: Path, flag: str = "") -> Iterator[None]:
     made, path = not folder.exists(), folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            raise OSError(0, ".lock is not a regular file")   # a pipe: open would never end
         lock = open(path, "a")
     except OSError as error:
         raise ValueError(f"{flag}{folder}: cannot be written: {error.strerror}") from error
@@ -34,8 +36,8 @@ def holding(folder: Path, flag: str = "") -> Iterator[None]:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"{flag}{folder}: another process is at work in it") from error
-        for left in folder.rglob("*.[0-9]*.tmp"):   # replacing's names
-            left.unlink()
+        for left in (*folder.rglob("*.[0-9]*.tmp"), *folder.rglob(".tmp" + 6 * "[0-9A-Za-z]")):
+            left.unlink()   # replacing's names, and safetensors' own
         try:
             yield
         finally:
@@ -47,18 +49,28 @@ def holding(folder: Path, flag: str = "") -> Iterator[None]:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields the name of a fresh temporary file, which takes the place of `path` in the end. OSError names
-    the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    the file, as what a full disk raises does not."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))   # never through a link
         yield temporary
         os.replace(temporary, path)
-    except SafetensorError as error:    # a full disk
+    except (OSError, SafetensorError) as error:
         raise OSError(f"{path}: cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """In one write, so that the end alone can lack: then OSError is raised."""
+    with open(path, "ab", buffering=0) as file:
+        try:
+            if file.write(line.encode() + b"\n") <= len(line.encode()):
+                raise OSError("no space left for a whole line")
+        except OSError as error:
+            raise OSError(f"{path}: cannot be written: {error}") from error
 
 
 def read_text(path: Path) -> str:

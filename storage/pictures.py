@@ -50,11 +50,13 @@ def save_png(image: Image.Image, path: Path, **text: object) -> None:
 def png_text(path: Path) -> dict[str, str]:
     """The text chunks of a PNG; none where it is absent or damaged."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            return dict(image.text)
-    except (OSError, SyntaxError, ValueError, AttributeError):   # PIL raises all of these
-        return {}
+        if path.is_file():   # a pipe would never end
+            with Image.open(path) as image:
+                image.load()
+                return dict(image.text)
+    except (OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError):
+        pass
+    return {}
 
 
 def read_png(path: Path) -> Tensor:

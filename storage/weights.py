@@ -14,7 +14,8 @@ from storage.files import keep_tensors, read_json, write_json
 
 
 def is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    """A width, a number of layers or tokens ...: above 0, and none that no network has."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**24
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:

@@ -1,39 +1,36 @@
 """Hostile inputs: files of a run, of a pipeline and of a table, changed at random, and what reads them.
 
-    python tests/storm_inputs.py [--inputs 40] [--seed 0] [--run a finished run in smoke size]
+    python tests/storm_inputs.py [--inputs 40] [--seed 0]
 
-Each command has to end by itself within a minute, in a status of its own, without a traceback; nothing
+Each command has to end by itself within a minute's work, in a status of its own, without a traceback; nothing
 outside the folder may change, and where it is refused no file in it may be lost. A child process for each,
 forked after the slow imports.
 """
 import argparse
-import contextlib
 import json
 import os
 import random
 import resource
 import shutil
-import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
-from conftest import ROOT, SMOKE, command
+from conftest import SMOKE
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from storm_kills import Forked, as_command, small_set, start
 
 import evaluate
 import sample
 import train
-from storage import command as commands
 
 VALUES = [None, True, -1, 0, 10**9, 10**40, 1e308, 1e-300, float("nan"), "", "x", "\ud800", [], ["x"], {},
           {"a": 1}, "../../outside", "/etc/passwd", -0.5]
 CELLS = ["", "nan", "x" * 10_000, "../outside.png", "/etc/passwd", "\0", '"', "a,b", "\n", "0.png", "漢"]
-LIMIT = 60   # seconds
+LIMIT = 60   # seconds of work, a fifth of those that may pass: other work may share the core
 
 
 # ------------------------------------------------------------------------------------------------ mutations
@@ -132,7 +129,8 @@ STAGES = {"vae": "anchor/vae/config.json", "text": "anchor/model_index.json",
           "consistency": "rewards/consistency/config.json", "rl": "cxrl/model_index.json"}
 
 
-def case(run: Path, folder: Path, chance: random.Random) -> tuple[str, Path, object, list[str]]:
+def case(run: Path, folder: Path, chance: random.Random,
+         options: list[str]) -> tuple[str, Path, object, list[str]]:
     """-> its name, the file that is changed, and what reads it: a script's main and its arguments."""
     kind = chance.choice(["pipeline", "pipeline", "state", "run", "rewards", "table"])
     if kind == "state":
@@ -140,7 +138,7 @@ def case(run: Path, folder: Path, chance: random.Random) -> tuple[str, Path, obj
         copy = copy_run(run, folder / "run", STAGES[name])
         stage = {"text": "diffusion", "posture": "rewards", "consistency": "rewards"}.get(name, name)
         return (kind, copy / "state" / f"{name}.safetensors", train.main,
-                ["--out", str(copy), *SMOKE, "--stage", stage])
+                ["--out", str(copy), *options, "--stage", stage])
     if kind == "table":
         data = folder / "data"
         data.mkdir()
@@ -150,69 +148,45 @@ def case(run: Path, folder: Path, chance: random.Random) -> tuple[str, Path, obj
             lines.append(f"{i}.png,{'Large left effusion.' if i % 2 else 'No acute disease.'},p{i},")
         (data / "metadata.csv").write_text("\n".join(lines) + "\n")
         file = data / chance.choice(["metadata.csv"] * 4 + ["3.png"])
-        return kind, file, train.main, ["--data", str(data), "--out", str(folder / "run"), *SMOKE,
+        return kind, file, train.main, ["--data", str(data), "--out", str(folder / "run"), *options,
                                         "--stage", "vae", "--vae-steps", "1"]
     copy = copy_run(run, folder / "run", "cxrl/model_index.json" if kind == "rewards" else None)
     if kind == "run":
         file = copy / chance.choice(["config.json", "log.jsonl"])
         main, arguments = chance.choice([
-            (train.main, ["--out", str(copy), *SMOKE, "--stage", "vae"]),
+            (train.main, ["--out", str(copy), *options, "--stage", "vae"]),
             (evaluate.main, [str(copy), "--reports", "5"]),
             (sample.main, ["No acute disease.", "--run", str(copy), "--out", str(folder / "a.png")])])
         return kind, file, main, arguments
     part = copy / ("rewards" if kind == "rewards" else chance.choice(["anchor", "cxrl"]))
     file = chance.choice(sorted(path for path in part.rglob("*") if path.is_file()))
     if kind == "rewards":
-        return kind, file, train.main, ["--out", str(copy), *SMOKE, "--stage", "rl", "--rounds", "3"]
+        return kind, file, train.main, ["--out", str(copy), *options, "--stage", "rl", "--rounds", "3"]
     return kind, file, sample.main, ["No acute disease.", "--run", str(copy), "--n", "1", "--steps", "2",
                                      "--out", str(folder / "a.png"), *["--anchor"] * (part.name == "anchor")]
 
 
 def outcome(main, arguments: list[str], out: Path) -> tuple[int | None, str]:
     """Run main(arguments) as a command in a child -> its status (None: it hung), and what it printed."""
-    pid = os.fork()
-    if pid == 0:
-        with open(out, "wb") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))
+    def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
-        status = 0
-        try:
-            commands.begin("again", 1)
-            main(arguments)
-        except BaseException as error:
-            try:
-                status = error.code if isinstance(error, SystemExit) else 1
-                if not isinstance(error, SystemExit):
-                    sys.excepthook(type(error), error, error.__traceback__)
-            except SystemExit as end:
-                status = end.code
-        finally:
-            with contextlib.suppress(BaseException):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(status if isinstance(status, int) else 1)
-    end = time.monotonic() + LIMIT
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status), out.read_text(errors="replace")
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None, out.read_text(errors="replace")
+        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
+        as_command(main, arguments, out)
+
+    job = Forked(target=limited)
+    job.start()
+    return job.wait(5 * LIMIT), out.read_text(errors="replace")
 
 
-def inputs(run: Path, folder: Path, count: int, seed: int) -> list[str]:
-    """-> what went wrong with `count` hostile inputs, a line each"""
+def inputs(run: Path, folder: Path, count: int, seed: int, options: list[str] = SMOKE) -> list[str]:
+    """A run and the options that made it -> what went wrong with `count` hostile inputs, a line each"""
     wrong = []
     canary = folder / "outside"
     canary.write_text("precious")
     for i in range(seed, seed + count):
         chance, place = random.Random(i), folder / f"case{i}"
         place.mkdir()
-        kind, file, main, arguments = case(run, place, chance)
+        kind, file, main, arguments = case(run, place, chance, options)
         name = f"input {i}, {kind} {file.relative_to(place)}"
         name += f" ({mutate(file, chance)})"
         before = {path for path in place.rglob("*") if path.is_file() and path != file}
@@ -225,6 +199,7 @@ def inputs(run: Path, folder: Path, count: int, seed: int) -> list[str]:
             ("lost files", status and any(not path.exists() for path in before))] if true]
         if faults:
             wrong.append(f"{name}: {', '.join(faults)}: {text.strip().splitlines()[-1:]}")
+            print(wrong[-1], flush=True)
         shutil.rmtree(place)
     return wrong
 
@@ -234,16 +209,13 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--run", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(dir=ROOT if args.run is None else args.run.parent) as folder:
-        run = args.run
-        if run is None:
-            run = Path(folder, "whole")
-            assert command("train.py", "--out", run, *SMOKE).returncode == 0
-        wrong = inputs(run, Path(folder), args.inputs, args.seed)
-    print("\n".join(wrong))
+    torch.optim.AdamW([torch.zeros(1)])   # imports for seconds, too
+    with tempfile.TemporaryDirectory() as folder:
+        run, options = Path(folder, "whole"), small_set(Path(folder, "data"))
+        assert start(run, Path(folder, "out.txt"), 1, options).wait() == 0
+        wrong = inputs(run, Path(folder), args.inputs, args.seed, options)
     print(f"{args.inputs - len(wrong)} of {args.inputs} hostile inputs answered well")
     sys.exit(bool(wrong))
 

@@ -151,6 +151,15 @@ def test_openi_xml(tmp_path):
     assert reports["png/CXR2_1_IM-0002-1.png"] == "No 2."
 
 
+def test_openi_sections_that_mean_missing_are_blank(tmp_path, capsys):
+    """nan, NA or None as a whole section is no text, and counted."""
+    put(tmp_path, {f"ecgen-radiology/{i}.xml": XML.format(i=i).replace(f"No {i}.", text)
+                   for i, text in enumerate(("nan", " NA ", "None", "Small effusion."))}
+        | {f"CXR{i}_1_IM-000{i}-1.png": None for i in range(4)})
+    assert sorted(loaded(tmp_path).values()) == ["Clear.", "Clear.", "Clear.", "Small effusion."]
+    assert "noted 3: text that means missing" in capsys.readouterr().out
+
+
 def test_openi_csv(tmp_path):
     """Open-I as on Kaggle: two tables and a folder of images, of which the frontal ones count."""
     put(tmp_path, {"indiana_projections.csv": PROJECTIONS, "indiana_reports.csv": "uid,findings,impression\n"

@@ -157,9 +157,10 @@ def test_index_of_a_large_set(tmp_path, monkeypatch, capsys):
     for name, part in first.items():
         assert str(part.rows) == str(second[name].rows) and part.digest == second[name].digest
         assert torch.equal(part.labels.nan_to_num(9), second[name].labels.nan_to_num(9))
-    file.write_text(file.read_text()[:-100])
-    assert str(load(str(mimic), cache=cache)["val"].rows) == str(first["val"].rows)
-    assert "is damaged and made again" in capsys.readouterr().out
+    for damaged in (file.read_text()[:-100], "[" * 100_000):
+        file.write_text(damaged)
+        assert str(load(str(mimic), cache=cache)["val"].rows) == str(first["val"].rows)
+        assert "is damaged and made again" in capsys.readouterr().out
     (mimic / "mimic-cxr-2.0.0-split.csv.gz").unlink()
     assert len(load(str(mimic), cache=cache)["test"]) > len(first["test"])
 
@@ -284,14 +285,14 @@ def test_text_survives_the_table(tmp_path):
 
 def test_text_that_means_missing_is_blank(tmp_path, capsys):
     """nan, NA, None and null as a whole cell are no report and no patient; each is counted."""
-    words = ["nan", "NaN", "NA", "N/A", "None", "null", "", "p7"]
+    words = ["nan", "NaN", "NA", "N/A", "-", "unknown", "", "p7"]
     rows = [row | {"report": "nan", "impression": "None of it." if i else "NULL", "patient_id": words[i]}
             for i, row in enumerate(good_rows(tmp_path))]
     write_table(tmp_path, rows)
     kept = sorted(all_rows(load(str(tmp_path), size=16)))
     assert {row.report for row in kept} == {"None of it."}
     assert [row.patient for row in kept] == [f"image good{i}.png" for i in range(1, 7)] + ["p7"]
-    assert "noted 15: cell that means missing" in capsys.readouterr().out
+    assert "noted 15: text that means missing" in capsys.readouterr().out
 
 
 def test_lines_of_other_length_are_skipped(tmp_path, capsys):
@@ -303,6 +304,14 @@ def test_lines_of_other_length_are_skipped(tmp_path, capsys):
     assert "8 of 11 rows usable\ndata: skipped 3: line with more or fewer cells" in capsys.readouterr().out
 
 
+def test_a_column_named_twice_is_refused(tmp_path):
+    """Which of two columns of one name counts is not for the reader of a table to guess."""
+    good_rows(tmp_path)
+    (tmp_path / "metadata.csv").write_text("image,report,Report\n" + "good0.png,No effusion.,Effusion.\n" * 9)
+    with pytest.raises(DataError, match="two columns are named 'report'"):
+        load(str(tmp_path))
+
+
 def test_prompt_choice():
     """Which words condition the image: the report as given, or the sections asked for, with a fallback."""
     assert choose_prompt("Clear.", "F.", "I.", "report") == "Clear."
@@ -311,6 +320,9 @@ def test_prompt_choice():
     assert choose_prompt("", "F.", "I.", "findings") == "F."
     assert choose_prompt("", "F.", "I.", "both") == "F. I."
     assert choose_prompt("Clear.", "", "", "both") == "Clear."
+    assert choose_prompt("FINDINGS: nan\nIMPRESSION: Effusion.", "", "", "both") == "Effusion."
+    assert choose_prompt("FINDINGS: None IMPRESSION: NA", "", "", "report") == ""
+    assert choose_prompt("", "No effusion\nMild edema", "", "findings") == "No effusion. Mild edema"
     headed = " FINDINGS: Small\n effusion.\n IMPRESSION: Effusion.\n"
     assert choose_prompt(headed, "", "", "report") == "Effusion."
     assert choose_prompt(headed, "", "", "both") == "Small effusion. Effusion."
@@ -411,6 +423,27 @@ def test_a_hot_pixel_does_not_blacken_a_film(tmp_path, bits):
     Image.fromarray(deep).save(tmp_path / "a.png")
     read = images.read_image(tmp_path / "a.png", 48, "crop")
     assert abs(read[20:].astype(int) - np.asarray(picture())[20:]).max() <= 8
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_a_burnt_in_marker_does_not_blacken_a_film(tmp_path, bits):
+    """Nor does a letter of the greatest value, of more than a thousandth of the pixels."""
+    deep = np.asarray(picture()).astype(np.uint16) * ((2**bits - 1) // 255)
+    deep[2:8, 2:8] = 65535
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    read = images.read_image(tmp_path / "a.png", 48, "crop")
+    assert abs(read[20:].astype(int) - np.asarray(picture())[20:]).max() <= 8
+
+
+@pytest.mark.parametrize("pixels", [np.full((48, 48), np.nan), np.full((48, 48), -9.0),
+                                    np.full((48, 48), -2**30)])
+def test_grey_values_below_0_are_no_film(tmp_path, pixels):
+    """Hounsfield units, 32 bits without a sign (which Pillow takes for negative) and nan are refused, not
+    black."""
+    pixels = pixels.astype(np.float32 if pixels.dtype == float else np.int32)
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    with pytest.raises(images.ImageError, match="grey values below 0"):
+        images.read_image(tmp_path / "a.tif", 48, "crop")
 
 
 @pytest.mark.parametrize("factor", [257, 16])

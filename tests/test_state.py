@@ -1,6 +1,7 @@
 """storage/ and training/: what a command prints and how it ends, who may write, and what is read back."""
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -9,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SMOKE
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import data
+from rewards import DiagnosisNet
 from sample import SampleConfig
-from storage.files import holding, read_json, replacing, to_json, write_json
+from storage.files import append_line, holding, keep_tensors, read_json, replacing, to_json, write_json
+from storage.pictures import png_text, save_png
 from training import loop, options
 from training.latents import latent_cache
 from training.loop import Run, read_log
@@ -86,6 +90,7 @@ def test_one_process_holds_a_run_and_its_death_frees_it(tmp_path):
     holder.kill()
     holder.wait()
     (run / "vae.safetensors.4711.tmp").write_text("half")
+    (run / ".tmpWnuhkH").write_text("half, by safetensors")
     (run / "mine.tmp").write_text("whole")
     with holding(run):
         pass
@@ -111,6 +116,51 @@ def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path):
         assert temporary.is_file() and not temporary.read_bytes()
         raise OSError
     assert not list(tmp_path.glob("b*"))
+
+
+def test_a_pipe_or_a_link_is_no_file_of_a_run(tmp_path):
+    """Neither is opened, which would never end or reach elsewhere: not as picture, lock or weights."""
+    os.mkfifo(tmp_path / "a.png")
+    assert png_text(tmp_path / "a.png") == {}
+    os.mkfifo(tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match="net.safetensors: not a DenseNet-121.*not a regular file"):
+        DiagnosisNet.from_densenet(tmp_path / "net.safetensors")
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ValueError, match="not a reward network.*not a regular file"):
+        DiagnosisNet.from_pretrained(tmp_path)
+    for spoil in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "outside")):
+        spoil(tmp_path / ".lock")
+        with pytest.raises(ValueError, match=".lock is not a regular file"), holding(tmp_path):
+            pass
+        (tmp_path / ".lock").unlink()
+    assert not (tmp_path / "outside").exists()
+
+
+WRITTEN = {
+    "a.json": lambda path: write_json(path, {"a": list(range(100))}),
+    "a.safetensors": lambda path: keep_tensors(path, {"a": torch.zeros(100)}),
+    "a.png": lambda path: save_png(Image.effect_noise((40, 40), 50), path),
+    "log.jsonl": lambda path: append_line(path, "b" * 200),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_full_disk_is_said_and_costs_nothing(tmp_path, name):
+    """Every kind of file: an error that names it, what was there before stays whole (of a log its lines), and
+    the same goes well once there is room."""
+    path, write = tmp_path / name, WRITTEN[name]
+    path.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
+    try:
+        with pytest.raises(OSError, match=f"{name}: cannot be written"):
+            write(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"old" + b"b" * 47 * (name == "log.jsonl")
+    assert os.listdir(tmp_path) == [name]
+    write(path)
+    assert path.stat().st_size > 200
 
 
 def test_json_knows_no_nan_and_no_depth(tmp_path):
@@ -252,6 +302,18 @@ def test_a_run_is_tied_to_its_data(tmp_path):
             options.bind(run, {"train": other})
         with pytest.raises(ValueError, match="--data .*vae.safetensors was begun with"):
             loop.load_state(run, "vae", {"net": net}, stepped(net), None)
+
+
+def test_a_run_without_a_digest_goes_on_and_says_so(tmp_path, capsys):
+    """A run folder and a checkpoint of before digests were kept are continued; what is not known is said."""
+    run, net = run_of(tmp_path / "run"), torch.nn.Linear(2, 2)
+    loop.save_state(run, "vae", 3, 1.0, {"net": net}, stepped(net), None)
+    write_json(run.path("config.json"), run.options)
+    options.bind(run, {"train": Pairs(["a", "b"])})
+    assert loop.load_state(run, "vae", {"net": net}, stepped(net), None)[0] == 3
+    said = capsys.readouterr().out
+    assert "run is an older version's: whether it was begun with these images is not known" in said
+    assert "vae.safetensors is an older version's" in said
 
 
 def test_latents_of_other_images_are_made_again(tmp_path, capsys):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from storage.command import stoppable
-from storage.files import keep_tensors, read_text, to_json, write_text
+from storage.files import append_line, keep_tensors, read_text, to_json, write_text
 from storage.weights import read_kept
 from training.ranks import average_over_ranks, rank, share, share_batch_norms
 
@@ -41,9 +41,7 @@ class Run:
     def log(self, stage: str, step: int, **numbers: float) -> None:
         if rank():
             return
-        line = to_json({"stage": stage, "step": step, **numbers}) + "\n"
-        with open(self.path("log.jsonl"), "ab", buffering=0) as file:   # one write: the end alone can lack
-            file.write(line.encode())
+        append_line(self.path("log.jsonl"), to_json({"stage": stage, "step": step, **numbers}))
         if self.writer is not None:
             for name, value in numbers.items():
                 self.writer.add_scalar(f"{stage}/{name}", value, step)
@@ -121,8 +119,10 @@ def weights_and_average(modules: dict[str, nn.Module], ema: dict | None) -> dict
 
 def refuse_another(name: str, old: dict, new: dict, path: Path, advice: str) -> None:
     """Raise ValueError where an option of `path` was another; a path may be spelled in many ways."""
-    name = "data" if name == "data_digest" and name not in old else name   # an older version's
     before, now = old.get(name), new[name]
+    if name == "data_digest" and before is None:
+        print(f"data: {path} is an older version's: whether it was begun with these images is not known")
+        return
     spelled = isinstance(before, str) and isinstance(now, str)
     if before == now or spelled and os.path.realpath(before) == os.path.realpath(now):
         return
