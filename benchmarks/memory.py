@@ -98,10 +98,12 @@ def only_last(module: object, name: str, calls: int, result: Callable) -> Iterat
 
 def rollout(policy: sample.Pipeline, *args) -> rl.Rollout:
     """rl.rollout with most of its equal network calls left out."""
-    *_, noise, _, _, micro = args
+    *_, noise, sampling, _, micro = args
     unet = getattr(policy.unet, "unet", policy.unet)                   # of an anchor that is a LoRA's
     calls = -(-len(noise) // micro) * (noise.shape[1] - 1)
-    with only_last(unet, "forward", calls, lambda x: torch.zeros_like(x, dtype=torch.bfloat16)):
+    branches = 1 if sampling.guidance == 1 else 2                      # which the UNet makes of its input
+    with only_last(unet, "forward", calls,
+                   lambda x: torch.zeros_like(x, dtype=torch.bfloat16).repeat(branches, 1, 1, 1)):
         return ROLLOUT(policy, *args)
 
 
@@ -118,7 +120,8 @@ def pictures(policy: sample.Pipeline, latents: torch.Tensor, micro: int) -> torc
 @contextmanager
 def offloaded(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
     for module in modules:
-        module.to("meta")                                              # not on the GPU: not counted
+        if isinstance(module, nn.Module):                              # not a method that is patched here
+            module.to("meta")                                          # not on the GPU: not counted
     yield
 
 
