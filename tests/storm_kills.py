@@ -1,6 +1,6 @@
 """A storm of kills: `python train.py` is killed again and again, at moments of its writing, until it ends.
 
-    python tests/storm_kills.py [--storms 3] [--ranks 1 | --full] [--seed 0]
+    python tests/storm_kills.py [--storms 3] [--kills 1000] [--ranks 1 | --full] [--seed 0]
 
 In each storm one run on a few images in a folder, all stages. A kill comes some file events after a start,
 mostly SIGKILL, now and then SIGTERM or Ctrl-C; with --ranks 2 it hits one of torchrun's processes. With
@@ -199,6 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storms", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=1000, help="at most, in a storm")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
@@ -213,7 +214,7 @@ def main() -> None:
         for seed in range(args.seed, args.seed + args.storms):
             run = Path(folder, f"storm{seed}")
             try:
-                count = storm(run, seed, 1000, args.ranks, arguments, args.full)
+                count = storm(run, seed, args.kills, args.ranks, arguments, args.full)
                 wrong = differences(run, whole)
             except AssertionError as error:
                 count, wrong = 0, [str(error)]
