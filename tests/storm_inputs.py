@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from conftest import SMOKE
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -178,7 +177,7 @@ def outcome(main, arguments: list[str], out: Path) -> tuple[int | None, str]:
     return job.wait(5 * LIMIT), out.read_text(errors="replace")
 
 
-def inputs(run: Path, folder: Path, count: int, seed: int, options: list[str] = SMOKE) -> list[str]:
+def inputs(run: Path, folder: Path, count: int, seed: int, options: list[str]) -> list[str]:
     """A run and the options that made it -> what went wrong with `count` hostile inputs, a line each"""
     wrong = []
     canary = folder / "outside"

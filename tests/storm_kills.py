@@ -131,8 +131,7 @@ def fill_disk(pid: int, log: Path, chance: random.Random) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
 
 
-def storm(run: Path, seed: int, kills: int = 1000, ranks: int = 1, arguments: list[str] = SMOKE,
-          full: bool = False) -> int:
+def storm(run: Path, seed: int, kills: int, ranks: int, arguments: list[str], full: bool) -> int:
     """Start, kill (or fill the disk), start ... until the run has ended; at most `kills` times -> how many.
     AssertionError where a process ends otherwise than it should."""
     chance, done, out = random.Random(seed), 0, run.with_name(f"{run.name}.txt")
