@@ -10,7 +10,7 @@ of the anchor's image. Normalisation is not done here: rl.py turns these rewards
     r_consist(x, x^, y) = cos(F(x), G(y)) - cos(F(x^), G(y))  in [-2, 2]
 
 Each network is calibrated on real pairs: their spread is the unit of its reward, and what lies more than
-FLOOR spreads below the median pair is no example to learn from.
+its FLOOR in spreads below the median pair is no example to learn from.
 """
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ NAMES = ("align", "diag", "consist")
 IDENTITY = (1.0, 1.0, 0.0, 0.0, 0.0)   # psi of an image that is already in the canonical pose
 REACH = 0.5                            # psi is sought within identity +- REACH
 XRV_NAMES = {"Effusion": "Pleural Effusion", "Pleural_Thickening": "Pleural Other"}   # torchxrayvision's
-FLOOR = 1.5                            # spreads below the median pair that an example may score
+FLOOR = {"align": 1.5, "diag": 1.0, "consist": 1.0}   # spreads below the median pair that an example may score
 TEMPERATURE = 0.25                     # T of a comparison, in the spread of real pairs
 BATCH = 64                             # images scored at a time
 POSE_SIZE = 32                         # posture is judged at 32 px whatever the image size: poses are coarse
@@ -433,7 +433,7 @@ class Rewards:
 
     def floors(self) -> dict[str, Tensor]:
         """The score below which a real pair is no example to learn from."""
-        return {name: net.median - FLOOR * net.spread for name, net in self.named().items()}
+        return {name: net.median - FLOOR[name] * net.spread for name, net in self.named().items()}
 
 
 def compare(scores: dict[str, Tensor], reference: dict[str, Tensor] | None) -> dict[str, Tensor]:

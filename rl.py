@@ -68,7 +68,7 @@ class RLConfig:
                         "through the reward networks, or from the actions' log-probabilities, clipped, as "
                         "DDPO; --gradient score --help shows its defaults"] = "pathwise"
     rwr_steps: Annotated[int, "optimizer steps on the archive's pairs that the rewards find right, before "
-                              "the policy gradient; 0: none"] = 1500
+                              "the policy gradient; 0: none"] = 2000
     rwr_lr: Annotated[float, "their peak learning rate; 0: the denoiser is frozen"] = 1e-3
     rounds: Annotated[int, "rollout + update rounds"] = 6
     reports: Annotated[int, "reports per round; images per round = reports * group"] = 32

@@ -151,7 +151,7 @@ def test_consistency_ignores_padding():
 
 
 def test_calibration_takes_unit_and_floor_from_real_pairs():
-    """One unit of a reward is the spread of real pairs, and its floor lies FLOOR units below their median."""
+    """One unit of a reward is the spread of real pairs, and its floor lies its FLOOR units below their median."""
     nets, images = three(), torch.rand(12, 1, 64, 64)
     for name, net in nets.named().items():
         scores = net.score(images, REPORTS)
@@ -159,7 +159,7 @@ def test_calibration_takes_unit_and_floor_from_real_pairs():
         net.calibrate(images, REPORTS)
         unit = scores.std(correction=0).clamp(min=1e-3).item()
         assert nets.units()[name].item() == pytest.approx(unit, rel=1e-4)
-        floor = scores.median().item() - rewards.FLOOR * unit
+        floor = scores.median().item() - rewards.FLOOR[name] * unit
         assert nets.floors()[name].item() == pytest.approx(floor, abs=1e-5)
 
 
