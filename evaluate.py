@@ -15,9 +15,7 @@ and is the floor or ceiling of each metric. evaluation/judge.py: what the judge 
     auroc                   macro over findings: the prompt's labels against the judge's probabilities
     label_accuracy          share of an image's labels on the right side of 0.5
     all_labels_right        share of images without a wrong label
-    macro_f1                mean over findings of F1 at 0.5
     consistency             mean cosine of the judge's embeddings of image and report
-    retrieval_at_1, 5, 10   share of reports with fewer than k of the n images nearer to them than their own
     fine_detail             amplitude of what has wavelengths of 2 to 8 pixels; below real's: blurred
     texture_fid             FID on how much detail of three octaves is where (metrics.octaves): features that
                             were not taught to overlook blur, as the judge's are
@@ -195,10 +193,7 @@ def measure(yard: Yardstick, images: Tensor, groups: list[Tensor],
         "auroc": metrics.macro(by_finding),
         "label_accuracy": metrics.mean(metrics.label_accuracy(probability, yard.labels), every),
         "all_labels_right": metrics.mean(metrics.all_labels_right(probability, yard.labels), every),
-        "macro_f1": metrics.macro(metrics.f1(probability, yard.labels, every)),
         "consistency": metrics.mean((seen["embedding"] * yard.embeddings).sum(1), every),
-        **{f"retrieval_at_{k}": metrics.mean(metrics.retrieved(seen["embedding"], yard.embeddings, k), every)
-           for k in (1, 5, 10)},
         "fine_detail": metrics.mean(metrics.fine_detail(energies), every),
         "texture_fid": metrics.fid(metrics.texture(energies[:yard.compared]), yard.texture,
                                    part[:1 + FID_RESAMPLES]),

@@ -238,24 +238,6 @@ def auroc(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tens
     return torch.stack(columns, 1)
 
 
-def f1(probabilities: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """(probabilities: n l, labels: n l in {1, 0, nan = ignored}, weights: r n) -> r l, at 0.5; nan where
-    nothing is positive, neither said nor found."""
-    weights = torch.ones(1, len(labels), dtype=torch.float64) if weights is None else weights
-    known, found = ~labels.isnan(), probabilities > 0.5
-    there = labels > 0.5
-    hits = weights @ (there & found & known).double()
-    wrong = weights @ ((there != found) & known).double()
-    return 2 * hits / (2 * hits + wrong)                                                    # 0 / 0 = nan
-
-
-def retrieved(images: Tensor, reports: Tensor, k: int) -> Tensor:
-    """(images: n e, reports: n e, unit vectors) -> n, 1 where fewer than k images are nearer to a report than
-    its own image: R@k of text-to-image retrieval among n."""
-    nearness = reports @ images.T
-    return ((nearness > nearness.diagonal()[:, None]).sum(1) < k).double()
-
-
 def macro(per_label: Tensor) -> Tensor:
     """(per_label: r l) -> r, the mean over the labels that are defined on the whole sample (row 0)."""
     return per_label[:, ~per_label[0].isnan()].nanmean(1)

@@ -271,32 +271,6 @@ def test_label_accuracy_ignores_uncertain_labels():
     assert right[:2].tolist() == [1, 0] and right[2].isnan()
 
 
-def test_f1_matches_scikit_learn_and_repeated_rows():
-    """Per label at 0.5, ignored entries left out; a row of weights counts like repeated images."""
-    sklearn = pytest.importorskip("sklearn.metrics")
-    generator = torch.Generator().manual_seed(0)
-    p = torch.rand(60, 3, generator=generator)
-    labels = torch.randint(2, (60, 3), generator=generator).double()
-    labels[::7, 1] = math.nan
-    weights = torch.randint(3, (1, 60), generator=generator).double()
-    plain, weighted = metrics.f1(p, labels)[0], metrics.f1(p, labels, weights)[0]
-    repeated = torch.arange(60).repeat_interleave(weights[0].long())
-    for i in range(3):
-        known = ~labels[:, i].isnan()
-        truth, found = labels[known, i].numpy(), (p[known, i] > 0.5).numpy()
-        assert plain[i].item() == pytest.approx(sklearn.f1_score(truth, found))
-    torch.testing.assert_close(weighted, metrics.f1(p[repeated], labels[repeated])[0])
-    assert metrics.f1(torch.zeros(4, 1), torch.zeros(4, 1)).isnan().all()
-
-
-def test_retrieval_counts_the_images_that_are_nearer():
-    """By hand: of three reports the first finds its image first, the second second, the third third."""
-    reports = torch.eye(3)
-    images = torch.tensor([[0.9, 0.5, 0.8], [0.1, 0.4, 0.9], [0.2, 0.1, 0.3]])
-    found = [metrics.retrieved(images, reports, k).tolist() for k in (1, 2, 3)]
-    assert found == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-
-
 def test_blur_shows_in_fine_detail_and_texture():
     """A blurred set keeps its grey values and loses its fine detail: the amplitude falls with every pass, and
     the Frechet distance of textures to unseen sharp images rises far above that of sharp ones."""

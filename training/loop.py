@@ -33,18 +33,13 @@ class Run:
     device: torch.device
     seed: int
     save_every: float
-    writer: object = None
 
     def path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)
 
     def log(self, stage: str, step: int, **numbers: float) -> None:
-        if rank():
-            return
-        append_line(self.path("log.jsonl"), to_json({"stage": stage, "step": step, **numbers}))
-        if self.writer is not None:
-            for name, value in numbers.items():
-                self.writer.add_scalar(f"{stage}/{name}", value, step)
+        if rank() == 0:
+            append_line(self.path("log.jsonl"), to_json({"stage": stage, "step": step, **numbers}))
 
     def forget(self, stage: str, after: int) -> None:
         """Drop what this stage logged beyond the step it resumes from, and at its end (without a time)."""
@@ -73,7 +68,7 @@ def read_log(path: Path) -> list[dict]:
 
 
 # Options that may change when a stage resumes: they do not touch its result, or data_digest speaks for them.
-NOT_RESULT = {"out", "stage", "dry_run", "save_every", "tensorboard", "compile", "eval_reports", "data",
+NOT_RESULT = {"out", "stage", "dry_run", "save_every", "compile", "eval_reports", "data",
               "diffusion_micro", "rl_batch", "rl_micro", "checkpointing", "offload"}
 QUICK = 2**28   # bytes of a checkpoint that is written in well under a second
 

@@ -69,7 +69,6 @@ class TrainConfig:
     reward_lr: Annotated[float, "peak learning rate"] = 2e-3
     eval_reports: Annotated[int, "reports in the final evaluation"] = 512
     save_every: Annotated[float, "seconds between checkpoints"] = 30.0
-    tensorboard: Annotated[bool, "also log to RUN/tensorboard, if tensorboard is installed"] = False
     compile: Annotated[bool, "torch.compile the UNet in place"] = False
 
 
@@ -250,7 +249,7 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
     read_log(run.path("log.jsonl"))
     refuse_other_origin(run)
     torch.set_float32_matmul_precision("high")   # TF32 where there is one
-    return dataclasses.replace(run, writer=tensorboard(config))
+    return run
 
 
 def refuse_other_origin(run: Run) -> dict:
@@ -271,13 +270,3 @@ def bind(run: Run, sets: dict) -> None:
     if rank() == 0:
         write_json(run.path("config.json"),
                    {**run.options, "torch": torch.__version__, "git": git_revision()})
-
-
-def tensorboard(config: TrainConfig):
-    if not config.tensorboard:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError("--tensorboard: the package tensorboard is not installed") from error
-    return SummaryWriter(config.out / "tensorboard")
