@@ -40,7 +40,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from chests.archives import CELLS, DataError, Tally, read_rows
-from chests.images import SMALLEST, Glance, ImageError, Row, decode, open_image, safe_path
+from chests.images import SMALLEST, ImageError, Row, decode, open_image, safe_path
 from chests.labels import LABELS, label_values
 from chests.phantom import describe, phantom
 from storage.files import keep_tensors, write_text
@@ -197,14 +197,14 @@ class Index:
     notes: Tally     # what is odd, but costs no row
 
 
-def row_fault(glance: Glance, row: Row) -> str | None:
+def row_fault(folder: Path, row: Row) -> str | None:
     """Why a row cannot be used, without opening its image; None if it can."""
     if row.fault:
         return row.fault
     if "lat" in row.view or row.view == "ll":
         return "not a frontal view"
     try:
-        glance.check(row.image)
+        safe_path(folder, row.image)
     except ImageError as error:
         return str(error)
     if not row.report:
@@ -219,10 +219,9 @@ def build_index(folder: Path, prompt: str) -> Index:
     if CELLS in notes:
         skipped[CELLS] = notes.pop(CELLS)
     total = len(table) + skipped.get(CELLS, (0,))[0]
-    glance, shared = Glance(folder), {}
+    shared: dict[tuple, tuple] = {}
     for row in tqdm(table, "checking and labelling rows", unit="row", delay=2):
-        fault = row_fault(glance, row)
-        if fault:
+        if fault := row_fault(folder, row):
             skipped.add(fault, row.image)
         else:  # an unknown patient: each image stands for its own
             said = label_values(row.report) if row.labels is None else row.labels
