@@ -53,13 +53,13 @@ def read_weights(folder: Path | str, stem: str) -> tuple[dict[str, Tensor], Path
         indices = [folder / f"{stem}.safetensors.index{variant}.json",
                    folder / f"{stem}{variant}.safetensors.index.json"]   # until diffusers 0.32
         if whole.is_file():
-            return read_safetensors(whole), whole
+            return read_kept(whole)[0], whole
         for index in filter(Path.is_file, indices):
             try:
                 names = {Path(name).name for name in read_json(index)["weight_map"].values()}
             except (KeyError, AttributeError, TypeError) as error:
                 raise ValueError(f"{index}: not an index of weight files: {error!r}") from error
-            return {k: v for name in sorted(names) for k, v in read_safetensors(folder / name).items()}, index
+            return {k: v for name in sorted(names) for k, v in read_kept(folder / name)[0].items()}, index
     for pickle in sorted(folder.glob("*.bin")):
         raise ValueError(f"{pickle}: a pickle, which may run any code when read; convert it to safetensors")
     raise ValueError(f"{folder}: no {stem}.safetensors in it")
@@ -74,10 +74,6 @@ def read_kept(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     except Exception as error:   # safetensors raises its own, and torch others for types that it lacks
         raise ValueError(f"{path}: missing, truncated, damaged or not a safetensors file: {error}") from error
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    return read_kept(path)[0]
 
 
 def load_strict(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

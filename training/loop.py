@@ -115,9 +115,6 @@ def weights_and_average(modules: dict[str, nn.Module], ema: dict | None) -> dict
 def refuse_another(name: str, old: dict, new: dict, path: Path, advice: str) -> None:
     """Raise ValueError where an option of `path` was another; a path may be spelled in many ways."""
     before, now = old.get(name), new[name]
-    if name == "data_digest" and before is None:
-        print(f"data: {path} is an older version's: whether it was begun with these images is not known")
-        return
     spelled = isinstance(before, str) and isinstance(now, str)
     if before == now or spelled and os.path.realpath(before) == os.path.realpath(now):
         return

@@ -252,15 +252,12 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
     return run
 
 
-def refuse_other_origin(run: Run) -> dict:
-    """-> RUN/config.json. Raises ValueError where it was made with another of ORIGIN, of those known now."""
-    path = run.path("config.json")
-    old = read_json(path, missing={})
-    known = dataclasses.asdict(TrainConfig()) | old   # an option that is new had its default
+def refuse_other_origin(run: Run) -> None:
+    """Raise ValueError where RUN/config.json was made with another of ORIGIN, of those known now."""
+    old = read_json(run.path("config.json"), missing={})
     for name in ORIGIN if old else ():
         if name in run.options:
-            refuse_another(name, known, run.options, run.folder, "choose another --out")
-    return old
+            refuse_another(name, old, run.options, run.folder, "choose another --out")
 
 
 def bind(run: Run, sets: dict) -> None:
