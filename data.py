@@ -41,7 +41,7 @@ from tqdm import tqdm
 from chests.archives import CELLS, DataError, Tally, read_rows
 from chests.images import SMALLEST, ImageError, Row, decode, open_image, safe_path
 from chests.labels import LABELS, label_values
-from chests.phantom import describe, phantom
+from chests.phantom import describe, render
 from storage.files import keep_tensors, write_text
 from storage.weights import read_kept
 
@@ -90,7 +90,7 @@ class PhantomChests:
 
     def render(self, index: Tensor) -> Tensor:
         parts = (index + self.start).split(512)  # bounds the renderer's memory
-        return torch.cat([phantom(part, self.seed, self.size, self.faults).images for part in parts])
+        return torch.cat([render(part, self.seed, self.size, self.faults) for part in parts])
 
     def images(self, index: Tensor | list[int]) -> Tensor:
         """index (b) -> b 1 h w uint8"""

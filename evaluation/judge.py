@@ -141,14 +141,17 @@ def prompt_labels(labels: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------- training the judge
 
 
+def pose(psi: Tensor) -> Tensor:
+    """psi: b 5 -> b 3 3: canonical coordinates to the image's, as a matrix that has an inverse"""
+    return torch.cat([affine(psi), torch.tensor([0.0, 0.0, 1.0]).expand(len(psi), 1, 3)], 1)
+
+
 def reposition(images: Tensor, psi: Tensor, new: Tensor) -> Tensor:
     """(images: b 1 h w in pose psi: b 5, new: b 5) -> the same chests in pose `new`.
 
     The canonical chest is c(p) = x(A p). It has to be c(p) = x'(A' p), so x'(u) = x(A A'^-1 u).
     """
-    bottom = torch.tensor([0.0, 0.0, 1.0]).expand(len(psi), 1, 3)
-    a, a_new = (torch.cat([affine(pose), bottom], 1) for pose in (psi, new))
-    return warp(images, (a @ torch.linalg.inv(a_new))[:, :2])
+    return warp(images, (pose(psi) @ torch.linalg.inv(pose(new)))[:, :2])
 
 
 def jitter(psi: Tensor, generator: torch.Generator) -> Tensor:
