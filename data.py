@@ -213,8 +213,8 @@ def build_index(folder: Path, prompt: str) -> Index:
             skipped.add(fault, row.image)
         else:  # an unknown patient: each image stands for its own
             said = label_values(row.report) if row.labels is None else row.labels
-            rows.append(Row(row.image, row.report, shared.setdefault(said, said),
-                            row.patient or f"image {row.image}", row.split, row.view, row.aspect))
+            rows.append(row._replace(labels=shared.setdefault(said, said),
+                                     patient=row.patient or f"image {row.image}"))
     if len(rows) > DECODED_ROWS:
         faults = look_at_some(folder, rows)
         for i, fault in faults.items():

@@ -35,10 +35,9 @@ difference to the anchor is paired, too. RUN/samples/nearest_pairs.png shows the
 nearest to a training image, and that image below each: of a real data set, pictures of patients, under its
 licence. The file is for your eyes; do not pass it on.
 
-A label is 1 if the report affirms the finding, 0 if it denies or does not mention it, and is left out where
-the report is uncertain (judge.prompt_labels), as are findings that the judge's training data does not show
-both present and absent. Intervals: bootstrap over the prompts, the same resamples for every system, hence
-paired differences; reference and training sets and the neighbourhoods of precision ... coverage stay fixed.
+judge.prompt_labels says what a label is; findings that the judge's training data does not show both present
+and absent are left out. Intervals: bootstrap over the prompts, the same resamples for every system; reference
+and training sets and the neighbourhoods of precision ... coverage stay fixed.
 """
 from storage import command
 
