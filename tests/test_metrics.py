@@ -150,14 +150,11 @@ def test_neighbourhoods_match_a_literal_loop():
 
 
 def test_neighbourhoods_of_a_set_with_itself_and_with_a_far_one():
-    """A copy of the real set is precise and covers it; a set far away is neither.
-    Too few images: a clear error."""
+    """A copy of the real set is precise and covers it; a set far away is neither."""
     real = gaussian(40, 3)
     same, far = metrics.neighbourhoods(real, real), metrics.neighbourhoods(real, real + 1e3)
     assert all(same[name].mean() == 1 for name in ("precision", "recall", "coverage"))
     assert all(values.mean() == 0 for values in far.values())
-    with pytest.raises(ValueError, match="more than 5 images"):
-        metrics.neighbourhoods(real[:5], real)
 
 
 def test_nearest_distance_sees_a_copy():
@@ -224,11 +221,8 @@ def test_ms_ssim_at_64_px_matches_a_literal_loop():
 
 
 def test_scales_follow_the_side():
-    """The coarsest scale still has to fit the 11 px window;
-    less than that is an error, not a wrong number."""
+    """The coarsest scale still has to fit the 11 px window."""
     assert [metrics.ms_ssim_scales(side) for side in (512, 161, 160, 64, 32, 16)] == [5, 5, 4, 3, 2, 1]
-    with pytest.raises(ValueError, match="at least 11 px"):
-        metrics.ms_ssim(chests(1, 8), chests(1, 8))
 
 
 # ------------------------------------------------------------------------------------------------ labels
