@@ -57,10 +57,7 @@ class ACE(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "ACE":
         config = read_config(folder, ACEConfig, {})
-        with torch.device("meta"):
-            ace = cls(config)
-        load_strict(ace, *read_weights(folder, "ace"))
-        return ace
+        return load_strict(lambda: cls(config), *read_weights(folder, "ace"))
 
     def save_pretrained(self, folder: Path | str) -> None:
         write_folder(folder, self.state_dict(), "ace", asdict(self.config))

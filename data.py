@@ -27,7 +27,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
@@ -35,18 +35,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from chests.archives import CELLS, DataError, Tally, read_rows
-from chests.images import SMALLEST, Glance, ImageError, Row, decode, open_image, safe_path
+from chests.images import SMALLEST, ImageError, Row, decode, open_image, safe_path
 from chests.labels import LABELS, label_values
-from chests.phantom import describe, phantom
+from chests.phantom import describe, render
 from storage.files import keep_tensors, write_text
+from storage.weights import read_kept
 
-FITS = ("crop", "pad")
-PROMPTS = ("report", "impression", "findings", "both")
 SPLITS = {"": "", "train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
           "dev": "val", "test": "test"}
 DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memory
@@ -92,7 +90,7 @@ class PhantomChests:
 
     def render(self, index: Tensor) -> Tensor:
         parts = (index + self.start).split(512)  # bounds the renderer's memory
-        return torch.cat([phantom(part, self.seed, self.size, self.faults).images for part in parts])
+        return torch.cat([render(part, self.seed, self.size, self.faults) for part in parts])
 
     def images(self, index: Tensor | list[int]) -> Tensor:
         """index (b) -> b 1 h w uint8"""
@@ -156,7 +154,15 @@ class FolderChests:
     def stream(self, rule: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
         if self.pixels is not None:
             return lambda step: self.images(rule(step))
-        return Stream(self, rule)
+        thread, coming = ThreadPoolExecutor(1), {}   # the step after the last one asked for
+
+        def ask(step: int) -> Tensor:
+            images = coming.pop(step).result() if step in coming else self.images(rule(step))
+            coming.clear()
+            coming[step + 1] = thread.submit(lambda: self.images(rule(step + 1)))
+            return images
+
+        return ask
 
     def note_damage(self, image: str, error: ImageError) -> None:
         if image not in self.damaged:
@@ -164,24 +170,6 @@ class FolderChests:
             found = len(self.damaged)
             if found <= 3 or found in (10, 100, 1000, 10_000, 100_000):
                 print(f"data: {image!r}: {error}; black in its place ({found:,} in {self.name})")
-
-
-@dataclass
-class Stream:
-    """step -> chests.images(rule(step)), which is ready if the last step asked for was the one before."""
-    chests: FolderChests
-    rule: Callable[[int], Tensor]
-    coming: dict[int, Future] = field(default_factory=dict)
-    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-
-    def __call__(self, step: int) -> Tensor:
-        ready = self.coming.get(step)
-        images = self.images(step) if ready is None else ready.result()
-        self.coming = {step + 1: self.thread.submit(self.images, step + 1)}
-        return images
-
-    def images(self, step: int) -> Tensor:
-        return self.chests.images(self.rule(step))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -197,14 +185,14 @@ class Index:
     notes: Tally     # what is odd, but costs no row
 
 
-def row_fault(glance: Glance, row: Row) -> str | None:
+def row_fault(folder: Path, row: Row) -> str | None:
     """Why a row cannot be used, without opening its image; None if it can."""
     if row.fault:
         return row.fault
     if "lat" in row.view or row.view == "ll":
         return "not a frontal view"
     try:
-        glance.check(row.image)
+        safe_path(folder, row.image)
     except ImageError as error:
         return str(error)
     if not row.report:
@@ -219,15 +207,14 @@ def build_index(folder: Path, prompt: str) -> Index:
     if CELLS in notes:
         skipped[CELLS] = notes.pop(CELLS)
     total = len(table) + skipped.get(CELLS, (0,))[0]
-    glance, shared = Glance(folder), {}
+    shared: dict[tuple, tuple] = {}
     for row in tqdm(table, "checking and labelling rows", unit="row", delay=2):
-        fault = row_fault(glance, row)
-        if fault:
+        if fault := row_fault(folder, row):
             skipped.add(fault, row.image)
         else:  # an unknown patient: each image stands for its own
             said = label_values(row.report) if row.labels is None else row.labels
-            rows.append(Row(row.image, row.report, shared.setdefault(said, said),
-                            row.patient or f"image {row.image}", row.split, row.view, row.aspect))
+            rows.append(row._replace(labels=shared.setdefault(said, said),
+                                     patient=row.patient or f"image {row.image}"))
     if len(rows) > DECODED_ROWS:
         faults = look_at_some(folder, rows)
         for i, fault in faults.items():
@@ -303,10 +290,9 @@ def decode_all(folder: Path, rows: list[Row], size: int, fit: str,
     file = cache and cache / f"images-{images_digest(folder, rows, size, fit)}.safetensors"
     if file and file.is_file():
         try:
-            with safe_open(file, "pt") as kept:
-                faults = json.loads(kept.metadata()["faults"])
-                return kept.get_tensor("pixels"), {int(row): reason for row, reason in faults.items()}
-        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError):
+            kept, header = read_kept(file)
+            return kept["pixels"], {int(row): fault for row, fault in json.loads(header["faults"]).items()}
+        except (KeyError, AttributeError, ValueError, RecursionError):
             print(f"data: {file} is damaged and made again")
     pixels, faults = torch.zeros(len(rows), 1, size, size, dtype=torch.uint8), {}
     images = tqdm(decode(folder, rows, size, fit), "reading images", len(rows), unit="image", delay=1)
@@ -397,8 +383,6 @@ def load_images(folder: Path, size: int, fit: str = "crop") -> FolderChests:
 
 def load_phantom(size: int, seed: int, train_images: int) -> dict[str, PhantomChests]:
     """Disjoint index ranges; training pairs carry the faults of archives, the others are clean."""
-    if not 1 <= train_images <= 2**20:
-        raise DataError(f"train_images is {train_images}; expected 1 to {2**20:,}")
     return {"train": PhantomChests("train", 0, train_images, seed, size, faults=True),
             "val": PhantomChests("val", 2**20, 1024, seed, size, faults=False),
             "test": PhantomChests("test", 2**21, 2048, seed, size, faults=False),
@@ -414,10 +398,6 @@ def load(data: str, size: int = 64, seed: int = 0, fit: str = "crop", train_imag
     """
     if size < SMALLEST:
         raise DataError(f"size is {size}; expected at least {SMALLEST} pixels")
-    if fit not in FITS:
-        raise DataError(f"fit is {fit!r}; expected {' or '.join(FITS)}")
-    if prompt not in PROMPTS:
-        raise DataError(f"prompt is {prompt!r}; expected one of {', '.join(PROMPTS)}")
     if data == "phantom":
         return load_phantom(size, seed, train_images)
     return load_folder(Path(data), size, fit, prompt, Path(cache) if cache else None)

@@ -15,9 +15,7 @@ and is the floor or ceiling of each metric. evaluation/judge.py: what the judge 
     auroc                   macro over findings: the prompt's labels against the judge's probabilities
     label_accuracy          share of an image's labels on the right side of 0.5
     all_labels_right        share of images without a wrong label
-    macro_f1                mean over findings of F1 at 0.5
     consistency             mean cosine of the judge's embeddings of image and report
-    retrieval_at_1, 5, 10   share of reports with fewer than k of the n images nearer to them than their own
     fine_detail             amplitude of what has wavelengths of 2 to 8 pixels; below real's: blurred
     texture_fid             FID on how much detail of three octaves is where (metrics.octaves): features that
                             were not taught to overlook blur, as the judge's are
@@ -32,18 +30,14 @@ and is the floor or ceiling of each metric. evaluation/judge.py: what the judge 
                             positioned); above that, at a distance no larger than real's: learned by heart
     ms_ssim                 mean over pairs of 4 images of a report; `real`: of 4 patients with its findings
 
-RUN/prompts.txt holds the prompts, one a line. Images of another generator (--images: a folder with
-metadata.csv, columns image and report) are scored by the same judge against the same real images; where their
-reports are those prompts, in that order, the difference to the anchor is paired, too.
+RUN/prompts.txt holds the prompts, one a line: where the reports of --images are these, in this order, their
+difference to the anchor is paired, too. RUN/samples/nearest_pairs.png shows the generated images that are
+nearest to a training image, and that image below each: of a real data set, pictures of patients, under its
+licence. The file is for your eyes; do not pass it on.
 
-RUN/samples/nearest_pairs.png shows the generated images that are nearest to a training image, and that image
-below each. On a real data set these are pictures of patients, under the data set's licence: the file is for
-your eyes. It stays in the run folder (runs/ is ignored by git); do not pass it on.
-
-A label is 1 if the report affirms the finding, 0 if it denies or does not mention it, and is left out where
-the report is uncertain (judge.prompt_labels), as are findings that the judge's training data does not show
-both present and absent. Intervals: bootstrap over the prompts, the same resamples for every system, hence
-paired differences; reference and training sets and the neighbourhoods of precision ... coverage stay fixed.
+judge.prompt_labels says what a label is; findings that the judge's training data does not show both present
+and absent are left out. Intervals: bootstrap over the prompts, the same resamples for every system; reference
+and training sets and the neighbourhoods of precision ... coverage stay fixed.
 """
 from storage import command
 
@@ -154,8 +148,6 @@ def make_yardstick(judge: Judge, sets: dict, reports: int, seed: int,
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
     compared = n if len(test) >= 2 * n else n // 2
     prompts = [test.reports[i] for i in order[:n].tolist()]
-    labels = prompt_labels(test.labels[order[:n]])
-    labels[:, ~judge.judged.cpu()] = math.nan
     nearest = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:NEAREST]
 
     def features(chests, index: Tensor) -> Tensor:
@@ -164,12 +156,18 @@ def make_yardstick(judge: Judge, sets: dict, reports: int, seed: int,
 
     textures = [metrics.texture(metrics.octaves(test.images(part).float() / 255))
                 for part in order[compared:].split(BATCH)]
-    return Yardstick(judge, order[:n], prompts, labels,
-                     embeddings=judge.embed_reports([ngrams(r, judge.config.buckets) for r in prompts]).cpu(),
-                     compared=compared, reference=features(test, order[compared:]),
-                     texture=torch.cat(textures),
+    return Yardstick(judge, order[:n], **asked(judge, prompts, test.labels[order[:n]]), compared=compared,
+                     reference=features(test, order[compared:]), texture=torch.cat(textures),
                      train=features(train, nearest), train_index=nearest,
                      similar=min(SSIM_REPORTS, n), seed=seed, eyes=eyes or judge)
+
+
+def asked(judge: Judge, reports: list[str], labels: Tensor) -> dict:
+    """What prompts ask for: the fields reports, labels and embeddings of a Yardstick"""
+    labels = prompt_labels(labels)
+    labels[:, ~judge.judged.cpu()] = math.nan
+    grams = [ngrams(report, judge.config.buckets) for report in reports]
+    return {"reports": reports, "labels": labels, "embeddings": judge.embed_reports(grams).cpu()}
 
 
 def measure(yard: Yardstick, images: Tensor, groups: list[Tensor],
@@ -195,10 +193,7 @@ def measure(yard: Yardstick, images: Tensor, groups: list[Tensor],
         "auroc": metrics.macro(by_finding),
         "label_accuracy": metrics.mean(metrics.label_accuracy(probability, yard.labels), every),
         "all_labels_right": metrics.mean(metrics.all_labels_right(probability, yard.labels), every),
-        "macro_f1": metrics.macro(metrics.f1(probability, yard.labels, every)),
         "consistency": metrics.mean((seen["embedding"] * yard.embeddings).sum(1), every),
-        **{f"retrieval_at_{k}": metrics.mean(metrics.retrieved(seen["embedding"], yard.embeddings, k), every)
-           for k in (1, 5, 10)},
         "fine_detail": metrics.mean(metrics.fine_detail(energies), every),
         "texture_fid": metrics.fid(metrics.texture(energies[:yard.compared]), yard.texture,
                                    part[:1 + FID_RESAMPLES]),
@@ -316,11 +311,8 @@ def read_images(folders: tuple[Path, ...], size: int, fit: str, taken: set[str])
 
 def judge_folder(yard: Yardstick, chests) -> dict[str, Tensor]:
     """Score images from elsewhere, with reports of their own; MS-SSIM over 2 to 4 images of one report."""
-    labels = prompt_labels(chests.labels)
-    labels[:, ~yard.judge.judged.cpu()] = math.nan
-    grams = [ngrams(r, yard.judge.config.buckets) for r in chests.reports]
-    own = replace(yard, reports=chests.reports, labels=labels, compared=min(yard.compared, len(chests)),
-                  embeddings=yard.judge.embed_reports(grams).cpu())
+    own = replace(yard, compared=min(yard.compared, len(chests)),
+                  **asked(yard.judge, chests.reports, chests.labels))
     rows: dict[str, list[int]] = {}
     for i, report in enumerate(chests.reports):
         rows.setdefault(report, []).append(i)

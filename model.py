@@ -342,11 +342,7 @@ class UNet2DConditionModel(nn.Module):
     def from_pretrained(cls, folder: Path | str) -> "UNet2DConditionModel":
         """Read a diffusers unet/ folder, any float type, as float32; ValueError names file and key."""
         config = read_config(folder, UNetConfig, FIXED)
-        with torch.device("meta"):
-            unet = cls(config)
-        weights, path = read_weights(folder, "diffusion_pytorch_model")
-        load_strict(unet, weights, path)
-        return unet
+        return load_strict(lambda: cls(config), *read_weights(folder, "diffusion_pytorch_model"))
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write config.json and diffusion_pytorch_model.safetensors, as diffusers does."""

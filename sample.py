@@ -34,6 +34,7 @@ from model import UNet2DConditionModel
 from rewards import NAMES, Rewards
 from storage.files import holding, read_json, write_json
 from storage.pictures import grey, picture_grid, read_png, save_png
+from storage.weights import require
 from text_encoder import CLIPTextModel, Tokenizer
 from training.ranks import rank, start_ranks, wait_for_ranks
 from vae import AutoencoderKL
@@ -63,10 +64,10 @@ class ScheduleConfig:
                   "beta_end": (float, 0, 1), "steps_offset": (int, 0, self.num_train_timesteps)}
         for name, (kind, low, high) in wanted.items():
             value = getattr(self, name)
-            if type(value) is not kind or not low <= value < high:
-                raise ValueError(f"{name} is {value!r}, expected {kind.__name__} from {low} to below {high}")
-        if type(self.set_alpha_to_one) is not bool:
-            raise ValueError(f"set_alpha_to_one is {self.set_alpha_to_one!r}, expected true or false")
+            require(type(value) is kind and low <= value < high, name, value,
+                    f"{kind.__name__} from {low} to below {high}")
+        require(type(self.set_alpha_to_one) is bool, "set_alpha_to_one", self.set_alpha_to_one,
+                "true or false")
 
 
 # A folder may name any sampler of the same process: the process is read, the steps are always DDIM's.

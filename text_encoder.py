@@ -166,7 +166,7 @@ class TextConfig:
     max_position_embeddings: int = 77      # longest text in tokens, BOS and EOS included
     hidden_act: str = "quick_gelu"         # or gelu
     layer_norm_eps: float = 1e-5
-    causal = True                          # no field: evaluation/vit.py has the same layers without the mask
+    causal = True                          # no field: pretrained/vit.py has the same layers without the mask
 
     @classmethod
     def tiny(cls):
@@ -290,13 +290,10 @@ class CLIPTextModel(nn.Module):
     def from_pretrained(cls, folder: Path | str) -> "CLIPTextModel":
         """Read a text_encoder/ folder, any float type, as float32; ValueError names file and key."""
         config = read_config(folder, TextConfig, FIXED)
-        with torch.device("meta"):
-            text = cls(config)
         weights, path = read_weights(folder, "model")
         weights = {key.removeprefix("text_model."): value for key, value in weights.items()}
         weights.pop("embeddings.position_ids", None)   # 0, 1, 2, ...: a buffer of old versions
-        load_strict(text, weights, path)
-        return text
+        return load_strict(lambda: cls(config), weights, path)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write config.json and model.safetensors, with the prefix: every transformers version reads that."""

@@ -8,7 +8,6 @@ Kingma & Welling 2014 (arXiv 1312.6114); Rombach et al. 2022 (arXiv 2112.10752),
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -46,8 +45,6 @@ class VAEConfig:
     @classmethod
     def sd15(cls):
         return cls(sample_size=512, block_out_channels=(128, 256, 512, 512), layers_per_block=2)
-
-    sd21 = sd15   # the same network
 
     @property
     def factor(self) -> int:
@@ -249,8 +246,6 @@ class AutoencoderKL(nn.Module):
     def from_pretrained(cls, folder: Path | str) -> "AutoencoderKL":
         """Read a diffusers vae/ folder, any float type, as float32; ValueError names file and key."""
         config = read_config(folder, VAEConfig, FIXED | BLOCKS)
-        with torch.device("meta"):
-            vae = cls(config)
         weights, path = read_weights(folder, "diffusion_pytorch_model")
         for key in [k for k in weights if ".attentions.0." in k]:
             module, _, parameter = key.rpartition(".")
@@ -259,8 +254,7 @@ class AutoencoderKL(nn.Module):
             if value.ndim == 4:                      # the oldest files have 1x1 convolutions here: c c 1 1
                 value = value.squeeze(3).squeeze(2)
             weights[f"{parent}.{OLD_NAMES.get(name, name)}.{parameter}"] = value
-        load_strict(vae, weights, path)
-        return vae
+        return load_strict(lambda: cls(config), weights, path)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write config.json and diffusion_pytorch_model.safetensors, as diffusers does."""

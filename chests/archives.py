@@ -20,7 +20,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from chests.images import Glance, ImageError, Row
+from chests.images import ImageError, Row, safe_path
 from chests.labels import LABELS, one_line, sections
 
 
@@ -311,25 +311,19 @@ def mimic_table(folder: Path, name: str, columns: list[str], notes: Tally,
 
 def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
     """folder -> a function from a report's path to its text, out of the zip if there is one; "" if absent."""
-    archive = folder / "mimic-cxr-reports.zip"
-    reports, names, glance = None, set(), Glance(folder)
+    archive, reports = folder / "mimic-cxr-reports.zip", None
     if archive.is_file():
         try:
             reports = zipfile.ZipFile(archive)
         except (OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{archive}: cannot be read: {error}") from None
-        names = set(reports.namelist())
 
     def read(name: str) -> str:
         try:
-            if reports is None:
-                glance.check(name)  # no link out of the folder, and no pipe
-                with open(f"{folder}/{name}", "rb") as file:
-                    return file.read(LONGEST).decode("utf-8", "replace")
-            if name not in names:
-                return ""
-            with reports.open(name) as file:
+            with reports.open(name) if reports else open(safe_path(folder, name), "rb") as file:
                 return file.read(LONGEST).decode("utf-8", "replace")
+        except KeyError:   # the zip has none
+            return ""
         except ImageError as error:
             if str(error) != "no such file":
                 notes.add(f"report cannot be read: {error}", name)

@@ -4,10 +4,10 @@ Nothing outside the data folder is opened, whatever a table says; what cannot be
 """
 
 import os
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -33,59 +33,30 @@ class ImageError(ValueError):
     """One image cannot be used; the message is the reason, worded so that equal reasons count together."""
 
 
+@lru_cache(maxsize=4096)
+def real(path: str) -> str:
+    """The path with its links followed; a directory is looked at once for many files."""
+    above, last = os.path.split(path)
+    if last in ("", ".", ".."):
+        return os.path.realpath(path)
+    path = os.path.join(real(above), last)
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
 def safe_path(folder: Path, name: str) -> Path:
     """A path from a table -> the file it names inside `folder`. Raises ImageError if there is none."""
-    name, root = name.replace("\\", "/"), folder.resolve()
+    name, root = name.replace("\\", "/"), real(str(folder.absolute()))
     if not name:
         raise ImageError("no image named")
-    if PurePosixPath(name).is_absolute():
+    if name[0] == "/":
         raise ImageError("an absolute path; expected one that starts in the folder")
-    try:
-        path = (root / name).resolve()  # follows links, so that one pointing outside is seen
-        found, is_file = path.exists(), path.is_file()
-    except (OSError, RuntimeError, ValueError):  # a name too long, a loop of links, a zero byte
-        raise ImageError("no such file") from None
-    if not path.is_relative_to(root):
-        raise ImageError("path leaves the folder" if ".." in PurePosixPath(name).parts else
+    path = real(f"{root}/{name}") if "\0" not in name else f"{root}/{name}"   # which is no file's
+    if not f"{path}/".startswith(f"{root}/"):
+        raise ImageError("path leaves the folder" if ".." in name.split("/") else
                          "a link leads out of the folder, and is not followed")
-    if not is_file:
-        raise ImageError("a directory or pipe" if found else "no such file")
-    return path
-
-
-class Glance:
-    """Whether files lie in a folder, for hundreds of thousands: one look at each file and directory."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.root = folder, str(folder.resolve())
-        self.known: dict[str, bool | None] = {"": True}
-
-    def check(self, name: str) -> None:
-        """Raises ImageError as safe_path does."""
-        directory, _, file = name.rpartition("/")
-        odd = name.startswith("/") or "\\" in name or file in ("", ".", "..") or name.count("/") > 16
-        found = None if odd else self.inside(directory)
-        found = self.kind(name, stat.S_ISREG) if found else found
-        if found is None:
-            safe_path(self.folder, name)
-        if found is False:
-            raise ImageError("no such file")
-
-    def inside(self, directory: str) -> bool | None:
-        """True: a directory, and no link on the way; False: not there; None: look closely"""
-        if directory not in self.known:
-            above, _, last = directory.rpartition("/")
-            found = None if last in ("", ".", "..") else self.inside(above)
-            self.known[directory] = self.kind(directory, stat.S_ISDIR) if found else found
-        return self.known[directory]
-
-    def kind(self, name: str, wanted: Callable[[int], bool]) -> bool | None:
-        try:
-            return wanted(os.lstat(f"{self.root}/{name}").st_mode) or None
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError):   # a name too long, a zero byte
-            return None
+    if not os.path.isfile(path):
+        raise ImageError("a directory or pipe" if os.path.exists(path) else "no such file")
+    return Path(path)
 
 
 # Formats that hold photographs. Pillow knows others (EPS) for which it would start foreign programs.
@@ -159,15 +130,13 @@ def read_image(path: Path, size: int, fit: str, aspect: float | None = None) -> 
             raise ImageError("truncated or damaged") from None
 
 
-def decode_row(folder: Path, row: Row, size: int, fit: str) -> np.ndarray | ImageError:
-    """-> h w uint8, or why not"""
-    try:
-        return read_image(safe_path(folder, row.image), size, fit, row.aspect)
-    except ImageError as error:
-        return error
-
-
 def decode(folder: Path, rows: list[Row], size: int, fit: str) -> Iterator[np.ndarray | ImageError]:
-    """decode_row of each, in order. Threads help, as Pillow decodes outside the GIL."""
+    """-> for each row in order h w uint8, or why not. Threads help, as Pillow decodes outside the GIL."""
+    def one(row: Row) -> np.ndarray | ImageError:
+        try:
+            return read_image(safe_path(folder, row.image), size, fit, row.aspect)
+        except ImageError as error:
+            return error
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        yield from pool.map(lambda row: decode_row(folder, row, size, fit), rows)
+        yield from pool.map(one, rows)

@@ -1,7 +1,7 @@
 """The embedded data set: procedural frontal chest X-rays with exact truth, and reports that describe them.
 
-    chests = phantom(range(8), seed=0)         images (8 1 64 64) uint8, reports, labels, truth, posture
-    texts = describe(range(8), seed=0)         the same without images
+    films = render(range(8), seed=0)           8 1 64 64 uint8
+    texts = describe(range(8), seed=0)         their reports, labels, truth and posture
 
 Everything about one phantom is a pure function of (seed, index): its patient, findings, report and posture
 depend neither on the size asked for, nor on which others are in the batch. patients.py says what the patients
@@ -18,7 +18,7 @@ so that grid_sample(film, affine_grid(M)) is the canonical chest, and a chest th
 Films of an archive (faults=True) show the same patients, but BAD_POSTURE of them are badly positioned.
 Not anatomy to measure by, nor for clinical use.
 """
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,11 +36,10 @@ NOISE = 0.012       # standard deviation per pixel, of a range of 1
 @dataclass
 class Phantoms:
     """What b films show and what is said about them."""
-    images: Tensor | None  # b 1 h w uint8; None from describe
     reports: list[str]
-    labels: Tensor         # b 14, what the report says: 1 present, 0 absent, -1 unsure, nan unmentioned
-    truth: Tensor          # b 14, what the film shows: 1 or 0
-    posture: Tensor        # b 5, psi
+    labels: Tensor     # b 14, what the report says: 1 present, 0 absent, -1 unsure, nan unmentioned
+    truth: Tensor      # b 14, what the film shows: 1 or 0
+    posture: Tensor    # b 5, psi
 
 
 def postures(seed: int, index: np.ndarray, share: float) -> np.ndarray:
@@ -350,14 +349,6 @@ def draw(size: int, psi: list[float], u: list[float], findings: list[Finding]) -
 
 # ------------------------------------------------------------------------------------------------------------
 
-def row(index) -> np.ndarray:
-    """list, range or LongTensor of n numbers -> int64 (n). ValueError for other shapes and numbers < 0."""
-    numbers = np.asarray(index, dtype=np.int64)
-    if numbers.ndim != 1 or (numbers < 0).any():
-        raise ValueError(f"index is {index}; expected a row of numbers >= 0")
-    return numbers
-
-
 def grain(seed: int, index: int, size: int) -> np.ndarray:
     """White noise of standard deviation 1, h w: four random bytes add up almost to a Gaussian."""
     hashes = hashed(seed, np.array([index]), GRAIN, (size * size + 1) // 2)
@@ -367,7 +358,7 @@ def grain(seed: int, index: int, size: int) -> np.ndarray:
 
 def render(index, seed: int = 0, size: int = 64, faults: bool = False) -> Tensor:
     """index: b numbers >= 0 (list, range or LongTensor) -> b 1 h w uint8, over 1,000 a second at 64 px."""
-    index = row(index)
+    index = np.asarray(index, dtype=np.int64)
     films = np.empty((len(index), 1, size, size), np.uint8)
     bodies = uniform(seed, index, ANATOMY, len(RANGES)).tolist()
     psi = postures(seed, index, BAD_POSTURE * faults).tolist()
@@ -378,15 +369,10 @@ def render(index, seed: int = 0, size: int = 64, faults: bool = False) -> Tensor
 
 
 def describe(index, seed: int = 0, faults: bool = False) -> Phantoms:
-    """index: b numbers >= 0 (list, range or LongTensor) -> Phantoms without images, ten thousand a second."""
-    index = row(index)
+    """index: b numbers >= 0 (list, range or LongTensor) -> what b films show and are said to, 10,000 a s."""
+    index = np.asarray(index, dtype=np.int64)
     found = patients(seed, index)
     reports, labels = read_out(seed, index, faults, found)
     truth = torch.tensor([truth_of(findings) for findings in found], dtype=torch.float32)
     posture = torch.from_numpy(postures(seed, index, BAD_POSTURE * faults)).float()
-    return Phantoms(None, reports, labels, truth.view(len(index), len(LABELS)), posture)
-
-
-def phantom(index, seed: int = 0, size: int = 64, faults: bool = False) -> Phantoms:
-    """The same with b films of size x size pixels."""
-    return replace(describe(index, seed, faults), images=render(index, seed, size, faults))
+    return Phantoms(reports, labels, truth.view(len(index), len(LABELS)), posture)

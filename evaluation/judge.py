@@ -21,11 +21,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from chests.labels import LABELS
+from rewards import affine, warp
 from storage.files import keep_tensors
 from storage.weights import read_kept
 
@@ -140,12 +141,9 @@ def prompt_labels(labels: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------- training the judge
 
 
-def affine(psi: Tensor) -> Tensor:
-    """psi: b 5 -> b 3 3: canonical coordinates to the image's, in [-1, 1]; sampling so canonicalises."""
-    s_x, s_y, t_x, t_y, theta = psi.unbind(-1)
-    cos, sin, zero, one = theta.cos(), theta.sin(), torch.zeros_like(theta), torch.ones_like(theta)
-    rows = torch.stack([s_x * cos, -s_y * sin, t_x, s_x * sin, s_y * cos, t_y, zero, zero, one], -1)
-    return rearrange(rows, "b (r c) -> b r c", r=3)
+def pose(psi: Tensor) -> Tensor:
+    """psi: b 5 -> b 3 3: canonical coordinates to the image's, as a matrix that has an inverse"""
+    return torch.cat([affine(psi), torch.tensor([0.0, 0.0, 1.0]).expand(len(psi), 1, 3)], 1)
 
 
 def reposition(images: Tensor, psi: Tensor, new: Tensor) -> Tensor:
@@ -153,9 +151,7 @@ def reposition(images: Tensor, psi: Tensor, new: Tensor) -> Tensor:
 
     The canonical chest is c(p) = x(A p). It has to be c(p) = x'(A' p), so x'(u) = x(A A'^-1 u).
     """
-    matrix = (affine(psi) @ torch.linalg.inv(affine(new)))[:, :2]
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return warp(images, (pose(psi) @ torch.linalg.inv(pose(new)))[:, :2])
 
 
 def jitter(psi: Tensor, generator: torch.Generator) -> Tensor:

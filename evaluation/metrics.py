@@ -128,9 +128,6 @@ def neighbourhoods(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]:
     fake in any real ball; density: in how many, over k; recall: is the real in any fake ball; coverage: is
     any fake in the real's ball.
     """
-    if min(len(real), len(fake)) <= k:
-        raise ValueError(f"precision and recall with k = {k} need more than {k} images a set, "
-                         f"got {len(real)} and {len(fake)}")
     real, fake = real.double(), fake.double()
     distance = exact_distance(real, fake)                                                   # n m
     in_real = distance < kth_neighbour(real, k)[:, None]
@@ -172,8 +169,6 @@ def closer(x: Tensor, train: Tensor, held_out: Tensor) -> Tensor:
 
 def ms_ssim_scales(side: int) -> int:
     """How many of the five scales still fit the 11 x 11 window: 5 above 160 px, 3 at 64 px."""
-    if side < WINDOW:
-        raise ValueError(f"MS-SSIM needs images of at least {WINDOW} px, got {side}")
     return max([1] + [n for n in range(2, 6) if side > (WINDOW - 1) * 2 ** (n - 1)])
 
 
@@ -236,24 +231,6 @@ def auroc(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tens
         beaten = negative.cumsum(1) - negative / 2
         columns.append((positive * beaten).sum(1) / (positive.sum(1) * negative.sum(1)))    # 0 / 0 = nan
     return torch.stack(columns, 1)
-
-
-def f1(probabilities: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """(probabilities: n l, labels: n l in {1, 0, nan = ignored}, weights: r n) -> r l, at 0.5; nan where
-    nothing is positive, neither said nor found."""
-    weights = torch.ones(1, len(labels), dtype=torch.float64) if weights is None else weights
-    known, found = ~labels.isnan(), probabilities > 0.5
-    there = labels > 0.5
-    hits = weights @ (there & found & known).double()
-    wrong = weights @ ((there != found) & known).double()
-    return 2 * hits / (2 * hits + wrong)                                                    # 0 / 0 = nan
-
-
-def retrieved(images: Tensor, reports: Tensor, k: int) -> Tensor:
-    """(images: n e, reports: n e, unit vectors) -> n, 1 where fewer than k images are nearer to a report than
-    its own image: R@k of text-to-image retrieval among n."""
-    nearness = reports @ images.T
-    return ((nearness > nearness.diagonal()[:, None]).sum(1) < k).double()
 
 
 def macro(per_label: Tensor) -> Tensor:

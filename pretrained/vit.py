@@ -195,8 +195,7 @@ class Dinov2(VisionTransformer):
         require(is_count(width), f"{path}: hidden_size", width, "a positive integer")
         require(is_count(ratio), f"{path}: mlp_ratio", ratio, "a positive integer")
         raw["intermediate_size"] = width * ratio
-        with torch.device("meta"):
-            net = cls(parse_config(raw, VisionConfig, DINO_FIXED, path), dino=True)
+        config = parse_config(raw, VisionConfig, DINO_FIXED, path)
         weights, path = read_weights(Path(folder), "model")
         weights.pop("embeddings.mask_token", None)   # stood for hidden patches in training
         for key in list(weights):
@@ -206,7 +205,7 @@ class Dinov2(VisionTransformer):
             if name.startswith("embeddings.") and value.ndim == 3:   # 1 1 d and 1 1+n d
                 value = value.squeeze(0).squeeze(0)
             weights[name] = value
-        load_strict(net, weights, path)
+        net = load_strict(lambda: cls(config, dino=True), weights, path)
         net.prepare = read_preprocessing(Path(folder), DINO_IMAGES, raw["patch_size"])
         return net.eval().requires_grad_(False)
 
@@ -255,12 +254,10 @@ class CLIPPair(nn.Module):
         require(max(tokenizer.vocab.values()) < text.vocab_size, f"{path}: vocab_size", text.vocab_size,
                 f"more than the tokenizer's highest id, {max(tokenizer.vocab.values())}")
         tokenizer.max_length = min(tokenizer.max_length, text.max_position_embeddings)
-        with torch.device("meta"):
-            pair = cls(text, vision, dim)
         weights, path = read_weights(folder, "model")
         for tower in ("text", "vision"):
             weights.pop(f"{tower}_model.embeddings.position_ids", None)   # 0, 1, 2, ...: old buffers
-        load_strict(pair, weights, path)
+        pair = load_strict(lambda: cls(text, vision, dim), weights, path)
         pair.config, pair.tokenizer, pair.closing = raw, tokenizer, closing
         pair.prepare = read_preprocessing(folder, {"size": vision.image_size, "crop_size": vision.image_size},
                                           vision.patch_size)

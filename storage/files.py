@@ -91,11 +91,11 @@ def read_json(path: Path, missing: dict | None = None) -> dict:
     """A JSON object; where the file is absent, `missing` if that is given."""
     if missing is not None and not path.exists():
         return missing
+    text = read_text(path)
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        message = str(error) if str(path) in str(error) else f"{path}: not JSON: {error}"
-        raise ValueError(message) from error
+        raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, not {type(value).__name__}")
     return value

@@ -3,6 +3,7 @@
 Read strictly: every tensor must be there, with its shape, and finite; a key of config.json that would change
 the computation and is not supported is refused; pickles are never opened.
 """
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -53,13 +54,13 @@ def read_weights(folder: Path | str, stem: str) -> tuple[dict[str, Tensor], Path
         indices = [folder / f"{stem}.safetensors.index{variant}.json",
                    folder / f"{stem}{variant}.safetensors.index.json"]   # until diffusers 0.32
         if whole.is_file():
-            return read_safetensors(whole), whole
+            return read_kept(whole)[0], whole
         for index in filter(Path.is_file, indices):
             try:
                 names = {Path(name).name for name in read_json(index)["weight_map"].values()}
             except (KeyError, AttributeError, TypeError) as error:
                 raise ValueError(f"{index}: not an index of weight files: {error!r}") from error
-            return {k: v for name in sorted(names) for k, v in read_safetensors(folder / name).items()}, index
+            return {k: v for name in sorted(names) for k, v in read_kept(folder / name)[0].items()}, index
     for pickle in sorted(folder.glob("*.bin")):
         raise ValueError(f"{pickle}: a pickle, which may run any code when read; convert it to safetensors")
     raise ValueError(f"{folder}: no {stem}.safetensors in it")
@@ -76,13 +77,11 @@ def read_kept(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: missing, truncated, damaged or not a safetensors file: {error}") from error
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    return read_kept(path)[0]
-
-
-def load_strict(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Give a model on the meta device its weights, as float32. Every tensor must be there, with its shape,
-    and finite."""
+def load_strict(build: Callable[[], nn.Module], weights: dict[str, Tensor], path: Path) -> nn.Module:
+    """-> the model that build() makes, with these weights, as float32. Every tensor must be there, with its
+    shape, and finite."""
+    with torch.device("meta"):   # nothing is drawn that is replaced at once
+        model = build()
     expected = model.state_dict()
     if missing := sorted(expected.keys() - weights.keys()):
         raise ValueError(f"{path}: {missing[0]} is missing ({len(missing)} tensors in all)")
@@ -97,6 +96,7 @@ def load_strict(model: nn.Module, weights: dict[str, Tensor], path: Path) -> Non
         if not value.is_floating_point() or not weights[key].isfinite().all():
             raise ValueError(f"{path}: {key} is {value.dtype} or has values that are not finite numbers")
     model.load_state_dict(weights, assign=True)
+    return model
 
 
 def write_folder(folder: Path | str, weights: dict[str, Tensor], stem: str, config: dict | None = None,

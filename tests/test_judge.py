@@ -54,7 +54,7 @@ class ToyChests:
 
 def toy_images(truth: Tensor, psi: Tensor, size: int) -> Tensor:
     """-> n 1 size size in [0, 1]"""
-    matrix = torch.linalg.inv(judge.affine(psi))[:, :2]
+    matrix = torch.linalg.inv(judge.pose(psi))[:, :2]
     grid = F.affine_grid(matrix, [len(psi), 1, size, size], align_corners=False)
     x, y = grid.unbind(-1)
     heart, fluid = truth[:, HEART, None, None], truth[:, FLUID, None, None]

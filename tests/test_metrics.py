@@ -150,14 +150,11 @@ def test_neighbourhoods_match_a_literal_loop():
 
 
 def test_neighbourhoods_of_a_set_with_itself_and_with_a_far_one():
-    """A copy of the real set is precise and covers it; a set far away is neither.
-    Too few images: a clear error."""
+    """A copy of the real set is precise and covers it; a set far away is neither."""
     real = gaussian(40, 3)
     same, far = metrics.neighbourhoods(real, real), metrics.neighbourhoods(real, real + 1e3)
     assert all(same[name].mean() == 1 for name in ("precision", "recall", "coverage"))
     assert all(values.mean() == 0 for values in far.values())
-    with pytest.raises(ValueError, match="more than 5 images"):
-        metrics.neighbourhoods(real[:5], real)
 
 
 def test_nearest_distance_sees_a_copy():
@@ -224,11 +221,8 @@ def test_ms_ssim_at_64_px_matches_a_literal_loop():
 
 
 def test_scales_follow_the_side():
-    """The coarsest scale still has to fit the 11 px window;
-    less than that is an error, not a wrong number."""
+    """The coarsest scale still has to fit the 11 px window."""
     assert [metrics.ms_ssim_scales(side) for side in (512, 161, 160, 64, 32, 16)] == [5, 5, 4, 3, 2, 1]
-    with pytest.raises(ValueError, match="at least 11 px"):
-        metrics.ms_ssim(chests(1, 8), chests(1, 8))
 
 
 # ------------------------------------------------------------------------------------------------ labels
@@ -269,32 +263,6 @@ def test_label_accuracy_ignores_uncertain_labels():
     assert accuracy[:2].tolist() == pytest.approx([1, 1 / 3]) and accuracy[2].isnan()
     right = metrics.all_labels_right(p, labels)
     assert right[:2].tolist() == [1, 0] and right[2].isnan()
-
-
-def test_f1_matches_scikit_learn_and_repeated_rows():
-    """Per label at 0.5, ignored entries left out; a row of weights counts like repeated images."""
-    sklearn = pytest.importorskip("sklearn.metrics")
-    generator = torch.Generator().manual_seed(0)
-    p = torch.rand(60, 3, generator=generator)
-    labels = torch.randint(2, (60, 3), generator=generator).double()
-    labels[::7, 1] = math.nan
-    weights = torch.randint(3, (1, 60), generator=generator).double()
-    plain, weighted = metrics.f1(p, labels)[0], metrics.f1(p, labels, weights)[0]
-    repeated = torch.arange(60).repeat_interleave(weights[0].long())
-    for i in range(3):
-        known = ~labels[:, i].isnan()
-        truth, found = labels[known, i].numpy(), (p[known, i] > 0.5).numpy()
-        assert plain[i].item() == pytest.approx(sklearn.f1_score(truth, found))
-    torch.testing.assert_close(weighted, metrics.f1(p[repeated], labels[repeated])[0])
-    assert metrics.f1(torch.zeros(4, 1), torch.zeros(4, 1)).isnan().all()
-
-
-def test_retrieval_counts_the_images_that_are_nearer():
-    """By hand: of three reports the first finds its image first, the second second, the third third."""
-    reports = torch.eye(3)
-    images = torch.tensor([[0.9, 0.5, 0.8], [0.1, 0.4, 0.9], [0.2, 0.1, 0.3]])
-    found = [metrics.retrieved(images, reports, k).tolist() for k in (1, 2, 3)]
-    assert found == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
 
 
 def test_blur_shows_in_fine_detail_and_texture():

@@ -304,18 +304,6 @@ def test_a_run_is_tied_to_its_data(tmp_path):
             loop.load_state(run, "vae", {"net": net}, stepped(net), None)
 
 
-def test_a_run_without_a_digest_goes_on_and_says_so(tmp_path, capsys):
-    """A run folder and a checkpoint of before digests were kept are continued; what is not known is said."""
-    run, net = run_of(tmp_path / "run"), torch.nn.Linear(2, 2)
-    loop.save_state(run, "vae", 3, 1.0, {"net": net}, stepped(net), None)
-    write_json(run.path("config.json"), run.options)
-    options.bind(run, {"train": Pairs(["a", "b"])})
-    assert loop.load_state(run, "vae", {"net": net}, stepped(net), None)[0] == 3
-    said = capsys.readouterr().out
-    assert "run is an older version's: whether it was begun with these images is not known" in said
-    assert "vae.safetensors is an older version's" in said
-
-
 def test_latents_of_other_images_are_made_again(tmp_path, capsys):
     """Kept latents are named after their images and their autoencoder: sorted otherwise, or encoded by
     another one, they are not used. What is not finite is refused."""

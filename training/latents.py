@@ -26,7 +26,7 @@ class Latents:
     """latents[index: b] -> b c h w, float32"""
 
     def __init__(self, paths: list[Path], n: int, shape: tuple[int, ...]):
-        self.n, self.folder, self.shards = n, paths[0].parent, []
+        self.folder, self.shards = paths[0].parent, []
         for i, path in enumerate(paths):
             try:
                 self.shards.append(np.load(path, mmap_mode="r"))
@@ -36,9 +36,6 @@ class Latents:
             if found.shape != wanted or found.dtype != np.float16:
                 raise ValueError(f"{path}: {found.dtype} {found.shape}, expected float16 {wanted}; "
                                  f"delete {path.parent} to encode the images anew")
-
-    def __len__(self) -> int:
-        return self.n
 
     def __getitem__(self, index: Tensor) -> Tensor:
         rows = np.stack([self.shards[i // SHARD][i % SHARD] for i in index.tolist()])

@@ -33,18 +33,13 @@ class Run:
     device: torch.device
     seed: int
     save_every: float
-    writer: object = None
 
     def path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)
 
     def log(self, stage: str, step: int, **numbers: float) -> None:
-        if rank():
-            return
-        append_line(self.path("log.jsonl"), to_json({"stage": stage, "step": step, **numbers}))
-        if self.writer is not None:
-            for name, value in numbers.items():
-                self.writer.add_scalar(f"{stage}/{name}", value, step)
+        if rank() == 0:
+            append_line(self.path("log.jsonl"), to_json({"stage": stage, "step": step, **numbers}))
 
     def forget(self, stage: str, after: int) -> None:
         """Drop what this stage logged beyond the step it resumes from, and at its end (without a time)."""
@@ -73,7 +68,7 @@ def read_log(path: Path) -> list[dict]:
 
 
 # Options that may change when a stage resumes: they do not touch its result, or data_digest speaks for them.
-NOT_RESULT = {"out", "stage", "dry_run", "save_every", "tensorboard", "compile", "eval_reports", "data",
+NOT_RESULT = {"out", "stage", "dry_run", "save_every", "compile", "eval_reports", "data",
               "diffusion_micro", "rl_batch", "rl_micro", "checkpointing", "offload"}
 QUICK = 2**28   # bytes of a checkpoint that is written in well under a second
 
@@ -120,9 +115,6 @@ def weights_and_average(modules: dict[str, nn.Module], ema: dict | None) -> dict
 def refuse_another(name: str, old: dict, new: dict, path: Path, advice: str) -> None:
     """Raise ValueError where an option of `path` was another; a path may be spelled in many ways."""
     before, now = old.get(name), new[name]
-    if name == "data_digest" and before is None:
-        print(f"data: {path} is an older version's: whether it was begun with these images is not known")
-        return
     spelled = isinstance(before, str) and isinstance(now, str)
     if before == now or spelled and os.path.realpath(before) == os.path.realpath(now):
         return

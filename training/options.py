@@ -69,7 +69,6 @@ class TrainConfig:
     reward_lr: Annotated[float, "peak learning rate"] = 2e-3
     eval_reports: Annotated[int, "reports in the final evaluation"] = 512
     save_every: Annotated[float, "seconds between checkpoints"] = 30.0
-    tensorboard: Annotated[bool, "also log to RUN/tensorboard, if tensorboard is installed"] = False
     compile: Annotated[bool, "torch.compile the UNet in place"] = False
 
 
@@ -250,18 +249,15 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
     read_log(run.path("log.jsonl"))
     refuse_other_origin(run)
     torch.set_float32_matmul_precision("high")   # TF32 where there is one
-    return dataclasses.replace(run, writer=tensorboard(config))
+    return run
 
 
-def refuse_other_origin(run: Run) -> dict:
-    """-> RUN/config.json. Raises ValueError where it was made with another of ORIGIN, of those known now."""
-    path = run.path("config.json")
-    old = read_json(path, missing={})
-    known = dataclasses.asdict(TrainConfig()) | old   # an option that is new had its default
+def refuse_other_origin(run: Run) -> None:
+    """Raise ValueError where RUN/config.json was made with another of ORIGIN, of those known now."""
+    old = read_json(run.path("config.json"), missing={})
     for name in ORIGIN if old else ():
         if name in run.options:
-            refuse_another(name, known, run.options, run.folder, "choose another --out")
-    return old
+            refuse_another(name, old, run.options, run.folder, "choose another --out")
 
 
 def bind(run: Run, sets: dict) -> None:
@@ -271,13 +267,3 @@ def bind(run: Run, sets: dict) -> None:
     if rank() == 0:
         write_json(run.path("config.json"),
                    {**run.options, "torch": torch.__version__, "git": git_revision()})
-
-
-def tensorboard(config: TrainConfig):
-    if not config.tensorboard:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError("--tensorboard: the package tensorboard is not installed") from error
-    return SummaryWriter(config.out / "tensorboard")

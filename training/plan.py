@@ -5,10 +5,9 @@ import os
 import shutil
 import time
 import weakref
-from collections.abc import Callable
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -32,8 +31,6 @@ class LiveBytes(TorchDispatchMode):
         self.alive: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return 64                        # a size that depends on numbers: the longest report's tokens
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, torch.Tensor) and x.device.type != "meta":
@@ -51,11 +48,6 @@ class LiveBytes(TorchDispatchMode):
     def remove(self, key: int, size: int) -> None:
         self.alive.discard(key)
         self.now -= size
-
-    def phase(self, work: Callable[[], object]) -> tuple[object, int]:
-        """-> the work's result, and the peak while it ran"""
-        self.peak = self.now
-        return work(), self.peak
 
 
 def inputs(config: UNetConfig, batch: int, tokens: int, device: torch.device | str = "cpu") -> tuple:
@@ -96,9 +88,9 @@ def needed_bytes(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, size
     side, channels, lora = sizes.unet.sample_size, sizes.unet.in_channels, config.finetune == "lora"
     with FakeTensorMode(), LiveBytes() as live, torch.no_grad():
         text, vae = CLIPTextModel(sizes.text), AutoencoderKL(sizes.vae)
-        idle = live.now
-        _, decoding = live.phase(lambda: vae.decode(
-            torch.empty(max(2**19 // sizes.size**2, 1), channels, side, side)))   # as Pipeline.decode
+        live.peak = idle = live.now
+        vae.decode(torch.empty(max(2**19 // sizes.size**2, 1), channels, side, side))   # as Pipeline.decode
+        decoding = live.peak
         if config.finetune == "all":
             idle += 4 * sum(4 * p.numel() for p in text.parameters())
     states = 12 * rl.reports * rl.group // ranks() * (sampling.sample_steps + 1) * channels * side**2
