@@ -45,7 +45,7 @@ def systems_of(result: dict) -> list[str]:
 
 
 def cell(number: dict, sign: str = "") -> str:
-    if number.get("value") is None:
+    if number["value"] is None:
         return "undefined"
     low, high = ("?" if bound is None else f"{bound:{sign}.3f}" for bound in number["ci95"])
     return f"{number['value']:{sign}.3f} [{low}, {high}]"
@@ -68,16 +68,11 @@ def remarks(result: dict) -> list[str]:
                    f"{result['seconds']:.0f} s on {result['device']}"]
 
 
-def metric_rows(result: dict) -> list[list[str]]:
-    """evaluation.json -> a head, and a row for each metric: value [95 % interval] for each system."""
-    systems = systems_of(result)
-    return [["", "better", *systems], *([name, better, *(cell(result[system][name]) for system in systems)]
-                                        for name, better in BETTER.items())]
-
-
 def table(result: dict) -> str:
-    """The same as text, with what was gained in words"""
-    lines = metric_rows(result)
+    """evaluation.json -> text: a row for each metric, value [95 % interval] for each system."""
+    systems = systems_of(result)
+    lines = [["", "better", *systems], *([name, better, *(cell(result[system][name]) for system in systems)]
+                                         for name, better in BETTER.items())]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(w.ljust(n) for w, n in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*text, *remarks(result)])

@@ -151,7 +151,7 @@ def test_consistency_ignores_padding():
 
 
 def test_calibration_takes_unit_and_floor_from_real_pairs():
-    """One unit of a reward is the spread of real pairs, and its floor lies its FLOOR units below their median."""
+    """One unit of a reward is the spread of real pairs, and its floor lies FLOOR of them below the median."""
     nets, images = three(), torch.rand(12, 1, 64, 64)
     for name, net in nets.named().items():
         scores = net.score(images, REPORTS)
