@@ -470,17 +470,18 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("the report is empty: expected radiology report text")
     jobs = plan(args.out, args.grid, reports, args.n, args.seed, args.best_of)
     run, device = args.run or newest_run(), start_ranks()
-    model = "cxrl" if (run / "cxrl" / "model_index.json").exists() and not args.anchor else "anchor"
-    pipe, settings = Pipeline.load(run / model, device), run_settings(run)
-    revision, steps = settings.pop("revision"), args.steps or settings["steps"]
-    guidance = settings["guidance"] if args.guidance is None else args.guidance
-    settings |= {"steps": steps, "guidance": float(guidance)}
-    about = settings | {"model": model, "revision": revision, "weights": pipe.digest()}
-    pipe.schedule.timesteps(steps)   # refuses more than the schedule has
-    like = liking(run, device) if args.best_of > 1 else None
-    if rank() == 0 and (cut := pipe.tokenizer.cut_count(reports)):
-        print(f"{cut} of {len(reports)} reports exceed {pipe.tokenizer.max_length} tokens, and are cut")
-    with holding(args.out, "--out ") if rank() == 0 and not args.grid else nullcontext():
+    held = args.out.with_name(f".{args.out.name}") if args.grid else args.out
+    with holding(held, f"--out {args.out}") if rank() == 0 else nullcontext():   # all ranks are one holder
+        model = "cxrl" if (run / "cxrl" / "model_index.json").exists() and not args.anchor else "anchor"
+        pipe, settings = Pipeline.load(run / model, device), run_settings(run)
+        revision, steps = settings.pop("revision"), args.steps or settings["steps"]
+        guidance = settings["guidance"] if args.guidance is None else args.guidance
+        settings |= {"steps": steps, "guidance": float(guidance)}
+        about = settings | {"model": model, "revision": revision, "weights": pipe.digest()}
+        pipe.schedule.timesteps(steps)   # refuses more than the schedule has
+        like = liking(run, device) if args.best_of > 1 else None
+        if rank() == 0 and (cut := pipe.tokenizer.cut_count(reports)):
+            print(f"{cut} of {len(reports)} reports exceed {pipe.tokenizer.max_length} tokens, and are cut")
         draw(jobs, about, args.batch, partial(draw_best, pipe, settings, like))
         wait_for_ranks()
         if rank() == 0 and args.grid:

@@ -435,7 +435,8 @@ def main(argv: list[str] | None = None) -> None:
         drawn = 2 * (drawn + (evaluate.COPIES - 1) * min(drawn, evaluate.SSIM_REPORTS))
         dry_run(config, sampling, rl, sizes_of(config), len(sets["train"]), drawn, todo, device)
         return
-    hold = holding(config.out, "--out ") if rank() == 0 else nullcontext()   # all ranks are one holder
+    # All ranks are one holder.
+    hold = holding(config.out, f"--out {config.out}") if rank() == 0 else nullcontext()
     with hold, whole_job():
         run = open_run(config, sampling, rl)
         if rank() == 0:

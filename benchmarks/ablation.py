@@ -16,6 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from storage import command  # noqa: E402
+
+if __name__ == "__main__":   # before the imports below, which take seconds
+    command.begin("the same command goes on")
+
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from supervised_control import train_control  # noqa: E402
@@ -177,7 +182,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    main()

@@ -19,6 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from storage import command  # noqa: E402
+
+if __name__ == "__main__":   # before the imports below, which take seconds
+    command.begin("the same command begins anew")
+
 import torch  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 

@@ -25,6 +25,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from storage import command  # noqa: E402
+
+if __name__ == "__main__":   # before the imports below, which take seconds
+    command.begin("the same command begins anew")
+
 from PIL import Image  # noqa: E402
 
 import data  # noqa: E402
@@ -150,9 +155,9 @@ def main(argv: list[str] | None = None) -> None:
         write_mimic(tree, args.images, args.reports)
         for start in ("first", "second"):
             done = subprocess.run([sys.executable, __file__, "--load", tree, state], capture_output=True,
-                                  text=True)
+                                  text=True, start_new_session=True)   # Ctrl-C is for this process
             if done.returncode:
-                raise ValueError(done.stderr.splitlines()[-1])
+                raise ValueError(done.stderr.splitlines()[-1].removeprefix("error: "))
             cost = json.loads(done.stdout.splitlines()[-1])
             print(f"| {start}, reports: {args.reports} | {args.images:,} | {cost['rows']:,} | "
                   f"{cost['seconds']:.2f} | {cost['tables']:.2f} | {cost['cpu']:.2f} | "
@@ -160,7 +165,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    main()

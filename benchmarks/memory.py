@@ -17,6 +17,11 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from storage import command  # noqa: E402
+
+if __name__ == "__main__":   # before the imports below, which take seconds
+    command.begin("the same command begins anew")
+
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from gpu import REPORT, random_pipeline, random_rewards  # noqa: E402

@@ -24,6 +24,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from storage import command  # noqa: E402
+
+if __name__ == "__main__":   # before the imports below, which take seconds
+    command.begin("the same command begins anew")
+
 import torch  # noqa: E402
 from gpu import REPORT, ddpo_rounds, diffusers_unet, random_pipeline, random_rewards  # noqa: E402
 from torch import nn  # noqa: E402

@@ -19,6 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from storage import command  # noqa: E402
+
+if __name__ == "__main__":   # before the imports below, which take seconds
+    command.begin("the same command begins anew")
+
 import torch  # noqa: E402
 from gpu import REPORT, random_pipeline, random_rewards  # noqa: E402
 
@@ -117,8 +122,11 @@ def main(argv: list[str] | None = None) -> None:
     for name in PHASES:
         for estimator in ESTIMATORS if name in ("rl", "diffusers") else [None]:
             phase = [name] + ([estimator] if estimator else [])
-            subprocess.run([sys.executable, __file__, "--size", args.size, "--out", args.out,
-                            "--phase", *phase], check=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+            done = subprocess.run([sys.executable, __file__, "--size", args.size, "--out", args.out,
+                                   "--phase", *phase], env={**os.environ, "PYTHONWARNINGS": "ignore"},
+                                  start_new_session=True)   # Ctrl-C is for this process
+            if done.returncode:   # it said why
+                sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

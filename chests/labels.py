@@ -16,6 +16,7 @@ lists ("no A, B or C") and stop where the clause turns to something else.
 import re
 from difflib import get_close_matches
 from functools import lru_cache
+from html import unescape
 from math import isnan, nan
 
 import torch
@@ -220,28 +221,53 @@ def organ_verdict(left: str, right: str) -> float:
 # Report -> labels
 
 TYPESET = str.maketrans(dict.fromkeys("’‘ʼ´′＇", "'") | dict.fromkeys("–−‑‐", "-") | {"—": " - ", "±": "+/-"}
-                        | dict.fromkeys('"“”{}', "") | {"_": " "})
+                        | dict.fromkeys('"“”{}*', "") | {"_": " "})
 SHORT = (("`", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
          ("v/s", "vs"), ("n/a", "not assessed"), ("[x]", ";"), ("(+)", ";"),
          ("+/-", "possible "), ("and/or", "or"), (",", ", "))
 # "Pneumothorax: none", "Pneumothorax - no", "Pneumothorax (-)": an answer, with which its clause ends.
-END = r"(?=\s*(?:\.(?!\d)|[,;)\]]|$|\w[\w/ ]{0,40}[:=?]))"
+CLOSE = r"\s*(?:\.(?!\d)|[,;)\]]|$)"
+END = rf"(?={CLOSE}|\s*\w[\w/ ]{{0,40}}[:=?])"
 NONE = r"(?:none|nil|no|n|neg|negative|absent|false|0|-(?:ve)?)"
 ANSWER = re.compile(rf"(?:[:=?-]>?|\.{{2,9}}) ?[(\[]?(?:(?:none|nil|nothing)\b(?! of)|{NONE}{END})[)\]]?"
                     rf"|[(\[](?:{NONE}| ?)[)\]]|(?:(?<=\s)|;\s?)(?:none|nil|neg(?:ative)?|-(?:ve)?){END}"
-                    r"|(?<=[\s;])no(?=\s*(?:[.,;)]|$))")
+                    rf"|(?<=\s)no(?={CLOSE})")
+# "Pneumothorax; no": a semicolon with nothing but an answer behind it is a colon.
+SEMICOLON = re.compile(rf" ?;(?= ?(?:{NONE}|none \w+|no evidence|{GONE.pattern}|{NORMAL}|{LARGE}"
+                       r"|(?:possib|probab|uncertain|unclear|unlikely|questionabl|equivoc|maybe)\w*)"
+                       rf"{CLOSE})")
+# "None of the following: effusion, edema." Each item is denied, to the end of the sentence.
+NONE_OF = re.compile(r"\b(?:no|none|neither|without|negative|free|not (?:have|show|see))"
+                     r"(?: (?:evidence|signs?|of|for|any|all|the|(?:following|below|these)(?: findings?)?"
+                     r"|is|are|was|were|seen|present|identified|noted))+: ?((?:[^.]|\.\d)*)")
+# "+effusion, -pneumothorax" is such a list; "-effusion" alone is an item behind a dash, "C5-C6" a range.
+SIGN = re.compile(r"(?<![^\s,;:(/])([+-])(?=[a-z]{3})")
+SIGNED = re.compile(r"(?:^|\W)\+[a-z]{3}|[,;/] ?-[a-z]{3}")
+# "Pneumonia v atelectasis", but neither "grade V fracture" nor "a v. small effusion"
+V = re.compile(r"\b(?!(?:\w|[ivx]+|an|the|is|are|and|with|no|of|grade|type|stage|class|segments?|zones?"
+               r"|factor|nerve|ribs?|levels?|harris)\b)(\w+[,)]?) v\.? (?!(?:and|or|is|leads?|fib|tach)\b)")
 # What only sounds like a finding: "fracture line", "mass effect".
 SOUNDS = re.compile(r"\b(kerley(?: b)?|b|septal|fracture|pleural|fissure|fat|skin|growth|\w*spinal"
                     r"|\w*tracheal|mediastinal|junction|\w*esophageal)[ -]lines?\b"
                     r"|\b(body|muscle) mass\b|\bmass[ -](effect)")
 # Not "___", "XXXX", "none", "see above": a text without a word of its own says nothing.
 WORDS = re.compile(r"(?!(?:x+|none|nan?|nil|null|not|assessed|see|above|below|report|pending)\b)\b[a-z]{2,}")
-OPEN = r"(?:\b(?:no|not|of|or|and|the|an?|with|without|for|to|in|on|by|is|are|was|be|possible|likely)|[,/])"
+OPEN = (r"(?:\b(?:(?<![:;] )no|not|of|or|and|the|an?|with|without|for|to|in|on|by|is|are|was|be|possible"
+        r"|likely)|[,/])")
+# Tags of HTML; group 1: those that begin a new line
+TAG = re.compile(r"(?i)</?(?:(p|br|div|li|ul|ol|tr|table|h\d)|b|i|u|em|strong|small|span|font|su[bp]|a|td|th"
+                 r"|html|body|pre|code)(?:\s[^<>]*)?/?>")
+
+
+def plain(text: str) -> str:
+    """Markup goes: <b>, <br>, &nbsp; ..."""
+    return TAG.sub(lambda tag: "\n" if tag[1] else " ", unescape(text))
 
 
 def one_line(text: str) -> str:
-    """Line breaks become blanks, or where they end a sentence (a blank line, a new item, or a capital behind
-    a word that is not OPEN to more) a point; words cut in two are whole again."""
+    """Without markup. Line breaks become blanks, or where they end a sentence (a blank line, a new item, or a
+    capital behind a word that is not OPEN to more) a point; words cut in two are whole again."""
+    text = plain(text)
     lines = [line.strip() for line in text.splitlines()]
     if len(lines) > 1:
         text = re.sub(rf"(?i)(?<=[a-z])-\n+(?=[a-z])|({OPEN})\n+", lambda m: m[1] and m[1] + " " or "",
@@ -255,6 +281,7 @@ def clean(text: str) -> list[str]:
     text = one_line(text).lower().translate(TYPESET)
     text = re.sub(r"\b(ca|(?:c|w)ould|do|does|did|is|are|was|were|has|have)nt\b", r"\1n't", text)
     text = re.sub(r"(?<!:)(?<!: )\[ ?\] *([a-z][^\[.;]*)", r"; no \1;", text)   # "[ ] Effusion [x] Edema"
+    text = NONE_OF.sub(lambda m: "; no " + re.sub(r"[,;]|\band\b", "; no ", m[1]), SEMICOLON.sub(":", text))
     text = re.sub(r"(?<=: )(?:probab\w+|uncertain|unclear|indeterminate|maybe)\b", "possible", text)
     text = re.sub(r"(?:^|(?<=[,;] ))\(-\) ?(?=[a-z])", "no ", text)             # "(-) effusion, (+) edema"
     text = re.sub(r":\s+", ": ", ANSWER.sub(" none;", text))
@@ -267,8 +294,10 @@ def clean(text: str) -> list[str]:
         text = text.replace(short, full)
     text = " " + " ".join(re.sub(r"/(?<=[a-z]/)(?=[a-z])", " or ", text).split())
     text = SOUNDS.sub(lambda m: m[m.lastindex], text).replace(" non-", " non").replace(" non ", " non")
-    text = re.sub(r" v(?:ersus|s\.|\.s\.|\.(?= )) *", " vs ", text)
+    text = re.sub(r" v(?:ersus|s\.|\.s\.) *", " vs ", V.sub(r"\1 vs ", text))
     sentences = re.split(r"[.!?]+(?:(?!\d)|(?<=[^\d\s.!?]\.))", text)  # no decimal point
+    sentences = [SIGN.sub(lambda sign: "; no " if sign[1] == "-" else "; ", sentence)
+                 if SIGNED.search(sentence) else sentence for sentence in sentences]
     return [sentence.strip() for sentence in sentences if sentence.strip()]
 
 
@@ -370,7 +399,7 @@ def sections(text: str) -> dict[str, str]:
     Text before the first header is "preamble", a text without headers "full report". Where there is neither
     findings nor impression, what follows the last section's first blank line is "last_paragraph".
     """
-    text = "\n".join(text.splitlines())
+    text = "\n".join(plain(text).splitlines())
     header = HEADER.search(text)
     parts = [("preamble", text[: header.start()])] if header else [("full report", text)]
     while header:

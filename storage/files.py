@@ -19,23 +19,24 @@ except ImportError:   # Windows has none
 
 
 @contextmanager
-def holding(folder: Path, flag: str = "") -> Iterator[None]:
-    """Make the run folder this process's own so long as the block runs: another process is refused. Temporary
-    files that killed ones left go at once; a new folder that nothing was written to goes in the end."""
-    made, path = not folder.exists(), folder / ".lock"
+def holding(folder: Path, name: str = "") -> Iterator[None]:
+    """Make a folder this process's own so long as the block runs: another process is refused, by `name`.
+    Temporary files that killed ones left go at once; a folder that nothing was written to goes in the end."""
+    path, name = folder / ".lock", name or str(folder)
+    made = not folder.exists() or [*folder.glob("*")] == [path]   # that one by a process that was killed
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
             raise OSError(0, ".lock is not a regular file")   # a pipe: open would never end
         lock = open(path, "a")
     except OSError as error:
-        raise ValueError(f"{flag}{folder}: cannot be written: {error.strerror}") from error
+        raise ValueError(f"{name}: cannot be written: {error.strerror}") from error
     with lock:
         try:
             if fcntl is not None:   # of the process, not of the file as flock: its workers do not inherit it
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(f"{flag}{folder}: another process is at work in it") from error
+            raise ValueError(f"{name}: another process is at work in it") from error
         for left in (*folder.rglob("*.[0-9]*.tmp"), *folder.rglob(".tmp" + 6 * "[0-9A-Za-z]")):
             left.unlink()   # replacing's names, and safetensors' own
         try:

@@ -159,9 +159,6 @@ def storm(run: Path, seed: int, kills: int, ranks: int, arguments: list[str], fu
             print("   ", last[7:140])
         assert target is not None, f"ended by itself with {status}: {text[-3000:]}"
         assert full or ranks > 1 or status in STATUS[number], f"{number.name}: {status}: {text[-3000:]}"
-        if ranks > 1 and "\nrl: " not in text.replace("rl: done already", ""):
-            held = "evaluate" in text or not (run / "cxrl" / "model_index.json").exists()
-            assert held, "a rank died in RL, and a result is there"
         done += 1
 
 

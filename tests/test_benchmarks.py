@@ -1,7 +1,10 @@
 """benchmarks/: each script runs in smoke size and prints the table that it promises."""
 import json
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,19 @@ import gpu  # noqa: E402
 import index  # noqa: E402
 import memory  # noqa: E402
 import utility  # noqa: E402
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_signal_ends_each_script_in_one_line(script):
+    """From before its imports on SIGTERM ends a script in one line and 143, as Ctrl-C does in 130."""
+    process = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)
+    caught, status = 0, Path(f"/proc/{process.pid}/status")
+    while not caught >> (signal.SIGTERM - 1) & 1 and process.poll() is None:   # until it listens
+        caught = int(dict(line.split(":") for line in status.read_text().splitlines())["SigCgt"], 16)
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and error.startswith("stopped: ") and error.count("\n") == 1, error
 
 
 def test_gpu_benchmark_gives_one_row_a_case(tmp_path, capsys):

@@ -305,6 +305,25 @@ def test_a_set_is_drawn_once_by_any_number_of_processes(run, tmp_path):
     assert contents(tmp_path / "two") == first
 
 
+@pytest.mark.parametrize("name, held", [("g.png", ".g.png"), ("set", "set")])
+def test_a_second_process_on_one_out_is_refused(run, tmp_path, name, held):
+    """A grid or a folder is one process's own, also beside others in the same place: the second is refused
+    before it loads a model, and what it would have drawn does not mix with the first's. A kill frees it."""
+    (tmp_path / held).mkdir()
+    holder = subprocess.Popen([sys.executable, "-c", "import fcntl, sys, time\nf = open(sys.argv[1], 'a')\n"
+                               "fcntl.lockf(f, fcntl.LOCK_EX)\nprint('held', flush=True)\ntime.sleep(60)",
+                               tmp_path / held / ".lock"], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    command = [REPORTS[0], "--n", "1", "--out", str(tmp_path / name), "--run"]
+    with pytest.raises(ValueError, match=f"--out .*/{name}: another process is at work in it"):
+        sample.main([*command, str(tmp_path / "no model here")])
+    sample.main([*command[:-2], str(tmp_path / "other.png"), "--run", str(run)])
+    holder.kill()
+    holder.wait()
+    sample.main([*command, str(run)])
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_drawn_set_can_be_judged(run, tmp_path):
     """evaluate.py --images reads the folder as it is: prompt_INFO.csv names pictures and prompts."""
     folder = tmp_path / "set"
