@@ -43,13 +43,15 @@ def begin(again: str, status: int = 1) -> None:
                 Output(old.buffer, old.encoding, "backslashreplace", line_buffering=True))
 
     def last_words(kind: type, error: BaseException, trace) -> None:
-        if issubclass(kind, (KeyboardInterrupt, *ERRORS)):
+        known = issubclass(kind, ERRORS)
+        stopped = issubclass(kind, KeyboardInterrupt) or asked and not known   # numpy renames it
+        if stopped or known:
             traceback.clear_frames(trace)   # ends progress bars, before the line and not after it
-        if issubclass(kind, KeyboardInterrupt):
+        if stopped:
             if os.environ.get("RANK", "0") == "0":   # of many processes one speaks
                 print(f"stopped: {again}", file=sys.stderr)
             raise SystemExit(128 + (asked or [signal.SIGINT])[0])
-        if issubclass(kind, ERRORS):
+        if known:
             print("error:", " ".join(str(error).split("\n")) or kind.__name__, file=sys.stderr)
             raise SystemExit(status)
         sys.__excepthook__(kind, error, trace)
