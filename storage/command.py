@@ -44,7 +44,8 @@ def begin(again: str, status: int = 1) -> None:
 
     def last_words(kind: type, error: BaseException, trace) -> None:
         known = issubclass(kind, ERRORS)
-        stopped = issubclass(kind, KeyboardInterrupt) or asked and not known   # numpy renames it
+        # Within numpy's import a KeyboardInterrupt comes out as an ImportError.
+        stopped = issubclass(kind, KeyboardInterrupt) or asked and not known
         if stopped or known:
             traceback.clear_frames(trace)   # ends progress bars, before the line and not after it
         if stopped:

@@ -27,6 +27,15 @@ import memory  # noqa: E402
 import utility  # noqa: E402
 
 
+def test_a_signal_that_a_library_renames_is_still_one():
+    """numpy's import turns the interruption into an ImportError: one line and 143 all the same."""
+    code = ("import os, signal\nfrom storage import command\ncommand.begin('go on')\n"
+            "try:\n    os.kill(os.getpid(), signal.SIGTERM)\n    signal.pause()\n"
+            "except KeyboardInterrupt:\n    raise ImportError('no module') from None")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (143, "stopped: go on\n")
+
+
 @pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
 def test_a_signal_ends_each_script_in_one_line(script):
     """From before its imports on SIGTERM ends a script in one line and 143, as Ctrl-C does in 130."""
