@@ -236,10 +236,15 @@ ANSWER = re.compile(rf"(?:[:=?-]>?|\.{{2,9}}) ?[(\[]?(?:(?:none|nil|nothing)\b(?
 SEMICOLON = re.compile(rf" ?;(?= ?(?:{NONE}|none \w+|no evidence|{GONE.pattern}|{NORMAL}|{LARGE}"
                        r"|(?:possib|probab|uncertain|unclear|unlikely|questionabl|equivoc|maybe)\w*)"
                        rf"{CLOSE})")
-# "None of the following: effusion, edema." Each item is denied, to the end of the sentence.
-NONE_OF = re.compile(r"\b(?:no|none|neither|without|negative|free|not (?:have|show|see))"
-                     r"(?: (?:evidence|signs?|of|for|any|all|the|(?:following|below|these)(?: findings?)?"
-                     r"|is|are|was|were|seen|present|identified|noted))+: ?((?:[^.]|\.\d)*)")
+# "None of the following: effusion, edema." Each item is denied, to the end of the sentence, or line by line.
+NONE_HEAD = (r"\b(?:no|none|neither|without|negative|free|not (?:have|show|see))"
+             r"(?: (?:evidence|signs?|of|for|any|all|the|(?:following|below|these)(?: findings?)?"
+             r"|is|are|was|were|seen|present|identified|noted))+:")
+NONE_OF = re.compile(NONE_HEAD + r" ?((?:[^.]|\.\d)*)")
+BULLET = r"(?:[-*•]|\d+[.)]) "
+ITEM_ALONE = r"(?!.*\b(?:is|are|was|were|has|have|there)\b)[\w(/][\w()/ -]{0,40}[.,;]?(?=\n|$)"
+NONE_LINES = re.compile(rf"(?i)({NONE_HEAD})((?:\n+{BULLET}.+)+|\n?(?:\n{ITEM_ALONE})+)")
+ITEM_LINE = re.compile(rf"(?m)^(?:{BULLET})?(.+?)[.,;]?$")
 # "+effusion, -pneumothorax" is such a list; "-effusion" alone is an item behind a dash, "C5-C6" a range.
 SIGN = re.compile(r"(?<![^\s,;:(/])([+-])(?=[a-z]{3})")
 SIGNED = re.compile(r"(?:^|\W)\+[a-z]{3}|[,;/] ?-[a-z]{3}")
@@ -261,7 +266,8 @@ TAG = re.compile(r"(?i)</?(?:(p|br|div|li|ul|ol|tr|table|h\d)|b|i|u|em|strong|sm
 
 def plain(text: str) -> str:
     """Markup goes: <b>, <br>, &nbsp; ..."""
-    return TAG.sub(lambda tag: "\n" if tag[1] else " ", unescape(text))
+    return TAG.sub(lambda tag: "\n- " if tag[0].lower().startswith("<li") else "\n" if tag[1] else " ",
+                   unescape(text))
 
 
 def one_line(text: str) -> str:
@@ -270,9 +276,9 @@ def one_line(text: str) -> str:
     text = plain(text)
     lines = [line.strip() for line in text.splitlines()]
     if len(lines) > 1:
-        text = re.sub(rf"(?i)(?<=[a-z])-\n+(?=[a-z])|({OPEN})\n+", lambda m: m[1] and m[1] + " " or "",
-                      "\n".join(lines))
-        text = re.sub(r"(?<=[\w)])\n(?=\n|[A-Z][a-z]|(?:[-*•]|\d+[.)]) )", ". ", text)
+        text = NONE_LINES.sub(lambda m: f"{m[1]} {', '.join(ITEM_LINE.findall(m[2]))}.", "\n".join(lines))
+        text = re.sub(rf"(?i)(?<=[a-z])-\n+(?=[a-z])|({OPEN})\n+", lambda m: m[1] and m[1] + " " or "", text)
+        text = re.sub(rf"(?<=[\w)])\n(?=\n|[A-Z][a-z]|{BULLET})", ". ", text)
     return " ".join(text.split())
 
 

@@ -35,6 +35,16 @@ No prior for comparison: small effusion. | +eff
 Could not exclude the following: pneumonia, effusion. | ?pna ?eff
 Effusion: none. Edema: none seen. Fracture: old. | -eff -edema +fx
 No change from the following: left effusion. | +eff
+None of the following:\nEffusion\nEdema\nPneumothorax | -eff -edema -ptx
+None of the following:\n- effusion\n- mild edema\n- pneumothorax | -eff -edema -ptx
+None of the following is seen:\n\n* Effusion.\n* Edema.\n\nSmall nodule. | -eff -edema +lesion
+No evidence of:\n1. Consolidation;\n2. pneumothorax\nThe heart is enlarged. | -cons -ptx +heart
+None of the following:\n• left effusion,\n• rib fracture\nSmall nodule in the right lung. | -eff -fx +lesion
+None of the following:\nEffusion\nEdema\nA small nodule is seen. | -eff -edema +lesion
+NONE OF THE FOLLOWING:\nEFFUSION\nEDEMA\nIMPRESSION: NODULE | -eff -edema +lesion
+None of these:<ul><li>effusion</li><li>fracture</li></ul>Chest tube in place. | -eff -fx +dev
+The following are present:\n- effusion\n- edema | +eff +edema
+There is:\n- small effusion\n- no edema | +eff -edema
 """
 
 # A lone "v" is "versus", a numeral is not.
