@@ -4,12 +4,14 @@
 
 For every seed one anchor and one set of reward networks are trained (or found in OUT/seed-S/base); every
 variant is `train.py --stage rl` from there, in a folder of its own that begins with links to them, and is
-judged as evaluate.py does. `supervised` is the anchor, trained on all pairs for as many seconds as `cxrl`,
+judged as evaluate.py does. Those that differ in the policy gradient alone begin with what the archive taught
+`cxrl`. `supervised` is the anchor, trained on all pairs for as many seconds as `cxrl`,
 the defaults, took. What is done is kept in OUT, so the same command continues, and, given several times at
 once, shares the work.
 """
 import argparse
 import fcntl
+import json
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,7 @@ from evaluation.judge import load_judge  # noqa: E402
 from evaluation.results import BETTER  # noqa: E402
 from sample import Pipeline  # noqa: E402
 from storage.files import keep_tensors, write_text  # noqa: E402
+from storage.weights import read_kept  # noqa: E402
 from training import options  # noqa: E402
 
 METRICS = ("posture_deviation", "auroc", "consistency", "fid", "ms_ssim", "precision", "recall", "coverage",
@@ -56,6 +59,8 @@ VARIANTS = {      # name -> what differs from train.py's defaults
     "consistency alone": ["--w-align", "0", "--w-diag", "0"],
     "no KL": ["--kl", "0"],
 }
+GRADIENT = {"gradient", "rounds", "reports", "group", "updates", "rl_lr", "kl", "mix", "credit", "clip",
+            "rlcf"}   # options that the archive's part does not see
 ROWS = ("real", "anchor", "supervised", *VARIANTS)
 
 
@@ -94,8 +99,23 @@ def tuned(base: Path, name: str, seed: int, flags: list[str]) -> Path:
     for part in ("anchor", "rewards", *latents):
         if not (run / part).exists():
             (run / part).symlink_to((base / part).resolve())
+    begin_from_archive(base.with_name("cxrl"), run, flags, VARIANTS[name])
     train.main([*flags, *VARIANTS[name], "--seed", str(seed), "--out", str(run), "--stage", "rl"])
     return run
+
+
+def begin_from_archive(cxrl: Path, run: Path, flags: list[str], own: list[str]) -> None:
+    """Give the run what the archive taught `cxrl`, where it would be taught the same: where only options
+    of the policy gradient differs."""
+    usual, wanted = ({name: value for part in options.parse(words) for name, value in vars(part).items()}
+                     for words in (flags, [*flags, *own]))
+    changed = {name: value for name, value in wanted.items() if value != usual[name]}
+    state = Path("state", "rwr.safetensors")
+    if train.finished(cxrl, "rl") and wanted["rwr_steps"] and changed and changed.keys() <= GRADIENT:
+        if not (run / state).exists():
+            tensors, header = read_kept(cxrl / state)
+            known = json.loads(header["options"]) | changed
+            keep_tensors(run / state, tensors, header | {"options": json.dumps(known)})
 
 
 def judged(base: Path, row: str, seed: int, flags: list[str]) -> dict[str, Tensor]:

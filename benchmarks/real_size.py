@@ -4,16 +4,18 @@ time and in how much memory?
     python benchmarks/real_size.py [--size sd15] [--out runs/real_size]   # an hour or so on two cores, 20 GB
     python benchmarks/real_size.py --size tiny                            # seconds
 
-Phases, each a process of its own, whose peak is its own: `build` and save random weights; `load` them;
+Phases, each a fork of its own, whose peak is its own: `build` and save random weights; `load` them;
 `finetune`, two steps of a LoRA on random latents; `rl`, one round on 2 images and 3 steps, for each estimator
 that RLConfig has; `diffusers` opens what the round saved and draws a picture, which is compared with ours.
 """
 import argparse
+import multiprocessing
 import os
 import resource
-import subprocess
+import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +37,7 @@ from training import loop, options  # noqa: E402
 CPU = torch.device("cpu")
 
 
-ESTIMATORS = ("pathwise", "score")
+ESTIMATORS = (("pathwise",), ("score",))
 
 
 def build(out: Path, size: str) -> str:
@@ -99,6 +101,17 @@ def in_diffusers(out: Path, size: str, estimator: str) -> str:
     return f"pictures differ by {(ours - image).abs().max().item():.1e} at most"
 
 
+def phase(name: str, out: Path, size: str, *estimator: str) -> None:
+    """Run a phase and print its row of the table."""
+    os.setsid()   # Ctrl-C is for the process that waits, and ends this one with it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    start = time.perf_counter()
+    said = PHASES[name](out, size, *estimator)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20   # KiB, on Linux
+    print(f"| {' '.join([name, *estimator])} | {seconds:.1f} | {peak:.2f} | {said} |", flush=True)
+
+
 PHASES = {"build": build, "load": load, "finetune": finetune, "rl": reinforce, "diffusers": in_diffusers}
 
 
@@ -107,26 +120,18 @@ def main(argv: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("sd15", "sd21", "small", "tiny"), default="sd15")
     parser.add_argument("--out", type=Path, default=Path("runs/real_size"))
-    parser.add_argument("--phase", nargs="+", help="one phase, and of which estimator, in this process")
     args = parser.parse_args(argv)
-    if args.phase:
-        name, *estimator = args.phase
-        start = time.perf_counter()
-        said = PHASES[name](args.out, args.size, *estimator)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20   # KiB, on Linux
-        print(f"| {' '.join(args.phase)} | {time.perf_counter() - start:.1f} | {peak:.2f} | {said} |",
-              flush=True)
-        return
+    warnings.simplefilter("ignore")   # diffusers'
     print(f"{args.size}, torch {torch.__version__}, CPU, {torch.get_num_threads()} threads\n\n"
           "| phase | seconds | peak GiB | |\n" + "|---" * 4 + "|", flush=True)
     for name in PHASES:
-        for estimator in ESTIMATORS if name in ("rl", "diffusers") else [None]:
-            phase = [name] + ([estimator] if estimator else [])
-            done = subprocess.run([sys.executable, __file__, "--size", args.size, "--out", args.out,
-                                   "--phase", *phase], env={**os.environ, "PYTHONWARNINGS": "ignore"},
-                                  start_new_session=True)   # Ctrl-C is for this process
-            if done.returncode:   # it said why
-                sys.exit(done.returncode)
+        for estimator in ESTIMATORS if name in ("rl", "diffusers") else [()]:
+            process = multiprocessing.get_context("fork").Process(   # this one has computed nothing: safe
+                target=phase, args=(name, args.out, args.size, *estimator), daemon=True)
+            process.start()
+            process.join()
+            if process.exitcode:   # it said why
+                sys.exit(process.exitcode)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SMOKE, command
+from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
@@ -135,17 +136,25 @@ def test_memory_estimate_of_a_round(gradient):
 
 
 def test_ablation_writes_a_table_and_continues(smoke_run, tmp_path, capsys):
-    """Each variant starts from the seed's anchor; results that are there are not computed again; cxrl is not
-    compared with itself. A variant without a policy gradient (--rounds 0) is a row as any other."""
-    left_out = shutil.ignore_patterns("cxrl", "rl.safetensors", "rwr.safetensors")
-    shutil.copytree(smoke_run, tmp_path / "seed-0" / "base", ignore=left_out)
-    arguments = ["--seeds", "0", "--out", str(tmp_path), "--only", "archive alone", "no ACE", "supervised",
-                 *SMOKE]
+    """A row for each variant, each from the seed's anchor; results that are there are not computed again;
+    cxrl is not compared with itself. What differs in the policy gradient alone (--rounds 0: none) begins with
+    what the archive taught cxrl, and only that."""
+    base, tuned = tmp_path / "seed-0" / "base", ("cxrl", "rl.safetensors", "rwr.safetensors")
+    shutil.copytree(smoke_run, base, ignore=shutil.ignore_patterns(*tuned))
+    shutil.copytree(smoke_run, base.with_name("cxrl"))
+    arguments = ["--seeds", "0", "--out", str(tmp_path), "--only", "archive alone", "supervised", *SMOKE]
     ablation.main(arguments)
     table = (tmp_path / "ablation.md").read_text().splitlines()
     names = [line.split(" | ")[0] for line in table[2:-2]]
-    assert names == ["| real", "| anchor", "| supervised", "| cxrl", "| no ACE", "| archive alone"]
+    assert names == ["| real", "| anchor", "| supervised", "| cxrl", "| archive alone"]
     assert not any(f"]{sign} |" in table[5] for sign in (" +", " -"))
+    log = (base.with_name("archive_alone") / "log.jsonl")
+    assert not log.exists() or '"rwr"' not in log.read_text()
+    kept, cxrl = (load_file(base.with_name(run) / "state" / "rwr.safetensors")
+                  for run in ("archive_alone", "cxrl"))
+    assert all(torch.equal(kept[key], cxrl[key]) for key in cxrl)
+    ablation.begin_from_archive(base.with_name("cxrl"), tmp_path / "other", SMOKE, ["--no-ace"])
+    assert not (tmp_path / "other").exists()
     capsys.readouterr()
     ablation.main(arguments)
     again = capsys.readouterr().out
