@@ -11,6 +11,7 @@ once, shares the work.
 """
 import argparse
 import fcntl
+import functools
 import json
 import sys
 from contextlib import contextmanager
@@ -118,19 +119,25 @@ def begin_from_archive(cxrl: Path, run: Path, flags: list[str], own: list[str]) 
             keep_tensors(run / state, tensors, header | {"options": json.dumps(known)})
 
 
-def judged(base: Path, row: str, seed: int, flags: list[str]) -> dict[str, Tensor]:
-    """One row of one seed -> metric: 1+r, the value and its resamples"""
+@functools.cache
+def measures(base: Path, seed: int, flags: tuple[str, ...]) -> tuple[dict, evaluate.Yardstick, dict]:
+    """-> data, yardstick and sampling of a seed, the same for all its rows"""
     config, sampling, _ = options.parse([*flags, "--seed", str(seed), "--out", str(base)])
     sets = train.load_sets(config)
     judge = load_judge(base / "state" / "judge.safetensors", sets["judge"], torch.device("cpu"))
-    yard = evaluate.make_yardstick(judge, sets, config.eval_reports, seed)
+    return sets, evaluate.make_yardstick(judge, sets, config.eval_reports, seed), sampling.arguments()
+
+
+def judged(base: Path, row: str, seed: int, flags: list[str]) -> dict[str, Tensor]:
+    """One row of one seed -> metric: 1+r, the value and its resamples"""
+    sets, yard, sampling = measures(base, seed, tuple(flags))
     if row == "real":
         images = sets["test"].images(yard.index).float() / 255
         rows = evaluate.measure(yard, images, evaluate.real_groups(yard, sets["test"]))
     else:
         folder = {"anchor": base / "anchor", "supervised": base.with_name("cxrl") / "control"}.get(
             row, base.with_name(row.replace(" ", "_")) / "cxrl")
-        rows = evaluate.measure(yard, *evaluate.draw(Pipeline.load(folder), yard, sampling.arguments(), row))
+        rows = evaluate.measure(yard, *evaluate.draw(Pipeline.load(folder), yard, sampling, row))
     return {name: rows[name].double().contiguous() for name in METRICS}
 
 

@@ -128,8 +128,13 @@ sys.path.insert(0, {root!r})
 import torch
 torch.set_default_dtype(torch.float64)
 torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double
-import train
-out = sys.argv[1]
+import dataclasses, data, train
+load, out = data.load_phantom, sys.argv[1]
+# Slow in double precision, and nothing is learned from them: pictures, and what is held out.
+data.load_phantom = lambda *a: {{name: dataclasses.replace(chests, count=8) if name == "val" else chests
+                                for name, chests in load(*a).items()}}
+train.before_and_after = lambda *_: None
+train.generate = lambda pipe, reports, *_, **options: torch.zeros(len(reports), 1, 64, 64)
 for stage in ("vae", "diffusion", "rewards", "rl"):
     train.main([*{argv!r}, "--out", out, "--stage", stage])
 train.main([*{tuning!r}, "--out", out + "-tuned", "--stage", "diffusion"])
