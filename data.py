@@ -51,6 +51,7 @@ DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memo
 LOOKED_AT = 256         # images of a larger set whose headers are read when it is indexed
 CACHED_BYTES = 2**29    # phantoms are kept once rendered, up to this size
 CODE = ("chests/archives.py", "data.py", "chests/images.py", "chests/labels.py")   # what an index depends on
+UNNAMED = "image "      # begins the names of patients that no table names
 JUDGE_SEED = 1_000_003  # added to the run's seed
 
 # ------------------------------------------------------------------------------------------------------------
@@ -211,10 +212,10 @@ def build_index(folder: Path, prompt: str) -> Index:
     for row in tqdm(table, "checking and labelling rows", unit="row", delay=2):
         if fault := row_fault(folder, row):
             skipped.add(fault, row.image)
-        else:  # an unknown patient: each image stands for its own
+        else:  # an unknown patient: each file stands for its own, however its path is spelled
             said = label_values(row.report) if row.labels is None else row.labels
-            rows.append(row._replace(labels=shared.setdefault(said, said),
-                                     patient=row.patient or f"image {row.image}"))
+            own = row.patient or UNNAMED + os.path.relpath(safe_path(folder, row.image), folder.resolve())
+            rows.append(row._replace(labels=shared.setdefault(said, said), patient=own))
     if len(rows) > DECODED_ROWS:
         faults = look_at_some(folder, rows)
         for i, fault in faults.items():
@@ -358,7 +359,7 @@ def load_folder(folder: Path, size: int, fit: str, prompt: str,
                 cache: Path | None) -> dict[str, FolderChests]:
     """Reads, checks and splits a folder, and prints what it found. Raises DataError."""
     rows, pixels, total = usable_rows(folder, size, fit, prompt, cache)
-    unnamed = sum(row.patient == f"image {row.image}" for row in rows)
+    unnamed = sum(row.patient.startswith(UNNAMED) for row in rows)
     if unnamed:
         print(f"data: {unnamed:,} rows name no patient: each counts as its own")
     where = assign_splits(rows)

@@ -389,6 +389,18 @@ def test_unknown_patients(tmp_path, capsys):
     assert "8 rows name no patient" in capsys.readouterr().out
 
 
+def test_a_file_is_one_patient_however_its_path_is_spelled(tmp_path):
+    """Without patient names a file that two rows spell differently, or reach by a link, is not in train by
+    the one and in val by the other."""
+    rows = good_rows(tmp_path, patient_id="")
+    (tmp_path / "linked.png").symlink_to("good1.png")
+    again = [("./good0.png", "val"), ("linked.png", "val"), (".\\good2.png", "val"), ("good3.png", "test")]
+    rows += [rows[0] | {"image": name, "split": split} for name, split in again]
+    write_table(tmp_path, rows)
+    chests = load(str(tmp_path))
+    assert (len(chests["train"]) + len(chests["judge"]), len(chests["val"]), len(chests["test"])) == (4, 3, 1)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Images
 
