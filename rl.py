@@ -10,7 +10,7 @@ score      DDPO's: the reward is a number, what has a gradient is the log-probab
            numbers, so the clip range c is `clip` / D.
 pathwise   the reward is a network, which has a gradient of its own. A state x_t of the rollout is denoised
            once, and what it promises, x_0 as the network sees it from there, is decoded and scored:
-               loss = -d^(steps left) R(decode(x_0(x_t)), y)
+               loss = -d^(tenths of the way left) R(decode(x_0(x_t)), y)
            (DRaFT, Clark et al. 2024; one step at a noisy state: SRPO, Shen et al. 2025).
 
 Departures from CXRL and DDPO (docs/experiments.md has what was measured of them):
@@ -59,7 +59,7 @@ from storage.pictures import grey
 from training.ranks import gather_from_ranks, rank, ranks, reduce_over_ranks
 
 VALUED = 6       # states of an image, at most, whose promises are scored to credit single steps
-DISCOUNT = 0.7   # d of the pathwise gradient: late steps see the end, early ones guess it
+DISCOUNT = 0.7   # d of the pathwise gradient: late states see the end, early ones guess it
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class RLConfig:
                               "the policy gradient; 0: none"] = 2000
     rwr_lr: Annotated[float, "their peak learning rate; 0: the denoiser is frozen"] = 1e-3
     rounds: Annotated[int, "rollout + update rounds"] = 6
+    rollout_steps: Annotated[int, "denoising steps of a rollout; fewer than of a picture serve"] = 10
     reports: Annotated[int, "reports per round; images per round = reports * group"] = 32
     group: Annotated[int, "images per report; 1: advantages against the whole batch, as plain DDPO"] = 8
     updates: Annotated[int, "optimizer steps per round; from the second on the clip acts"] = 8
@@ -170,16 +171,17 @@ def log_prob(x_p: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return reduce(logp, "b c h w -> b", "mean")
 
 
-def valued_states(steps: int, config: RLConfig) -> list[int]:
+def valued_states(config: RLConfig) -> list[int]:
     """Which states' promises are scored for credit: spread evenly over the steps with a log-probability."""
+    steps = config.rollout_steps
     if config.gradient == "pathwise" or config.credit == "end":
         return []
     return sorted({round((steps - 1) * j / (VALUED + 1)) for j in range(1, VALUED + 1)} - {0, steps - 1})
 
 
-def queries_per_round(steps: int, config: RLConfig) -> int:
+def queries_per_round(config: RLConfig) -> int:
     """How many pictures of the policy the reward networks score in a round: ends, and promises."""
-    promises = 1 if config.gradient == "pathwise" else len(valued_states(steps, config))
+    promises = 1 if config.gradient == "pathwise" else len(valued_states(config))
     return config.reports * config.group * (1 + promises)
 
 
@@ -366,7 +368,7 @@ class Pathwise(Objective):
             scores = odds(scores, reference)
         reward = sum(self.config.weights[name] * score for name, score in scores.items())
         kl = torch.zeros_like(reward) if begun is None else reduce((out - begun) ** 2, "b c h w -> b", "mean")
-        late = DISCOUNT ** (len(self.ro.t) - 1 - step)
+        late = DISCOUNT ** (10 * (1 - (step + 1) / len(self.ro.t)))
         return {"loss": self.config.kl * kl - late * reward, "kl": kl}
 
 
@@ -427,7 +429,7 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, start: Pipeline, nets: Rewards, r
     Raises FloatingPointError if a reward or the loss is not finite, or if the policy that updates is not the
     policy that sampled (score: mean |ratio - 1| before the first update above a tenth of the clip range).
     """
-    steps, group = sampling.sample_steps, config.group
+    steps, group = config.rollout_steps, config.group
     b = len(reports) // ranks()
     mine = slice(rank() * b, (rank() + 1) * b)                # whole groups: train.py checks that
     noise, anchor_noise = round_noise(pipe, seeds[mine], steps, group)
@@ -436,7 +438,7 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, start: Pipeline, nets: Rewards, r
         c_report, c_empty = embedded[:-1], embedded[-1]       # c_report: one entry for each group
         c_p = c_report.repeat_interleave(group, 0)
         cond, uncond = pipe.condition(c_p, c_empty)
-    valued = valued_states(steps, config)
+    valued = valued_states(config)
     ro = rollout(pipe, cond, uncond, noise, sampling, valued, config.rl_batch)
     reference = None
     if config.rlcf and config.gradient == "score":

@@ -158,9 +158,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Options of sampling, shared by rollouts, evaluation and `python sample.py`."""
+    """Options of sampling: evaluation, `python sample.py`, and, with steps of their own, rollouts."""
 
-    sample_steps: Annotated[int, "denoising steps of every image, rollouts included"] = 10
+    sample_steps: Annotated[int, "denoising steps of every image but a rollout's"] = 20
     guidance: Annotated[float, "classifier-free guidance scale w; 1 is none and halves the cost"] = 1.0
     eta: Annotated[float, "randomness of each step, which the policy gradient needs: 1 is DDPM's; "
                           "0.01 or more"] = 1.0
@@ -387,7 +387,7 @@ def newest_run(root: Path = Path("runs")) -> Path:
 def run_settings(run: Path) -> dict:
     """Sampling options (steps, guidance, eta) and revision of a run folder's config.json, with defaults."""
     config = read_json(run / "config.json", missing={})
-    found = {"steps": config.get("sample_steps", 10), "guidance": config.get("guidance", 1.0),
+    found = {"steps": config.get("sample_steps", 20), "guidance": config.get("guidance", 1.0),
              "eta": config.get("eta", 1.0)}
     for name, value in found.items():
         if type(value) not in ((int,) if name == "steps" else (int, float)) or not 0 <= value < math.inf:

@@ -350,7 +350,7 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
     begin, before = load_state(run, "rl", modules, optimizer, None)
     run.forget("rl", begin)
     start = saved = time.monotonic()
-    images, queries = rl.reports * rl.group, queries_per_round(sampling.sample_steps, rl)
+    images, queries = rl.reports * rl.group, queries_per_round(rl)
     print(f"rl: {images} images a round, {rl.updates} updates a round, "
           f"{rl.rounds * queries} reward queries")
     bar = tqdm(range(begin, rl.rounds), "rl", rl.rounds, initial=begin, unit="round", disable=rank() > 0)

@@ -123,9 +123,9 @@ def ddpo_rounds(folder: Path, nets: Rewards, images: int, steps: int, config: RL
     micro = min(config.rl_micro, images // updates)   # trl's passes hold images of one step, ours any pairs
     config = dataclasses.replace(config, gradient="score", credit="end", updates=updates, reports=images,
                                  group=1, lora_rank=4, rl_batch=batch, kl=0.0, rlcf=False, ace=False,
-                                 checkpointing=False, offload=False)
+                                 rollout_steps=steps, checkpointing=False, offload=False)
     pipe, anchor, _, groups = start_policy(folder, device, config)
-    optimizer, sampling = loop.adamw(groups, config.rl_lr), SampleConfig(steps, guidance=5.0)
+    optimizer, sampling = loop.adamw(groups, config.rl_lr), SampleConfig(guidance=5.0)
 
     def ours() -> None:
         rl_round(pipe, anchor, anchor, nets, [REPORT] * images, list(range(images)), sampling, config,
@@ -151,7 +151,7 @@ def measure(name: str, images: int, steps: int, compiled: bool, rate: float, dev
     """-> the cells of one row"""
     preset, changes = CASES[name]
     sizes = options.preset(preset)
-    config = RLConfig(**{"reports": images // 4, "group": 4, **changes})
+    config = RLConfig(**{"reports": images // 4, "group": 4, "rollout_steps": steps, **changes})
     sampling = SampleConfig(sample_steps=steps)
     random_pipeline(sizes, device).save(folder / name)
     pipe, anchor, _, groups = start_policy(folder / name, device, config)

@@ -38,7 +38,7 @@ CPU, GIB = torch.device("cpu"), 2**30
 ROLLOUT, PICTURES = rl.rollout, rl.pictures
 # 256 images a round, 50 steps, guidance 4, as with --preset sd15.
 CASES = {f"{gradient}-{name}": {"gradient": gradient, "lora_rank": rank, "checkpointing": True,
-                                "offload": True, "rl_batch": 8, "rl_micro": 2}
+                                "offload": True, "rl_batch": 8, "rl_micro": 2, "rollout_steps": 50}
          for gradient in ("pathwise", "score") for name, rank in (("lora", 4), ("full", 0))}
 
 
@@ -157,7 +157,7 @@ def peaks(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleCon
         pipe, anchor, _, groups = rl.start_policy(Path(), CPU, config)
     start, optimizer = rl.freeze(pipe), loop.adamw(groups, 1e-6)
     found["weights"], nets.scores = live.now, measured("rewards", nets.scores)
-    scorings = 1 + (config.rlcf and score) + len(rl.valued_states(sampling.sample_steps, config))
+    scorings = 1 + (config.rlcf and score) + len(rl.valued_states(config))
     with (only_last(nets, "scores", scorings, lambda x: dict.fromkeys(NAMES, torch.zeros(len(x)))),
           patch.multiple(rl, rollout=measured("rollout", rollout), pictures=pictures, offloaded=offloaded,
                          update=measured("update", rl.update), summarise=lambda *args: {},
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     args = parser.parse_args(argv)
-    sampling = sample.SampleConfig(sample_steps=50, guidance=4.0)
+    sampling = sample.SampleConfig(guidance=4.0)
     print("Estimate, not measured: GiB of live tensors on the GPU in each phase of an RL round; sd15, "
           f"512 px, 256 images, 50 steps, guidance 4; torch {torch.__version__}\n")
     for number, case in enumerate(args.case):

@@ -74,10 +74,10 @@ def finetune(out: Path, size: str) -> str:
 
 def reinforce(out: Path, size: str, estimator: str) -> str:
     config = RLConfig(estimator, reports=1, group=2, lora_rank=4, rl_batch=1, rl_micro=1, updates=1,
-                      checkpointing=True)
+                      rollout_steps=3, checkpointing=True)
     pipe, anchor, _, groups = start_policy(out / "anchor", CPU, config)
     nets = random_rewards(options.preset(size), pipe.tokenizer, CPU)
-    stats, _ = rl_round(pipe, anchor, anchor, nets, [REPORT] * 2, [0, 1], SampleConfig(sample_steps=3),
+    stats, _ = rl_round(pipe, anchor, anchor, nets, [REPORT] * 2, [0, 1], SampleConfig(),
                         config, loop.adamw(groups, 1e-4))
     save_policy(pipe, out / "anchor", out / f"cxrl_{estimator}")
     return f"gradient norm {stats['grad_norm']:.2e}"

@@ -18,7 +18,8 @@ settings.load_profile("shared cores")
 SMOKE = ["--train-images", "64", "--vae-steps", "6", "--vae-batch", "8", "--text-steps", "6",
          "--text-batch", "8", "--diffusion-steps", "6", "--diffusion-batch", "8", "--reward-steps", "6",
          "--reward-batch", "8", "--rwr-steps", "4", "--rounds", "3", "--reports", "2", "--group", "2",
-         "--updates", "2", "--sample-steps", "5", "--save-every", "0", "--eval-reports", "20"]
+         "--updates", "2", "--sample-steps", "5", "--rollout-steps", "5", "--save-every", "0",
+         "--eval-reports", "20"]
 
 
 def command(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:

@@ -35,7 +35,7 @@ TIMES = {"time", "images_per_second", "seconds", "out"}   # what may differ
 STATUS = {signal.SIGKILL: (-9, 137), signal.SIGTERM: (143,), signal.SIGINT: (130,)}
 FEW = ["--vae-steps", "4", "--vae-batch", "2", "--text-steps", "4", "--text-batch", "4", "--diffusion-steps",
        "4", "--diffusion-batch", "2", "--reward-steps", "3", "--reward-batch", "4", "--rwr-steps", "3",
-       "--sample-steps", "2"]
+       "--sample-steps", "2", "--rollout-steps", "2"]
 
 
 def small_set(folder: Path) -> list[str]:

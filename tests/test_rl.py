@@ -69,7 +69,7 @@ def small_pipeline(tokens: int = 2) -> Pipeline:
 
 
 def sampling(guidance: float = 2.0) -> SampleConfig:
-    return SampleConfig(sample_steps=6, guidance=guidance)
+    return SampleConfig(guidance=guidance)
 
 
 def start(pipe: Pipeline, b: int = 8, guidance: float = 2.0) -> tuple[rl.Rollout, torch.Tensor, torch.Tensor]:
@@ -238,10 +238,10 @@ def test_valued_states_lie_evenly_between_the_first_and_the_last():
     """6 of the states of 10 steps; none for DDPO's credit or the pathwise gradient, never the start or the
     end, however few there are."""
     score = RLConfig(gradient="score")
-    assert rl.valued_states(10, score) == [1, 3, 4, 5, 6, 8]
-    assert rl.valued_states(2, score) == []
+    assert rl.valued_states(score) == [1, 3, 4, 5, 6, 8]
+    assert rl.valued_states(dataclasses.replace(score, rollout_steps=2)) == []
     for none in (RLConfig(gradient="score", credit="end"), RLConfig()):
-        assert rl.valued_states(10, none) == []
+        assert rl.valued_states(none) == []
 
 
 @pytest.mark.parametrize("config, steps", [(ScheduleConfig.tiny(), 10), (ScheduleConfig(), 50)])
@@ -317,7 +317,8 @@ def test_a_toy_reward_climbs(rlcf, gradient):
     """Ten rounds of the real algorithm, ACE included, raise a known reward (brightness)
     well above the anchor's."""
     pipe, anchor = small_pipeline(), small_pipeline(0)
-    config = RLConfig(gradient, reports=2, group=8, kl=0.0, w_diag=1.0, w_align=1.0, updates=2, rlcf=rlcf)
+    config = RLConfig(gradient, rollout_steps=6, reports=2, group=8, kl=0.0, w_diag=1.0, w_align=1.0,
+                      updates=2, rlcf=rlcf)
     optimizer = optimizer_of(pipe, 2e-3)
     before = pipe.ace.c_s.detach().clone()
     reports = ["a"] * 8 + ["bb"] * 8
@@ -346,7 +347,7 @@ def test_stale_rollouts_are_refused():
     pipe.condition = changing
     with pytest.raises(FloatingPointError, match="before the first update"):
         rl_round(pipe, anchor, anchor, Brightness(), ["a"] * 8, list(range(8)), sampling(),
-                 RLConfig("score"), optimizer_of(pipe, 1e-4))
+                 RLConfig("score", rollout_steps=6), optimizer_of(pipe, 1e-4))
 
 
 def test_all_noise_but_the_actions_is_shared_within_a_report():

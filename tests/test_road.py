@@ -35,7 +35,8 @@ TEXT = TextConfig(vocab_size=600, hidden_size=32, intermediate_size=64, num_hidd
                   num_attention_heads=4)
 FEW = ["--diffusion-steps", "3", "--diffusion-batch", "4", "--diffusion-micro", "3", "--diffusion-lr", "1e-3",
        "--reward-steps", "1", "--reward-batch", "2", "--rounds", "1", "--reports", "2", "--group", "2",
-       "--rwr-steps", "1", "--sample-steps", "3", "--eval-reports", "20", "--save-every", "0"]
+       "--rwr-steps", "1", "--sample-steps", "3", "--rollout-steps", "3", "--eval-reports", "20",
+       "--save-every", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -258,8 +259,8 @@ def test_forwards_of_the_plan_are_those_of_a_round(kl, guidance, gradient):
     """The UNet forwards an image that --dry-run prints, counted in a round: rollout, anchor's rollout,
     update."""
     pipe, anchor, count = small_pipeline(), small_pipeline(0), []
-    config = RLConfig(gradient, rounds=1, reports=2, group=4, kl=kl, rl_batch=8, rl_micro=8)
-    sampling = SampleConfig(sample_steps=6, guidance=guidance)
+    config = RLConfig(gradient, rounds=1, rollout_steps=6, reports=2, group=4, kl=kl, rl_batch=8, rl_micro=8)
+    sampling = SampleConfig(guidance=guidance)
     for unet in (pipe.unet, anchor.unet):
         unet.register_forward_hook(lambda net, args, out: count.append(len(out)))
     rl_round(pipe, anchor, anchor, Brightness(), ["a"] * 4 + ["bb"] * 4, list(range(8)), sampling, config,

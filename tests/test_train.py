@@ -118,7 +118,7 @@ def test_sampling_from_a_run(smoke_run, tmp_path, capsys):
 @pytest.mark.parametrize("argv, words", [
     (["--preset", "sd15"], "--preset sd15: needs --init"), (["--init", "absent"], "--init absent"),
     (["--reports", "0"], "--reports 0"), (["--kl", "-1"], "--kl -1"),
-    (["--sample-steps", "1"], "--sample-steps 1"), (["--rl-lr", "nan"], "--rl-lr nan"),
+    (["--rollout-steps", "1"], "--rollout-steps 1"), (["--rl-lr", "nan"], "--rl-lr nan"),
     (["--w-align", "0", "--w-diag", "0", "--w-consist", "0"], "at least one reward"),
     (["--seed", "-1"], "--seed -1")])
 def test_bad_options_stop_before_anything_slow(argv, words):

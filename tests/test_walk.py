@@ -49,7 +49,7 @@ def test_the_shapes_are_those_of_the_tiny_preset():
     c_p, c_empty = pipe.embed([REPORT]), pipe.embed([""])[0]
     pipe.ace = ACE.start(RLConfig().ace_tokens, c_empty)
     cond, uncond = pipe.condition(c_p, c_empty)
-    noise = torch.randn(1, SampleConfig().sample_steps + 1, *pipe.latent_shape)
+    noise = torch.randn(1, RLConfig().rollout_steps + 1, *pipe.latent_shape)
     ro = rollout(pipe, cond, uncond, noise, SampleConfig(), [0], micro=1)
     nets = [net(sizes.rewards).eval() for net in (PostureNet, DiagnosisNet, ConsistencyNet)]
     psi, logits, embedding = nets[0](ro.images), nets[1](ro.images), nets[2].embed_images(ro.images)
@@ -62,12 +62,12 @@ def test_the_shapes_are_those_of_the_tiny_preset():
 
 def test_its_numbers_are_the_defaults():
     """Weights, discount, timesteps and counts in the text are those that the code begins with."""
-    config, sampling = RLConfig(), SampleConfig()
+    config = RLConfig()
     weights = [float(w) for w in re.findall(r"([\d.]+) r_(?:align|diag|consist)", WALK)]
     assert weights == pytest.approx([*config.weights.values()], abs=0.005)
-    assert f"loss = {config.kl:g} |v - v_start|^2 / {4 * 16 * 16} - {DISCOUNT}^(steps left)" in WALK
-    assert f"counts {DISCOUNT ** (sampling.sample_steps - 1):.2f} of one" in WALK
-    t = Schedule(preset("tiny").schedule).timesteps(sampling.sample_steps)[0].tolist()
+    assert f"loss = {config.kl:g} |v - v_start|^2 / {4 * 16 * 16} - {DISCOUNT}^(tenths left)" in WALK
+    assert f"counts {DISCOUNT ** (config.rollout_steps - 1):.2f} of one" in WALK
+    t = Schedule(preset("tiny").schedule).timesteps(config.rollout_steps)[0].tolist()
     assert f"t falls {t[0]}, {t[1]}, ... {t[-1]} in ten steps" in WALK and len(t) == 10
     images = config.reports * config.group
     assert f"{config.reports} reports with {config.group} images each, b = {images}" in WALK

@@ -68,7 +68,7 @@ def read_log(path: Path) -> list[dict]:
 
 
 # Options that may change when a stage resumes: they do not touch its result, or data_digest speaks for them.
-NOT_RESULT = {"out", "stage", "dry_run", "save_every", "compile", "eval_reports", "data",
+NOT_RESULT = {"out", "stage", "dry_run", "save_every", "compile", "eval_reports", "data", "sample_steps",
               "diffusion_micro", "rl_batch", "rl_micro", "checkpointing", "offload"}
 QUICK = 2**28   # bytes of a checkpoint that is written in well under a second
 

@@ -88,13 +88,13 @@ class Preset:
 SMALL = {"out": Path("runs/small"), "vae_steps": 20_000, "vae_batch": 16, "vae_lr": 5e-4, "text_steps": 5000,
          "text_batch": 256, "diffusion_steps": 100_000, "diffusion_batch": 128, "diffusion_micro": 64,
          "diffusion_lr": 3e-4, "ema_decay": 0.999, "reward_steps": 3000, "reward_lr": 1e-3,
-         "save_every": 600.0, "sample_steps": 20, "guidance": 2.0, "rwr_lr": 3e-4, "rounds": 50,
+         "save_every": 600.0, "rollout_steps": 20, "guidance": 2.0, "rwr_lr": 3e-4, "rounds": 50,
          "rl_lr": 1e-4, "rl_batch": 32, "rl_micro": 16, "checkpointing": True}
 # RoentGen's recipe: 12,500 steps at a small rate; guidance 4. A LoRA in RL, as in ddpo-pytorch and DRaFT.
 SD = {"diffusion_steps": 12_500, "diffusion_batch": 128, "diffusion_micro": 8, "diffusion_lr": 1e-5,
       "ema_decay": 0.999, "reward_steps": 3000, "reward_batch": 32, "reward_lr": 5e-4, "save_every": 1200.0,
-      "sample_steps": 50, "guidance": 4.0, "rwr_lr": 1e-4, "rounds": 50, "rl_lr": 1e-4, "lora_rank": 4,
-      "checkpointing": True, "offload": True, "rl_batch": 8, "rl_micro": 2}
+      "sample_steps": 50, "guidance": 4.0, "rwr_lr": 1e-4, "rounds": 50, "rollout_steps": 50, "rl_lr": 1e-4,
+      "lora_rank": 4, "checkpointing": True, "offload": True, "rl_batch": 8, "rl_micro": 2}
 
 
 def preset(name: str) -> Preset:
@@ -183,8 +183,8 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
     if sampling.eta < 0.01:
         raise ValueError(f"--eta {sampling.eta}: expected 0.01 or more: with hardly any randomness in a step "
                          "there is no log-probability, which the policy gradient needs")
-    if sampling.sample_steps < 2:
-        raise ValueError(f"--sample-steps {sampling.sample_steps}: expected 2 or more; the last step has no "
+    if rl.rollout_steps < 2:
+        raise ValueError(f"--rollout-steps {rl.rollout_steps}: expected 2 or more; the last step has no "
                          "randomness, hence no log-probability")
     if rl.w_align == rl.w_diag == rl.w_consist == 0:
         raise ValueError("--w-align 0 --w-diag 0 --w-consist 0: at least one reward needs a weight above 0")
@@ -197,12 +197,13 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
     if config.init is not None and (config.init / "ace").exists():
         raise ValueError(f"--init {config.init}: has the c_s of an earlier reinforcement learning (ace/), "
                          "which an anchor cannot have; expected a folder without, such as that run's anchor/")
-    try:
-        schedule = (Schedule(preset(config.preset).schedule) if config.init is None
-                    else Schedule.from_pretrained(config.init / "scheduler"))
-        schedule.timesteps(sampling.sample_steps)
-    except ValueError as error:
-        raise ValueError(f"--sample-steps {sampling.sample_steps}: {error}") from error
+    schedule = (Schedule(preset(config.preset).schedule) if config.init is None
+                else Schedule.from_pretrained(config.init / "scheduler"))
+    for flag, steps in (("sample", sampling.sample_steps), ("rollout", rl.rollout_steps)):
+        try:
+            schedule.timesteps(steps)
+        except ValueError as error:
+            raise ValueError(f"--{flag}-steps {steps}: {error}") from error
     for flag, read in (("diagnosis", DiagnosisNet.from_densenet),
                        ("consistency", CLIPConsistency.from_pretrained)):
         try:

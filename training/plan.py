@@ -93,7 +93,7 @@ def needed_bytes(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, size
         decoding = live.peak
         if config.finetune == "all":
             idle += 4 * sum(4 * p.numel() for p in text.parameters())
-    states = 12 * rl.reports * rl.group // ranks() * (sampling.sample_steps + 1) * channels * side**2
+    states = 12 * rl.reports * rl.group // ranks() * (rl.rollout_steps + 1) * channels * side**2
     policy = (rl.lora_rank, rl.checkpointing, half,
               torch.bfloat16 if half and rl.lora_rank else torch.float32)         # as start_policy
     update = states + (not rl.offload) * idle + update_bytes(
@@ -125,7 +125,7 @@ def work(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, n: int,
          drawn: int) -> dict[str, tuple[str, float]]:
     """-> of each stage what it does, and how many forward passes of one image through the UNet that is worth:
     a backward pass counts as two, and as three where activations are computed again."""
-    steps, update, images = sampling.sample_steps, 4 if rl.checkpointing else 3, rl.reports * rl.group
+    steps, update, images = rl.rollout_steps, 4 if rl.checkpointing else 3, rl.reports * rl.group
     score = rl.gradient == "score"
     trained = branches(sampling) * (steps - 1 if score else 1)
     free = branches(sampling) * steps * (1 + rl.rlcf * score / rl.group)
@@ -142,10 +142,10 @@ def work(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, n: int,
         "rl": (f"{rl.rwr_steps:,} updates of {config.diffusion_batch} images from the archive; "
                f"{rl.rounds} rounds of {images} images, {rl.updates} updates each; "
                f"{trained + free:,.0f} UNet forwards an image, {trained:,} of them with gradient; "
-               f"{rl.rounds * queries_per_round(steps, rl):,} reward queries",
+               f"{rl.rounds * queries_per_round(rl):,} reward queries",
                rl.rounds * images * (trained * update + free) + replayed * update),
-        "evaluate": (f"{drawn:,} images, {branches(sampling) * steps} UNet forwards each",
-                     drawn * branches(sampling) * steps)}
+        "evaluate": (f"{drawn:,} images, {branches(sampling) * sampling.sample_steps} UNet forwards each",
+                     drawn * branches(sampling) * sampling.sample_steps)}
 
 
 def dry_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, sizes: Preset, n: int, drawn: int,
