@@ -173,10 +173,10 @@ def log_prob(x_p: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 def valued_states(config: RLConfig) -> list[int]:
     """Which states' promises are scored for credit: spread evenly over the steps with a log-probability."""
-    steps = config.rollout_steps
     if config.gradient == "pathwise" or config.credit == "end":
         return []
-    return sorted({round((steps - 1) * j / (VALUED + 1)) for j in range(1, VALUED + 1)} - {0, steps - 1})
+    last = config.rollout_steps - 1
+    return sorted({round(last * j / (VALUED + 1)) for j in range(1, VALUED + 1)} - {0, last})
 
 
 def queries_per_round(config: RLConfig) -> int:
@@ -337,6 +337,11 @@ class ScoreFunction(Objective):
                 "ratio_error": error, "ratio": ratio}
 
 
+def discount(step: Tensor, steps: int) -> Tensor:
+    """How much the promise of a state counts: d for each tenth of the way that is left, whatever the steps"""
+    return DISCOUNT ** (10 * (1 - (step + 1) / steps))
+
+
 @dataclass
 class Pathwise(Objective):
     """The rewards' own gradient through what a state promises, for one state of each image."""
@@ -368,8 +373,7 @@ class Pathwise(Objective):
             scores = odds(scores, reference)
         reward = sum(self.config.weights[name] * score for name, score in scores.items())
         kl = torch.zeros_like(reward) if begun is None else reduce((out - begun) ** 2, "b c h w -> b", "mean")
-        late = DISCOUNT ** (10 * (1 - (step + 1) / len(self.ro.t)))
-        return {"loss": self.config.kl * kl - late * reward, "kl": kl}
+        return {"loss": self.config.kl * kl - discount(step, len(self.ro.t)) * reward, "kl": kl}
 
 
 def flat_pairs(b: int, k: int, each: int, updates: int, generator: torch.Generator) -> list[Tensor]:
@@ -429,8 +433,7 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, start: Pipeline, nets: Rewards, r
     Raises FloatingPointError if a reward or the loss is not finite, or if the policy that updates is not the
     policy that sampled (score: mean |ratio - 1| before the first update above a tenth of the clip range).
     """
-    steps, group = config.rollout_steps, config.group
-    b = len(reports) // ranks()
+    steps, group, b = config.rollout_steps, config.group, len(reports) // ranks()
     mine = slice(rank() * b, (rank() + 1) * b)                # whole groups: train.py checks that
     noise, anchor_noise = round_noise(pipe, seeds[mine], steps, group)
     with torch.no_grad(), autocast(pipe.device):

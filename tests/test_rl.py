@@ -136,6 +136,13 @@ def test_gradient_does_not_depend_on_the_micro_batch(kind):
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-6) and gradients[0].abs().sum() > 0
 
 
+def test_the_discount_is_of_the_way_and_not_of_the_steps():
+    """A promise half-way counts 0.7^5 of one from the end, in 10 steps or in 50."""
+    for steps in (10, 50):
+        half, end = rl.discount(torch.tensor([steps // 2 - 1, steps - 1]), steps).tolist()
+        assert (half, end) == (pytest.approx(rl.DISCOUNT**5), 1)
+
+
 def test_pathwise_gradient_is_the_rewards_own():
     """In a state of the rollout, the loss is minus the discounted reward of the promise, and its gradient is
     what central differences of that reward say, through denoiser, decoder and comparison."""
