@@ -249,7 +249,7 @@ def test_a_preset_sets_defaults_and_flags_override_them(init, capsys):
     with pytest.raises(SystemExit):
         parse(["--preset=sd15", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "denoising steps of every image, rollouts included [50]" in text
+    assert "denoising steps of a rollout; fewer than of a picture serve [50]" in text
     assert "halves the cost [4.0]" in text
 
 
