@@ -60,8 +60,8 @@ VARIANTS = {      # name -> what differs from train.py's defaults
     "consistency alone": ["--w-align", "0", "--w-diag", "0"],
     "no KL": ["--kl", "0"],
 }
-GRADIENT = {"gradient", "rounds", "reports", "group", "updates", "rl_lr", "kl", "mix", "credit", "clip",
-            "rlcf"}   # options that the archive's part does not see
+GRADIENT = {"gradient", "rounds", "rollout_steps", "reports", "group", "updates", "rl_lr", "kl", "mix",
+            "credit", "clip", "rlcf"}   # options that the archive's part does not see
 ROWS = ("real", "anchor", "supervised", *VARIANTS)
 
 
