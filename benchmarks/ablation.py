@@ -106,8 +106,8 @@ def tuned(base: Path, name: str, seed: int, flags: list[str]) -> Path:
 
 
 def begin_from_archive(cxrl: Path, run: Path, flags: list[str], own: list[str]) -> None:
-    """Give the run what the archive taught `cxrl`, where it would be taught the same: where only options
-    of the policy gradient differs."""
+    """Give the run what the archive taught `cxrl`, where it would be taught the same: where nothing but
+    options of the policy gradient differs."""
     usual, wanted = ({name: value for part in options.parse(words) for name, value in vars(part).items()}
                      for words in (flags, [*flags, *own]))
     changed = {name: value for name, value in wanted.items() if value != usual[name]}
