@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,7 +58,14 @@ def begin(again: str, status: int = 1) -> None:
             raise SystemExit(status)
         sys.__excepthook__(kind, error, trace)
 
-    sys.excepthook = last_words
+    def swallowed(lost) -> None:
+        """An exception within a __del__ ends nothing: a signal that came there comes again."""
+        if lost.exc_type is KeyboardInterrupt and asked:
+            threading.Timer(0.05, os.kill, (os.getpid(), asked.pop())).start()
+        else:
+            sys.__unraisablehook__(lost)
+
+    sys.excepthook, sys.unraisablehook = last_words, swallowed
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
 

@@ -37,6 +37,15 @@ def test_a_signal_that_a_library_renames_is_still_one():
     assert (done.returncode, done.stderr) == (143, "stopped: go on\n")
 
 
+def test_a_signal_within_a_finaliser_is_not_lost():
+    """What __del__ raises is ignored by Python; Ctrl-C and SIGTERM are not."""
+    code = ("import os, signal, time\nfrom storage import command\ncommand.begin('go on')\nclass Bar:\n"
+            "    def __del__(self):\n        os.kill(os.getpid(), signal.SIGTERM)\n        time.sleep(0)\n"
+            "Bar()\ntime.sleep(60)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=50)
+    assert (done.returncode, done.stderr) == (143, "stopped: go on\n")
+
+
 @pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
 def test_a_signal_ends_each_script_in_one_line(script):
     """From before its imports on SIGTERM ends a script in one line and 143, as Ctrl-C does in 130."""
