@@ -56,7 +56,7 @@ class ScheduleConfig:
 
     @classmethod
     def tiny(cls):
-        # Trailing steps begin at pure noise and v-prediction is well conditioned there: 10 steps suffice.
+        # Trailing steps begin at pure noise and v-prediction is well conditioned there: few suffice.
         return cls(prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True)
 
     def __post_init__(self):

@@ -9,7 +9,7 @@ import torch
 from ace import ACE
 from model import UNet2DConditionModel
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet
-from rl import DISCOUNT, RLConfig, rollout
+from rl import DISCOUNT, RLConfig, discount, rollout
 from sample import Pipeline, SampleConfig, Schedule
 from text_encoder import CLIPTextModel, Tokenizer
 from training.options import preset
@@ -66,7 +66,7 @@ def test_its_numbers_are_the_defaults():
     weights = [float(w) for w in re.findall(r"([\d.]+) r_(?:align|diag|consist)", WALK)]
     assert weights == pytest.approx([*config.weights.values()], abs=0.005)
     assert f"loss = {config.kl:g} |v - v_start|^2 / {4 * 16 * 16} - {DISCOUNT}^(tenths left)" in WALK
-    assert f"counts {DISCOUNT ** (config.rollout_steps - 1):.2f} of one" in WALK
+    assert f"counts {discount(torch.tensor(0), config.rollout_steps):.2f} of one" in WALK
     t = Schedule(preset("tiny").schedule).timesteps(config.rollout_steps)[0].tolist()
     assert f"t falls {t[0]}, {t[1]}, ... {t[-1]} in ten steps" in WALK and len(t) == 10
     images = config.reports * config.group

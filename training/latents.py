@@ -58,7 +58,7 @@ def latent_cache(run: Run, vae: AutoencoderKL, train) -> Latents:
     paths = [folder / f"{first:07d}.npy" for first in range(0, n, SHARD)]
     missing = [i for i in range(rank(), len(paths), ranks()) if not paths[i].is_file()]
     parts = [part for i in missing for part in torch.arange(n).split(SHARD)[i].split(few)]
-    draw = train.stream(lambda step: parts[min(step, len(parts) - 1)])   # which looks ahead
+    draw = train.stream(lambda step: parts[min(step, len(parts) - 1)])   # a step ahead
     steps = iter(tqdm(range(len(parts)), "latents", unit="batch", disable=rank() > 0 or not parts))
     for i in missing:
         rows = np.empty((min(SHARD, n - i * SHARD), *shape), np.float16)
