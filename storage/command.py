@@ -15,6 +15,7 @@ from contextlib import contextmanager
 ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)   # all else is a mistake of this code
 asked: list[int] = []      # the signal that asked the command to end
 patient: list[bool] = []   # not empty: whoever listens ends it, at the next good moment
+torn: list[bool] = []      # not empty: it came in the middle of something, and errors since are its doing
 
 
 class Output(io.TextIOWrapper):
@@ -45,8 +46,8 @@ def begin(again: str, status: int = 1) -> None:
 
     def last_words(kind: type, error: BaseException, trace) -> None:
         known = issubclass(kind, ERRORS)
-        # Within numpy's import a KeyboardInterrupt comes out as an ImportError.
-        stopped = issubclass(kind, KeyboardInterrupt) or asked and not known
+        # Within numpy's import a KeyboardInterrupt comes out as an ImportError, within safetensors as its own.
+        stopped = issubclass(kind, KeyboardInterrupt) or asked and not known or torn
         if stopped or known:
             traceback.clear_frames(trace)   # ends progress bars, before the line and not after it
         if stopped:
@@ -61,6 +62,7 @@ def begin(again: str, status: int = 1) -> None:
     def swallowed(lost) -> None:
         """An exception within a __del__ ends nothing: a signal that came there comes again."""
         if lost.exc_type is KeyboardInterrupt and asked:
+            torn.clear()
             threading.Timer(0.05, os.kill, (os.getpid(), asked.pop())).start()
         else:
             sys.__unraisablehook__(lost)
@@ -83,6 +85,7 @@ def on_signal(number: int, _) -> None:
     if not asked:   # once is enough: what is being saved is saved
         asked.append(number)
         if not patient:
+            torn.append(True)
             raise KeyboardInterrupt
 
 
