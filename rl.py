@@ -68,7 +68,7 @@ class RLConfig:
                         "through the reward networks, or from the actions' log-probabilities, clipped, as "
                         "DDPO; --gradient score --help shows its defaults"] = "pathwise"
     rwr_steps: Annotated[int, "optimizer steps on the archive's pairs that the rewards find right, before "
-                              "the policy gradient; 0: none"] = 2000
+                              "the policy gradient; 0: none"] = 1600
     rwr_lr: Annotated[float, "their peak learning rate; 0: the denoiser is frozen"] = 1e-3
     rounds: Annotated[int, "rollout + update rounds"] = 6
     rollout_steps: Annotated[int, "denoising steps of a rollout; fewer than of a picture serve"] = 10
@@ -81,7 +81,7 @@ class RLConfig:
     credit: Annotated[Literal["steps", "end"], "score: a step is credited with what it gained, or with the "
                                                "image's whole advantage, as DDPO"] = "steps"
     clip: Annotated[float, "score: clip range of the whole latent's log-probability, in nats"] = 1.64
-    w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.05
+    w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.5
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
     rlcf: Annotated[bool, "comparative feedback: against the anchor; pathwise, against the start"] = True

@@ -46,7 +46,7 @@ def begin(again: str, status: int = 1) -> None:
 
     def last_words(kind: type, error: BaseException, trace) -> None:
         known = issubclass(kind, ERRORS)
-        # Within numpy's import a KeyboardInterrupt comes out as an ImportError, within safetensors as its own.
+        # numpy's import makes an ImportError of a KeyboardInterrupt, safetensors an error of its own.
         stopped = issubclass(kind, KeyboardInterrupt) or asked and not known or torn
         if stopped or known:
             traceback.clear_frames(trace)   # ends progress bars, before the line and not after it

@@ -30,7 +30,7 @@ import utility  # noqa: E402
 
 @pytest.mark.parametrize("kind", ["ImportError", "ValueError"])
 def test_a_signal_that_a_library_renames_is_still_one(kind):
-    """numpy's import turns the interruption into an ImportError, safetensors into an error of its own, which a
+    """numpy makes an ImportError of the interruption, safetensors an error of its own, which a
     reader takes for a damaged file: one line and 143 all the same."""
     code = ("import os, signal\nfrom storage import command\ncommand.begin('go on')\n"
             "try:\n    os.kill(os.getpid(), signal.SIGTERM)\n    signal.pause()\n"

@@ -190,6 +190,39 @@ def test_moments_come_back_in_the_layout_of_their_parameters(tmp_path):
         assert back.stride() == net.weight.stride() and torch.equal(back, moments[name])
 
 
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24), (8, 3, 3, 3)])
+def test_muon_moves_as_torchs_own(shape):
+    """Where torch's Muon knows the shape, matrices, ours moves as far and the same way as it (bf16 there); a
+    convolution moves as the matrix of its kernels, whatever its layout. Biases are AdamW's."""
+    begun = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    weight = torch.nn.Parameter(begun.clone())
+    if begun.ndim == 4:
+        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    bias, other = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(4))
+    matrix = torch.nn.Parameter(begun.flatten(1).clone())
+    ours = loop.adamw([{"params": [weight, bias], "muon": True}], 1e-2)
+    theirs = torch.optim.Muon([matrix], lr=1e-2 * loop.STRIDE, weight_decay=1e-2 / loop.STRIDE,
+                              adjust_lr_fn="match_rms_adamw")
+    plain = loop.adamw([other], 1e-2)
+    for step in range(3):
+        weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1 + step)).to(weight)
+        matrix.grad = weight.grad.flatten(1).clone()
+        bias.grad, other.grad = (torch.arange(4.0) for _ in range(2))
+        for optimizer in (ours, theirs, plain):
+            optimizer.step()
+    assert (matrix - weight.flatten(1)).norm() < 0.02 * (matrix - begun.flatten(1)).norm()
+    assert torch.equal(bias, other)
+
+
+def test_orthogonal_keeps_directions_and_equals_lengths():
+    """What is made orthogonal has the singular vectors of what it was made of, and singular values near 1."""
+    u, _, v = torch.linalg.svd(torch.randn(12, 40, generator=torch.Generator().manual_seed(0)), False)
+    values = torch.logspace(0, -1.5, 12)
+    back = u.T @ loop.orthogonal(u * values @ v) @ v.T
+    assert torch.allclose(back, torch.diag(back.diagonal()), atol=1e-4)
+    assert back.diagonal().min() > 0.6 and back.diagonal().max() < 1.25
+
+
 def test_unwritable_folder_is_named(tmp_path):
     """--out below a file cannot be made: one line that names it."""
     (tmp_path / "file").write_text("")

@@ -153,8 +153,10 @@ def check_state(tensors: dict[str, Tensor], live: dict[str, Tensor], optimizer) 
     (or of none: no step was made), each of its shape and type -> the moments."""
     moments = {}
     if any(key.startswith("optimizer.") for key in tensors):
-        moments = {i: {"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p} for i, p in
-                   enumerate(p for group in optimizer.param_groups for p in group["params"])}
+        pairs = ((p, group) for group in optimizer.param_groups for p in group["params"])
+        moments = {i: {"exp_avg": p} if turned(p, group) else
+                   {"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p}
+                   for i, (p, group) in enumerate(pairs)}
     wanted = live | {f"optimizer.{i}.{name}": p for i, own in moments.items() for name, p in own.items()}
     found, wanted = ({k: f"{v.dtype} {list(v.shape)}" for k, v in t.items()} for t in (tensors, wanted))
     for key in sorted(found.keys() | wanted.keys()):
@@ -176,8 +178,50 @@ def learning_rate(step: int, steps: int, peak: float, decay: bool = True) -> flo
     return peak * min(1.0, (step + 1) / warm) * 0.5 * (1 + cosine)
 
 
-def adamw(groups: list[dict] | Iterator, lr: float, weight_decay: float = 1e-2):
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+STRIDE = 4.0   # of Muon, in AdamW's
+
+
+def turned(p: Tensor, group: dict) -> bool:
+    """Whether Muon moves this parameter: a weight matrix, or a convolution's, of a group marked so"""
+    return group.get("muon", False) and p.ndim >= 2
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but for the matrices of groups marked `muon`. They move by their momentum, made orthogonal, so
+    that all directions are learned alike fast (Jordan et al. 2024), STRIDE times as far as AdamW would move
+    them (Liu et al. 2025, arXiv 2502.16982)."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if turned(p, group)):
+                momentum = self.state[p].setdefault("exp_avg", torch.zeros_like(p)).lerp_(p.grad, 0.05)
+                turn = orthogonal(p.grad.lerp(momentum, 0.95).flatten(1))   # Nesterov's momentum
+                length = group["lr"] * STRIDE * 0.2 * max(turn.shape) ** 0.5
+                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(length * turn.view(p.shape))
+                p.grad = None   # nothing left for AdamW
+        super().step()
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """n m -> n m: singular values from 0.7 to 1.2 in place of all that are not much smaller than the largest.
+
+    Five steps of X <- (a + b X X^T + c (X X^T)^2) X. All factors are polynomials of the first X X^T: they are
+    multiplied among themselves, which are small, and with X once.
+    """
+    if x.shape[0] > x.shape[1]:
+        return orthogonal(x.T).T
+    x = x / (x.norm() + 1e-7)
+    gram, factor = x @ x.T, torch.eye(len(x), device=x.device, dtype=x.dtype)
+    for _ in range(5):
+        now = -4.775 * gram + 2.0315 * gram @ gram
+        now.diagonal().add_(3.4445)
+        factor, gram = now @ factor, now @ gram @ now
+    return factor @ x
+
+
+def adamw(groups: list[dict] | Iterator, lr: float, weight_decay: float = 1e-2) -> Muon:
+    return Muon(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
 
 
 Loss = Callable[[int, slice], tuple[Tensor, dict[str, Tensor]]]   # of a step, on a part of its batch
@@ -185,18 +229,18 @@ Loss = Callable[[int, slice], tuple[Tensor, dict[str, Tensor]]]   # of a step, o
 
 def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: int,
         lr: float | dict[str, float], batch: int, micro: int | None = None, ema_decay: float = 0.0,
-        decay: bool = True) -> None:
+        decay: bool = True, muon: bool = False) -> None:
     """Minimise loss(step, part) -> (mean over that part of the batch, numbers to report) over the modules'
     parameters; resumes, logs, checkpoints.
 
     Each rank takes its share of a batch, at most `micro` in one pass. With ema_decay the modules end with the
-    moving average of their weights.
+    moving average of their weights. muon: it moves the matrices of the module `unet`.
     """
     for module in modules.values():
         share_batch_norms(module)
     rates = lr if isinstance(lr, dict) else dict.fromkeys(modules, lr)
-    groups = [{"params": [p for p in m.parameters() if p.requires_grad], "peak": rates[name]}
-              for name, m in modules.items()]
+    groups = [{"params": [p for p in m.parameters() if p.requires_grad], "peak": rates[name],
+               "muon": muon and name == "unet"} for name, m in modules.items()]
     parameters, optimizer = [p for group in groups for p in group["params"]], adamw(groups, 0.0)
     ema = None
     if ema_decay:

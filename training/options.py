@@ -58,7 +58,7 @@ class TrainConfig:
     vae_lr: Annotated[float, "peak learning rate"] = 2e-3
     text_steps: Annotated[int, "optimizer steps of the text encoder's contrastive pretraining"] = 500
     text_batch: Annotated[int, "pairs per step, each the others' wrong answers"] = 64
-    diffusion_steps: Annotated[int, "optimizer steps of the UNet"] = 1800
+    diffusion_steps: Annotated[int, "optimizer steps of the UNet"] = 1600
     diffusion_batch: Annotated[int, "latents per step"] = 32
     diffusion_micro: Annotated[int, "latents in one pass of a process; halve if out of memory"] = 32
     diffusion_lr: Annotated[float, "peak learning rate"] = 1e-3
