@@ -105,9 +105,9 @@ NO_MORE = re.compile(rf"{STOP.pattern}|\b(?:after|following|status post|positive
 # "No change in the effusion" and "not completely resolved effusion" deny the change: read as "unchanged".
 DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major|much|yet|been|appear"
           r"|evidence[ ]of)[ ]){0,4}")
-SAME = re.compile(rf"""(?x) \b(?: (?:no|without|little(?:[ ]if[ ]any)?)[ ]{DEGREE}(?:change|(?:in|de)crease
-    |improvement|progression|difference|worsening|growth|(?<=interval[ ])enlargement|resolution
-    |clearing)s?\b(?:[ ]or[ ]\w+)?(?:[ ](?:in|of)\b)?
+SAME = re.compile(rf"""(?x) \b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?)[ ]{DEGREE}(?:change
+    |(?:in|de)crease|improvement|progression|difference|worsening|growth|(?<=interval[ ])enlargement
+    |resolution|clearing)s?\b(?:[ ]or[ ]\w+)?(?:[ ](?:in|of)\b)?
     |(?:not|never|partly|partially|incompletely|nearly|almost|mostly|largely)[ ]{DEGREE}(?:chang|increas
     |decreas|improv|progress|differ|worse|resolv|cleared|remov|disappear|larger|smaller|bigger)\w*
     |(?:fail\w*|unable)[ ]to[ ](?:resolve|clear|improve|change)\b
@@ -115,10 +115,10 @@ SAME = re.compile(rf"""(?x) \b(?: (?:no|without|little(?:[ ]if[ ]any)?)[ ]{DEGRE
 # "Not free of edema", "no doubt about the edema": two denials affirm.
 TWICE = re.compile(r"\b(?:no|not)(?: \w+ly)? (?:without|free (?:of|from)|clear of|absent|devoid of|doubt)\b")
 NO = re.compile(cues(r"""
-    no\b|without\b|not\b|nor\b|neither\b|absent\b|resolved\b|rather than\b|negative for\b|den(?:y|ies|ied)\b
-    free (?:of|from)\b|clear of\b|rules? out\b|ruled out\b|excludes?\b|history of\b|lack(?:s|ing)?\b
-    as opposed to\b|in(?:consistent|compatible) with\b|cannot (?:see|find|identify|detect)\b
-    never\b|nothing\b|devoid of\b|fail(?:s|ed|ure)? to\b|unable to\b
+    no\b|without\b|not\b(?! (?:seen|present|identified|visuali[sz]ed|noted|evident),)|nor\b|neither\b|absent\b
+    resolved\b|rather than\b|negative for\b|den(?:y|ies|ied)\b|free (?:of|from)\b|clear of\b|rules? out\b
+    ruled out\b|excludes?\b|history of\b|lack(?:s|ing)?\b|as opposed to\b|in(?:consistent|compatible) with\b
+    cannot (?:see|find|identify|detect)\b|never\b|nothing\b|devoid of\b|fail(?:s|ed|ure)? to\b|unable to\b
     (?:resolution|disappearance|removal|drainage|absence|clearing) of\b"""))
 GONE = re.compile(cues(r"""
     (?:not|no longer) (?:(?!previous)\w+ly )?(?:seen|identified|visuali[sz]ed|visible|present|evident
@@ -133,12 +133,13 @@ SIZE = cues(r"""
     small\b|tiny\b|trace\b|mild(?:ly)?\b|minimal(?:ly)?\b|moderate(?:ly)?\b|large\b|stable\b|unchanged\b|low\b
     persistent\b|chronic\b|(?:in|de)creas\w+|worsening\b|improv\w+|residual\b|smaller\b|larger\b""")
 NEW_ITEM = re.compile(rf"(?:,|\band) (?:(?!or\b|and\b|no\b|focal\b)[\w-]+ )?(?:{SIZE}|" + cues(r"""
-    left\b|right\b|bilateral\b|bibasilar\b|probable\b|possible\b|status\b|tortuous\b|enlarged\b|borderline\b
-    severe\b|marked\b|slight(?:ly)?\b|subtle\b|extensive\b|diffuse\b|dense\b|patchy\b|hazy\b|loculated\b
+    left\b|right\b|bilateral\b|bibasilar\b|probable\b|possible\b|status\b|tortuous\b|enlarged\b|likely\b
+    borderline\b|severe\b|marked\b|slight(?:ly)?\b|subtle\b|extensive\b|diffuse\b|dense\b|patchy\b|hazy\b|loculated\b
     layering\b|multiple\b|several\b|scattered\b|new\b|known\b|old\b|heal(?:ed|ing)\b|the\b""") + ")")
 ITEM = re.compile(rf"{NEW_ITEM.pattern}|,")
 LIST_END = re.compile(rf"{STOP.pattern}|{NEW_ITEM.pattern}|\bno\b")
 OR, ASIDE = re.compile(r"\bor\b"), re.compile(rf"{SIZE}|[:+]")
+ANSWERED = re.compile(rf"\w*: (?:{SIZE}|left|right|bi\w+|yes|present)\b")  # "effusion: small ptx: none"
 # ", effusion is small", ", tube in place": an item that says of itself that it is there
 ASSERTED = re.compile(r"(?:(?!\bor\b)[^,;])*\b(?:in place\b|unchanged\b|stable\b|as before\b"
                       rf"|(?:is|are|was|were|remains?) (?:now )?{SIZE})")
@@ -195,7 +196,7 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
             return UNCERTAIN if NO_NEW.search(left) else ABSENT
     if COLON_NO.match(right) or GONE.search(predicate):
         return ABSENT
-    if right.endswith(" none") and not ("," in right and ASIDE.search(left + right)):
+    if right.endswith(" none") and not (ANSWERED.match(right) or "," in right and ASIDE.search(left + right)):
         return ABSENT
     for maybe in list(MAYBE_LEFT.finditer(left))[-1:]:
         gap = left[maybe.end():]
@@ -248,8 +249,9 @@ TYPESET = str.maketrans({letter: meant for letters, meant in (
     ("’‘ʼ´′＇`", "'"), ("–−‑‐", "-"), ("•·●▪◦‣", "; "), ('"“”{}*', ""), ("—", " - "), ("±", "+/-"),
     ("_", " "), ("…", "..."), ("☐□", "[ ]"), ("☑☒✓✔", "[x]")) for letter in letters})
 SHORT = (("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
-         ("not normal", "abnormal"), ("v/s", "vs"), ("n/a", "not assessed"), ("[x]", ";"), ("(+)", ";"),
-         ("+/-", "possible "), ("and/or", "or"), (",", ", "))
+         ("not normal", "abnormal"), ("not only", "also"), ("v/s", "vs"), ("n/a", "not assessed"),
+         ("[x]", ";"), ("(+)", ";"), ("+/-", "possible "), ("and/or", "or"), (",", ", "))
+SLASHED = {"s/p": "status post", "c/w": "consistent with", "c/f": "concern for"}
 # "Pneumothorax: none", "Pneumothorax - no", "Pneumothorax (-)": an answer, with which its clause ends.
 CLOSE = r"\s*(?:\.(?!\d)|[,;)\]]|$)"
 END = rf"(?={CLOSE}|\s*\w[\w/ ]{{0,40}}[:=?])"
@@ -322,7 +324,7 @@ def clean(text: str) -> list[str]:
     text = re.sub(r"(?<!:)(?<!: )\[ ?\] *([a-z][^\[.;]*)", r"; no \1;", text)   # "[ ] Effusion [x] Edema"
     text = NONE_OF.sub(lambda m: "; no " + re.sub(r"[,;]|\band\b", "; no ", m[1]), SEMICOLON.sub(":", text))
     text = re.sub(r"(\(\w+ )?\(?\b(?:\d\d?|[a-h])\) ", lambda m: m[0] if m[1] else "; ", text)  # "2) Edema"
-    text = re.sub(r"\bs/p\b", "status post", text)
+    text = re.sub(r"\b(?:s/p|c/w|c/f)\b", lambda m: SLASHED[m[0]], text)
     text = re.sub(r"(?<=: )(?:probab\w+|uncertain|unclear|indeterminate|maybe)\b", "possible", text)
     text = re.sub(r"(?:^|(?<=[,;] ))\(-\) ?(?=[a-z])", "no ", text)             # "(-) effusion, (+) edema"
     text = re.sub(r":\s+", ": ", ANSWER.sub(" none;", text))

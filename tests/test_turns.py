@@ -73,6 +73,8 @@ Pneumothorax: Non-visualized. | -ptx
 ☐ Pneumothorax ☒ Effusion | -ptx +eff
 Pneumonia (vs. atelectasis). | ?pna ?atel
 Right base atelectasis (versus early pneumonia) and small effusion. | ?atel ?pna +eff
+Focal consolidation: None Pleural effusion: Small Pneumothorax: None | -cons +eff -ptx
+Effusion: Right: none. Left: small. | +eff
 No nodule (series 2) or mass. | -lesion
 There is no\npneumothorax. | -ptx
 Small effusion, no\npneumothorax. | +eff -ptx
@@ -109,6 +111,7 @@ Effusion not seen before is now present. | +eff
 Nodule not identified on prior CT. | +lesion
 The nodule was not definitely seen on the prior. | +lesion
 Edema has nearly cleared. | +edema
+Pneumothorax - not seen, effusion - seen. | -ptx +eff
 The nodule is not definitely seen on the current study. | -lesion
 Previously seen effusion has resolved. | -eff
 No cardiac enlargement. | -heart
@@ -156,6 +159,11 @@ Pneumonia -vs- atelectasis. | ?pna ?atel
 Pneumonia cannot entirely be excluded. | ?pna
 Superimposed infection would be hard to exclude. | ?pna
 Effusion is questioned. | ?eff
+Lack of change in effusion. | +eff
+Not only effusion but also consolidation. | +eff +cons
+LLL consolidation c/w PNA. | +cons +pna
+RLL opacity c/f pneumonia. | +opacity ?pna
+Failure to visualize the left costophrenic angle, likely effusion. | +eff
 Opacity suggests pneumonia. | +opacity +pna
 Atelectasis is favored to be chronic. | +atel
 Pneumonia is excluded. | -pna
