@@ -25,6 +25,7 @@ when asked for, or one step ahead of it (stream), and one that proves damaged th
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,7 @@ from chests.phantom import describe, render
 from storage.files import keep_tensors, write_text
 from storage.weights import read_kept
 
+FRONTAL = re.compile(r"\b(?:pa|ap|frontal|postero-?anterior|antero-?posterior)\b(?!.*\b(?:axial|ll?d|rld)\b)")
 SPLITS = {"": "", "train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
           "dev": "val", "test": "test"}
 DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memory
@@ -190,8 +192,8 @@ def row_fault(folder: Path, row: Row) -> str | None:
     """Why a row cannot be used, without opening its image; None if it can."""
     if row.fault:
         return row.fault
-    if "lat" in row.view or row.view == "ll":
-        return "not a frontal view"
+    if row.view and ("lat" in row.view or not FRONTAL.search(row.view)):
+        return f"not a frontal view (view {row.view!r})"
     try:
         safe_path(folder, row.image)
     except ImageError as error:
@@ -209,12 +211,16 @@ def build_index(folder: Path, prompt: str) -> Index:
         skipped[CELLS] = notes.pop(CELLS)
     total = len(table) + skipped.get(CELLS, (0,))[0]
     shared: dict[tuple, tuple] = {}
+    owners: dict[str, str] = {}   # {file: the patient it is first named with}
     for row in tqdm(table, "checking and labelling rows", unit="row", delay=2):
         if fault := row_fault(folder, row):
             skipped.add(fault, row.image)
         else:  # an unknown patient: each file stands for its own, however its path is spelled
             said = label_values(row.report) if row.labels is None else row.labels
-            own = row.patient or UNNAMED + os.path.relpath(safe_path(folder, row.image), folder.resolve())
+            file = os.path.relpath(safe_path(folder, row.image), folder.resolve())
+            own = owners.setdefault(file, row.patient or UNNAMED + file)
+            if row.patient not in ("", own):
+                notes.add("image named before with another patient, whose it stays", row.image)
             rows.append(row._replace(labels=shared.setdefault(said, said), patient=own))
     if len(rows) > DECODED_ROWS:
         faults = look_at_some(folder, rows)

@@ -14,14 +14,13 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from math import nan
-from operator import itemgetter
 from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
 
 from chests.images import ImageError, Row, safe_path
-from chests.labels import LABELS, one_line, sections
+from chests.labels import BESIDE, LABELS, one_line, sections, worded
 
 
 class DataError(ValueError):
@@ -104,15 +103,14 @@ def read_table(path: Path, notes: Tally, needed: Collection[str],
             if twice := [name for name in names if columns.count(name) > 1]:
                 raise DataError(f"{path}: two columns are named {twice[0]!r}; expected one")
             places = [(name, columns.index(name)) for name in names if name in columns]
-            blank, whole = dict.fromkeys(names, ""), len(places) == len(names)
+            blank = dict.fromkeys(names, "")
             width = max(i for i, name in enumerate(columns, 1) if name)  # NIH's header ends in a comma
             for cells in lines:
                 if len(cells) != len(columns) and (len(cells) < width or any(cells[width:])):
                     if any(map(str.strip, cells)):
                         notes.add(CELLS, f"{path.name}, line {lines.line_num}")
                     continue
-                row = {name: cells[i].strip() for name, i in places}
-                row = row if whole else blank | row
+                row = blank | {name: cells[i].strip() for name, i in places}
                 if not MISSING.isdisjoint(row.values()):
                     row = {name: given(cell, notes, f"{path.name}, line {lines.line_num}: {name}")
                            for name, cell in row.items()}
@@ -133,19 +131,22 @@ def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> s
     "report": the report column (its impression, or else its findings, where it has headers), or else the
     impression column, or else findings. "impression" and "findings" fall back on each other; "both" joins.
     """
-    parts = sections(report) if report else {}
-    parts = {name: "" if text in MISSING else text for name, text in parts.items()}
+    parts = sections(report)
     known = {"findings", "impression"} & set(parts)
-    findings, impression = findings or parts.get("findings", ""), impression or parts.get("impression", "")
+    parts = {name: text for name, text in parts.items() if worded(text)}
+    body = " ".join(text for name, text in parts.items() if name not in BESIDE) or report
+    findings, impression = (column if worded(column) else parts.get(name, "")
+                            for name, column in (("findings", findings), ("impression", impression)))
     if prompt == "both":
         text = f"{findings} {impression}"
     elif prompt == "findings":
         text = findings or impression
-    elif prompt == "report" and report and not known:
-        text = parts.get("last_paragraph", report)
+    elif prompt == "report" and worded(report) and not known:
+        text = parts.get("last_paragraph", body)
     else:
         text = impression or findings
-    return one_line(text if text.strip() or known else report)
+    text = one_line(text if text.strip() or known else parts.get("last_paragraph", body))
+    return text if worded(text) else ""
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -171,12 +172,12 @@ TERMS = {name.lower(): (name, name.lower()) for name in LABELS} | {
 }
 
 
-def known_terms(cell: str) -> list[str]:
-    """"Effusion|Pleural_Thickening|Zebra" -> ["effusion", "pleural thickening"]: those that TERMS has.
-
-    "No Finding" beside a finding is left out.
-    """
+def known_terms(cell: str, notes: Tally | None = None) -> list[str]:
+    """"Effusion|Pleural_Thickening|Zebra" -> ["effusion", "pleural thickening"]: those that TERMS has; others
+    are noted. "No Finding" beside a finding is left out."""
     terms = [" ".join(term.replace("_", " ").lower().split()) for term in cell.split("|")]
+    for term in set(terms) - set(TERMS) - {""} if notes is not None else ():
+        notes.add("term of a label that is not known, left out", term)
     terms = [term for term in terms if term in TERMS]
     return [term for term in terms if TERMS[term][0] != "No Finding"] or terms
 
@@ -189,20 +190,16 @@ def terms_to_labels(terms: list[str], vocabulary: set[str]) -> tuple[float, ...]
 
 
 LABEL_COLUMNS = [name.lower() for name in LABELS]
-LABEL_CELLS = itemgetter(*LABEL_COLUMNS)
 VALUES = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, "": nan}
 
 
 def cells_to_labels(cells: dict[str, str], where: str, notes: Tally) -> tuple[float, ...]:
     """Cells of CheXpert's 14 columns ("1.0", "0.0", "-1.0" or empty) -> labels; others are noted, and nan."""
-    values = tuple(map(VALUES.get, LABEL_CELLS(cells)))
-    if None not in values:
-        return values
-    for column, value in zip(LABEL_COLUMNS, values, strict=True):
-        if value is None:
+    for column in LABEL_COLUMNS:
+        if cells[column] not in VALUES:
             notes.add("label is none of 1, 0, -1 and blank, and taken as blank",
                       f"{where}: {column} {cells[column]}")
-    return tuple(nan if value is None else value for value in values)
+    return tuple(VALUES.get(cells[column], nan) for column in LABEL_COLUMNS)
 
 
 def compose_report(present: list[str], possible: list[str] = (), absent: list[str] = ()) -> str:
@@ -241,7 +238,7 @@ def plain_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
     """
     table = list(read_table(path, notes, ["image", "report|findings|impression|labels"],
                             ["patient_id", "split", "view", "orig_width", "orig_height"]))
-    vocabulary = {term for cells in table for term in known_terms(cells["labels"])}
+    vocabulary = {term for cells in table for term in known_terms(cells["labels"], notes)}
     for cells in table:
         report = choose_prompt(cells["report"], cells["findings"], cells["impression"], prompt)
         labels = None
@@ -281,8 +278,7 @@ def mimic_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
         seen.add(dicom)
         if split and dicom not in split:
             notes.add("no line in the split table: placed by patient", dicom)
-        text = read(f"{stem}.txt") if frontal else ""
-        report = choose_prompt(text, "", "", prompt) if text else ""
+        report = choose_prompt(read(f"{stem}.txt") if frontal else "", "", "", prompt)
         own = None if report or not frontal else labels.get(study)
         if own and (composed := compose_from_labels(own)):
             notes.add("no report: the prompt is composed from the labels", f"{stem}.txt")
@@ -409,8 +405,9 @@ def chexpert_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterat
         for cells in table:
             image = below(folder, cells["path"])
             labels = cells_to_labels(cells, image, notes)
-            yield Row(image, compose_from_labels(labels), labels, patient_in(image), split,
-                      cells["frontal/lateral"].lower())
+            patient = "".join(re.findall(r"patient\d+", image)[:1])
+            view = cells["frontal/lateral"].lower()
+            yield Row(image, compose_from_labels(labels), labels, patient, split, view)
 
 
 def chexpert_plus_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
@@ -434,11 +431,6 @@ def below(folder: Path, name: str) -> str:
     return rest if first.startswith("CheXpert") and not (folder / first).is_dir() else name
 
 
-def patient_in(name: str) -> str:
-    """"train/patient00001/study1/..." -> "patient00001"; "" if there is none"""
-    return "".join(re.findall(r"patient\d+", name)[:1])
-
-
 def nih_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """NIH ChestX-ray14: Data_Entry_2017*.csv, test_list.txt, images in images*/. It has no reports, and its
     labels are 1 where listed, else 0. Images are stored as squares."""
@@ -447,7 +439,7 @@ def nih_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Ro
                             ["originalimage[width", "height]"]))  # the name's comma makes two columns of it
     listed = folder / "test_list.txt"
     tests = set(read_bytes(listed, 2**24).decode("utf-8", "replace").split()) if listed.is_file() else set()
-    vocabulary = {term for cells in table for term in known_terms(cells["finding labels"])}
+    vocabulary = {term for cells in table for term in known_terms(cells["finding labels"], notes)}
     for cells in table:
         name, terms = cells["image index"], known_terms(cells["finding labels"])
         yield Row(place.get(Path(name).stem, name), compose_report(terms), terms_to_labels(terms, vocabulary),

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 SMALLEST = 16           # pixels of an image's short side
 NARROWEST = 4           # long side over short side
+DULLEST = 16            # grey values that a film has at least; 10 bits in 16 of a colour have 4 left
 
 
 class Row(NamedTuple):
@@ -73,6 +74,7 @@ def open_image(path: Path) -> Image.Image:
         raise ImageError("not a readable image") from None
     short, long = sorted(image.size)
     reason = ("too large (decompression bomb)" if short * long > Image.MAX_IMAGE_PIXELS
+              else "several images in one file" if getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
               else f"smaller than {SMALLEST} pixels" if short < SMALLEST
               else f"narrower than 1:{NARROWEST}" if long > NARROWEST * short else None)
     if reason:
@@ -121,6 +123,9 @@ def read_image(path: Path, size: int, fit: str, aspect: float | None = None) -> 
         try:
             image.draft("L", (4 * size, 4 * size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
             grey = to_grey(ImageOps.exif_transpose(image))
+            share = np.cumsum(grey.histogram()) / (grey.width * grey.height)
+            if np.ptp(np.searchsorted(share, (0.001, 0.999))) < DULLEST:
+                raise ImageError(f"blank, or nearly: fewer than {DULLEST} of 256 grey values")
             if image.mode[0] in "IF" and getattr(image, "tag_v2", {}).get(262) == 0:
                 grey = ImageOps.invert(grey)  # "0 is white": Pillow turns shallow TIFFs itself, deep ones not
             return np.array(to_square(grey, size, fit, aspect))

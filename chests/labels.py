@@ -63,13 +63,14 @@ FINDINGS = {
         (?<!prior )(?<!previous )(?<!old )(?<!granulomatous )infection""",
     "Atelectasis": r"atelecta|(?<!vertebral )(?<!body )collapse(?!d? vertebra)",
     "Pneumothorax": r"(?:hydro|hemo)?pneumothora|ptx\b|pleural air\b",
-    "Pleural Effusion": r"pleural fluid|(?<!pericardial )effusion|hydropneumothora|hemothora",
+    "Pleural Effusion": r"""
+        pleural (?:fluid|(?:and|or) pericardial effusion)|(?<!pericardial )effusion|h(?:ydropneu|e)mothora""",
     "Pleural Other": r"pleural thickening|fibrosis|fibrothorax|pleural scar|pleuro-\w+ scar",
     "Fracture": r"fractur",
     "Support Devices": r"""
-        pacer|defib|tubes?\b|\w*catheter|pacemaker|a?icd\b|picc|lines?\b
+        pacer|defib|tubes?\b|(?:ett|ngt|ogt|cvc)\b|swan-ganz|\w*catheter|pacemaker|a?icd\b|picc|lines?\b
         cannula|drain\b|port-a-cath|mediport|valves?\b|hardware|arthroplast|screw|coils?\b
-        plates?\b(?!-| ?like)|marker|device|apparatus|support|equipment""",
+        plates?\b(?!-| ?like)|marker|device|apparatus|equipment""",
     "Other": r"""
         emphysema|blunt|density|elevation|eventration|scoliosis|degenera|calcifi|hyperinflat|hyperexpan
         bronchospasm|asthma|hernia|copd|plaque|osteophyt|aortic disease|bronchiolitis|airways disease
@@ -88,6 +89,7 @@ ORGANS = {
 }
 POSITION = r"(?<!over the )(?<!overlying the )(?<!in the )"  # "the line ends over the mediastinum"
 FINDING = {name: re.compile(cues(stems)) for name, stems in FINDINGS.items()}
+DEVICE = FINDING["Support Devices"]
 ORGAN = {name: re.compile(r"\b" + POSITION + cues(stems)) for name, stems in ORGANS.items()}
 
 # ------------------------------------------------------------------------------------------------------------
@@ -98,65 +100,85 @@ STOP = re.compile(cues(r"""
     is\b|are\b|was\b|were\b|has\b|have\b|there\b|which\b|because\b
     (?<!consistent )(?<!compatible )with\b|persist(?:s|ed)?\b|remain(?:s|ed)?\b|appear(?:s|ed)?\b
     """) + "|:| - ")
+NO_MORE = re.compile(rf"{STOP.pattern}|\b(?:after|following|status post|positive)\b")  # "no edema after"
 
 # "No change in the effusion" and "not completely resolved effusion" deny the change: read as "unchanged".
-DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major|much|yet|been|evidence[ ]of)"
-          r"[ ]){0,4}")
-SAME = re.compile(rf"""(?x) \b(?: (?:no|without)[ ]{DEGREE}(?:change|(?:in|de)crease|improvement|progression
-    |difference|worsening|growth|resolution|clearing)s?\b(?:[ ]or[ ]\w+)?(?:[ ](?:in|of)\b)?
-    |(?:not|partly|partially|incompletely)[ ]{DEGREE}(?:chang|increas|decreas|improv|progress|differ|worse
-    |resolv|cleared|remov|disappear)\w* |(?:fail\w*|unable)[ ]to[ ](?:resolve|clear|improve|change)\b
-    |(?:partial|incomplete)[ ](?:resolution|clearing)[ ]of )""")
+DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major|much|yet|been|appear"
+          r"|evidence[ ]of)[ ]){0,4}")
+SAME = re.compile(rf"""(?x) \b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?)[ ]{DEGREE}(?:change
+    |(?:in|de)crease|improvement|progression|difference|worsening|growth|(?<=interval[ ])enlargement
+    |resolution|clearing)s?\b(?:[ ]or[ ]\w+)?(?:[ ](?:in|of)\b)?
+    |(?:not|never|partly|partially|incompletely|nearly|almost|mostly|largely)[ ]{DEGREE}(?:chang|increas
+    |decreas|improv|progress|differ|worse|resolv|cleared|remov|disappear|larger|smaller|bigger)\w*
+    |(?:fail\w*|unable)[ ]to[ ](?:resolve|clear|improve|change)\b
+    |(?:partial|incomplete|near(?:[ -](?:complete|total))?)[ ](?:resolution|clearing)[ ]of )""")
+# "Not free of edema", "no doubt about the edema": two denials affirm.
+TWICE = re.compile(r"\b(?:no|not)(?: \w+ly)? (?:without|free (?:of|from)|clear of|absent|devoid of|doubt)\b")
 NO = re.compile(cues(r"""
-    no\b|without\b|not\b|nor\b|neither\b|absent\b|resolved\b|rather than\b|negative for\b|den(?:y|ies|ied)\b
-    free (?:of|from)\b|clear of\b|rules? out\b|ruled out\b|excludes?\b|history of\b|lack(?:s|ing)?\b
-    never\b|nothing\b|devoid of\b|fail(?:s|ed|ure)? to\b|unable to\b
+    no\b|without\b|not\b(?! (?:seen|present|identified|visuali[sz]ed|noted|evident),)|nor\b|neither\b|absent\b
+    resolved\b|rather than\b|negative for\b|den(?:y|ies|ied)\b|free (?:of|from)\b|clear of\b|rules? out\b
+    ruled out\b|excludes?\b|history of\b|lack(?:s|ing)?\b|as opposed to\b|in(?:consistent|compatible) with\b
+    cannot (?:see|find|identify|detect)\b|never\b|nothing\b|devoid of\b|fail(?:s|ed|ure)? to\b|unable to\b
     (?:resolution|disappearance|removal|drainage|absence|clearing) of\b"""))
 GONE = re.compile(cues(r"""
-    (?:not|no longer) (?:\w+ly )?(?:seen|identified|visuali[sz]ed|visible|present|evident|demonstrated|noted
-    detected|observed|apparent|suspected|shown|found)\b|previously (?:seen|demonstrated)\b
-    absent\b|resolved\b|cleared\b|excluded\b|ruled out\b|removed\b|disappeared\b|unremarkable\b"""))
+    (?:not|no longer) (?:(?!previous)\w+ly )?(?:seen|identified|visuali[sz]ed|visible|present|evident
+    demonstrated|noted|detected|observed|apparent|suspected|shown|found|recur(?:red)?)\b(?! (?:previous|before
+    on (?:the )?pr))|nonvisuali[sz]ed\b|(?<!not )previously (?:seen|demonstrated)\b(?!.* (?:again|still
+    persist|remain|unchanged|stable|smaller|larger|\w+creas))|gone\b|remov(?:ed|al)\b|disappeared\b
+    unremarkable\b|absent\b|resolved\b|cleared\b|excluded\b|ruled out\b"""))
+TIP = re.compile(r"\b(?:tips?|side ?(?:port|hole)s?)\b")  # where that is not seen, its device is there
 COLON_NO = re.compile(r"[^,:]*: (?:there (?:is|are) )?(?:no|without|not(?! well| clear| assess| evaluat))\b")
 # ", small left effusion" is a new, affirmed item after a denied one, unless a later "or" closes the list.
 SIZE = cues(r"""
     small\b|tiny\b|trace\b|mild(?:ly)?\b|minimal(?:ly)?\b|moderate(?:ly)?\b|large\b|stable\b|unchanged\b|low\b
-    persistent\b|chronic\b|increas\w+|worsening\b|improv\w+|residual\b""")
+    persistent\b|chronic\b|(?:in|de)creas\w+|worsening\b|improv\w+|residual\b|smaller\b|larger\b""")
 NEW_ITEM = re.compile(rf"(?:,|\band) (?:(?!or\b|and\b|no\b|focal\b)[\w-]+ )?(?:{SIZE}|" + cues(r"""
-    left\b|right\b|bilateral\b|bibasilar\b|probable\b|possible\b|status\b|tortuous\b""") + ")")
+    left\b|right\b|bilateral\b|bibasilar\b|probable\b|possible\b|status\b|tortuous\b|enlarged\b|likely\b
+    borderline\b|severe\b|marked\b|slight(?:ly)?\b|subtle\b|extensive\b|diffuse\b|dense\b|patchy\b|hazy\b|loculated\b
+    layering\b|multiple\b|several\b|scattered\b|new\b|known\b|old\b|heal(?:ed|ing)\b|the\b""") + ")")
 ITEM = re.compile(rf"{NEW_ITEM.pattern}|,")
 LIST_END = re.compile(rf"{STOP.pattern}|{NEW_ITEM.pattern}|\bno\b")
 OR, ASIDE = re.compile(r"\bor\b"), re.compile(rf"{SIZE}|[:+]")
+ANSWERED = re.compile(rf"\w*: (?:{SIZE}|left|right|bi\w+|yes|present)\b")  # "effusion: small ptx: none"
+# ", effusion is small", ", tube in place": an item that says of itself that it is there
+ASSERTED = re.compile(r"(?:(?!\bor\b)[^,;])*\b(?:in place\b|unchanged\b|stable\b|as before\b"
+                      rf"|(?:is|are|was|were|remains?) (?:now )?{SIZE})")
 
 NO_NEW = re.compile(r"\b(?:no|without) (?:\w+ )?new ")  # an old one may still be there
-CANNOT = r"(?:not|difficult to|unable to)(?: be)?(?: \w+ly)? "
+CANNOT = (r"(?:not|(?:no evidence|difficult|hard|(?:not |im)possible|unable) to)"
+          r"(?: \w+ly)?(?: be)?(?: \w+ly)? ")
 CANNOT_EXCLUDE = re.compile(CANNOT + r"(?:exclud\w*|rul\w* out) ")
 NOT_EXCLUDED = re.compile(CANNOT + r"(?:excluded?|ruled? out)")
 MAYBE_LEFT = re.compile(cues(r"""
     may\b|might\b|could\b|would\b|possib\w+|probabl\w+|presum\w+|question\w*|suspect\w*|equivocal\b|either\b
+    perhaps\b|maybe\b|potential\w*|at most\b|limit\w* (?:\w+ ){0,2}(?:evaluation|assessment|detection) for\b
+    if present\b|(?:minimal|trace|tiny|small|little|mild|scant),? if any\b
     suspicio\w+ (?:for|of)\b|concern\w* (?:for|of)\b|worrisome for\b|suggest\w* of\b|favor\w*|consider\w*
     likelihood of\b|vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b|borderline\b|correlate\b
     blunt\w* of .* angles?\b"""))
 MAYBE_RIGHT = re.compile(cues(r"""
-    (?:may|might|could|would)(?: also)? (?:be (?:present|considered|possible)\b|exist\b|not be \w+)
-    possib\w+|consideration\b|limited\b|questionable\b|suspected\b|equivocal\b|obscured\b
+    (?:may|might|could|would|should|can)(?: also)? (?:be (?:present|considered|possible)\b|exist\b|not be \w+)
+    possib\w+|consideration\b|limited\b|question(?:able|ed)\b|suspected\b|equivocal\b|obscured\b
+    in the differential\b|if (?:any(?=$|,)|present\b)|difficult to (?:assess|evaluate)\b
     (?:poorly|incompletely|not well|suboptimally) \w+|not appreciated\b
     (?:not|cannot be) (?:\w+ )?(?:assessed|evaluated)\b"""))
 UNLIKELY = re.compile(r"[^,]*(?<!and )\b(?:unlikely|improbable|less likely|not \w* ?likely|doubt\w*)\b"
                       r"(?! (?:to )?(?:repr|refl))")
-VERSUS = re.compile(r"[\w-]*(?: (?!(?:and|with|or|is|are|due|from)\b|repres|reflec|likely|may|sugges|consis"
-                    r"|concern)[\w-]+){0,8},? vs\b")
+VERSUS = re.compile(r"[\w-]*(?: (?!(?:and|with|or|is|are|due|from|[cw]ould|might)\b|repres|reflec|likely|may"
+                    r"|sugges|consis|concern)[\w-]+){0,8},? vs\b")
 OR_LEFT, OR_RIGHT = re.compile(r"\bor (?:[\w-]+ ){0,2}$"), re.compile(r"^[\w-]*(?: [\w-]+)? or\b")
 PROXY = re.compile(r"congestion|indistinctness|vascular prominence")  # these hint at edema, no more
 
 
 def reaches(gap: str, after: str) -> bool:
     """Does a cue before `gap` still speak of the mention behind it, which begins `after`?"""
-    if STOP.search(gap) or " vs " in gap or "," in gap and VERSUS.match(after):
+    if NO_MORE.search(gap) or " vs " in gap or "," in gap and (VERSUS.match(after) or ASSERTED.match(after)):
         return False
+    device = DEVICE.match(after) and not DEVICE.search(gap)  # "no pneumothorax, chest tube"
     for item in ITEM.finditer(gap):
         closed = OR.search(gap[: item.start()])  # by the "or" of "no A or B, C"
         going_on = OR.search(LIST_END.split(gap[item.end():] + after, maxsplit=1)[0])
-        if closed and not going_on or item[0] != "," and (closed or not going_on):
+        if closed and not going_on or (item[0] != "," or device) and (closed or not going_on):
             return False
     return True
 
@@ -165,6 +187,8 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
     """Is the finding that stands between `left` and `right` in its clause present, absent or uncertain?"""
     verbs = [m.start() for m in STOP.finditer(right)]
     predicate = right[: verbs[1]] if len(verbs) > 1 else right  # up to the end of what its own verb says
+    if DEVICE.match(mention) and TIP.search(left + right):
+        predicate = re.sub(r"\b(?:not|cannot|poorly|incompletely|obscured)\b.*", "", predicate)
     if CANNOT_EXCLUDE.search(left) or NOT_EXCLUDED.search(right) or UNLIKELY.match(predicate):
         return UNCERTAIN
     for no in list(NO.finditer(left))[-1:]:
@@ -172,7 +196,7 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
             return UNCERTAIN if NO_NEW.search(left) else ABSENT
     if COLON_NO.match(right) or GONE.search(predicate):
         return ABSENT
-    if right.endswith(" none") and not ("," in right and ASIDE.search(left + right)):
+    if right.endswith(" none") and not (ANSWERED.match(right) or "," in right and ASIDE.search(left + right)):
         return ABSENT
     for maybe in list(MAYBE_LEFT.finditer(left))[-1:]:
         gap = left[maybe.end():]
@@ -188,7 +212,8 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
 
 UNSURE = cues(r"""
     (?:upper limits (?:of )?)?normal (?:or|to) \w+ enlarged\b|borderline\b|obscured\b
-    (?:poorly|incompletely|not well) \w+|stable\b|unchanged\b|similar\b|abnormal config\w+
+    (?:poorly|incompletely|not well|difficult to|(?:can)?not be) (?!enlarg|widen)\w+|stable\b|unchanged\b
+    similar\b|abnormal config\w+
     (?:may|might|could|possibl[ey]|probabl[ey])(?: \w+){0,2} (?:enlarg|prominen|widen)\w+""")
 NORMAL = cues(r"""
     normal\b|unremarkable\b|upper limits\b|within \w+ limits\b|non-?enlarged\b
@@ -213,23 +238,26 @@ def organ_verdict(left: str, right: str) -> float:
     if not adjectives and verdict and verdict["present"] and OTHER.match(right):
         return nan
     if adjectives and verdict["present"]:  # "no cardiomegaly or widened mediastinum": a finding, as any other
-        return finding_verdict(left[: verdict.start()], verdict[0], left[verdict.end():] + right)
+        return finding_verdict(left, "", right)
     return (UNCERTAIN if right.endswith("questionable") else VALUES[verdict.lastgroup]) if verdict else nan
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Report -> labels
 
-TYPESET = str.maketrans(dict.fromkeys("’‘ʼ´′＇", "'") | dict.fromkeys("–−‑‐", "-") | {"—": " - ", "±": "+/-"}
-                        | dict.fromkeys('"“”{}*', "") | {"_": " "})
-SHORT = (("`", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
-         ("v/s", "vs"), ("n/a", "not assessed"), ("[x]", ";"), ("(+)", ";"),
-         ("+/-", "possible "), ("and/or", "or"), (",", ", "))
+TYPESET = str.maketrans({letter: meant for letters, meant in (
+    ("’‘ʼ´′＇`", "'"), ("–−‑‐", "-"), ("•·●▪◦‣", "; "), ('"“”{}*', ""), ("—", " - "), ("±", "+/-"),
+    ("_", " "), ("…", "..."), ("☐□", "[ ]"), ("☑☒✓✔", "[x]")) for letter in letters})
+SHORT = (("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
+         ("not normal", "abnormal"), ("not only", "also"), ("v/s", "vs"), ("n/a", "not assessed"),
+         ("[x]", ";"), ("(+)", ";"), ("+/-", "possible "), ("and/or", "or"), (",", ", "))
+SLASHED = {"s/p": "status post", "c/w": "consistent with", "c/f": "concern for"}
 # "Pneumothorax: none", "Pneumothorax - no", "Pneumothorax (-)": an answer, with which its clause ends.
 CLOSE = r"\s*(?:\.(?!\d)|[,;)\]]|$)"
 END = rf"(?={CLOSE}|\s*\w[\w/ ]{{0,40}}[:=?])"
 NONE = r"(?:none|nil|no|n|neg|negative|absent|false|0|-(?:ve)?)"
-ANSWER = re.compile(rf"(?:[:=?-]>?|\.{{2,9}}) ?[(\[]?(?:(?:none|nil|nothing)\b(?! of)|{NONE}{END})[)\]]?"
+ANSWER = re.compile(r"(?:[:=?-]>?|(?<!\.)\.{2,}) ?"
+                    rf"[(\[<]?(?:(?:none|nothing)\b(?! of)|nil\b|{NONE}{END})[)\]>]?"
                     rf"|[(\[](?:{NONE}| ?)[)\]]|(?:(?<=\s)|;\s?)(?:none|nil|neg(?:ative)?|-(?:ve)?){END}"
                     rf"|(?<=\s)no(?={CLOSE})")
 # "Pneumothorax; no": a semicolon with nothing but an answer behind it is a colon.
@@ -237,9 +265,10 @@ SEMICOLON = re.compile(rf" ?;(?= ?(?:{NONE}|none \w+|no evidence|{GONE.pattern}|
                        r"|(?:possib|probab|uncertain|unclear|unlikely|questionabl|equivoc|maybe)\w*)"
                        rf"{CLOSE})")
 # "None of the following: effusion, edema." Each item is denied, to the end of the sentence, or line by line.
-NONE_HEAD = (r"\b(?:no|none|neither|without|negative|free|not (?:have|show|see))"
+NONE_HEAD = (r"(?:\b(?:no|none|neither|without|negative|free|not (?:have|show|see))"
              r"(?: (?:evidence|signs?|of|for|any|all|the|(?:following|below|these)(?: findings?)?"
-             r"|is|are|was|were|seen|present|identified|noted))+:")
+             r"|is|are|was|were|seen|present|identified|noted))+"
+             r"|(?:^|(?<=[.;\n] ))(?:no|absent|not (?:seen|present|identified)|(?:pertinent )?negatives?)):")
 NONE_OF = re.compile(NONE_HEAD + r" ?((?:[^.]|\.\d)*)")
 BULLET = r"(?:[-*•]|\d+[.)]) "
 ITEM_ALONE = r"(?!.*\b(?:is|are|was|were|has|have|there)\b)[\w(/][\w()/ -]{0,40}[.,;]?(?=\n|$)"
@@ -256,24 +285,30 @@ SOUNDS = re.compile(r"\b(kerley(?: b)?|b|septal|fracture|pleural|fissure|fat|ski
                     r"|\w*tracheal|mediastinal|junction|\w*esophageal)[ -]lines?\b"
                     r"|\b(body|muscle) mass\b|\bmass[ -](effect)")
 # Not "___", "XXXX", "none", "see above": a text without a word of its own says nothing.
-WORDS = re.compile(r"(?!(?:x+|none|nan?|nil|null|not|assessed|see|above|below|report|pending)\b)\b[a-z]{2,}")
-OPEN = (r"(?:\b(?:(?<![:;] )no|not|of|or|and|the|an?|with|without|for|to|in|on|by|is|are|was|be|possible"
-        r"|likely)|[,/])")
-# Tags of HTML; group 1: those that begin a new line
+WORDED = re.compile(r"(?i)(?!(?:x+|none|nan?|nil|null|not|assessed|as|same|see|of|the|to|refer|please|above"
+                    r"|below|full|findings?|impression|section|final|report|pending|described|stated)\b)\b[a-z]{2,}")
+def worded(text: str) -> bool:
+    """Does the text say something of its own? (In other letters than ASCII, that is taken for granted.)"""
+    return not text.isascii() or bool(WORDED.search(text))
+
+
+OPEN = (r"(?:\b(?:(?<![:;|=?-] )(?<!\t)no|not|of|or|and|the|an?|with|without|for|to|in|on|by|is|are|was|be"
+        r"|possible|likely)|[,/])")
+# Tags of HTML, and Markdown's; group 1: those that begin a new line
 TAG = re.compile(r"(?i)</?(?:(p|br|div|li|ul|ol|tr|table|h\d)|b|i|u|em|strong|small|span|font|su[bp]|a|td|th"
-                 r"|html|body|pre|code)(?:\s[^<>]*)?/?>")
+                 r"|html|body|pre|code)(?:\s[^<>]*)?/?>|\*\*|(?<![^\n])#+ ")
 
 
 def plain(text: str) -> str:
-    """Markup goes: <b>, <br>, &nbsp; ..."""
-    return TAG.sub(lambda tag: "\n- " if tag[0].lower().startswith("<li") else "\n" if tag[1] else " ",
-                   unescape(text))
+    """Markup goes: <b>, <br>, &nbsp;, ** ..."""
+    text = re.sub(r"\\[rn]|_x000D_", "\n", unescape(text))   # as some exports spell a line break
+    return TAG.sub(lambda tag: "\n- " if tag[0].lower().startswith("<li") else "\n" if tag[1] else " ", text)
 
 
 def one_line(text: str) -> str:
     """Without markup. Line breaks become blanks, or where they end a sentence (a blank line, a new item, or a
     capital behind a word that is not OPEN to more) a point; words cut in two are whole again."""
-    text = plain(text)
+    text = plain(text).strip()
     lines = [line.strip() for line in text.splitlines()]
     if len(lines) > 1:
         text = NONE_LINES.sub(lambda m: f"{m[1]} {', '.join(ITEM_LINE.findall(m[2]))}.", "\n".join(lines))
@@ -288,6 +323,8 @@ def clean(text: str) -> list[str]:
     text = re.sub(r"\b(ca|(?:c|w)ould|do|does|did|is|are|was|were|has|have)nt\b", r"\1n't", text)
     text = re.sub(r"(?<!:)(?<!: )\[ ?\] *([a-z][^\[.;]*)", r"; no \1;", text)   # "[ ] Effusion [x] Edema"
     text = NONE_OF.sub(lambda m: "; no " + re.sub(r"[,;]|\band\b", "; no ", m[1]), SEMICOLON.sub(":", text))
+    text = re.sub(r"(\(\w+ )?\(?\b(?:\d\d?|[a-h])\) ", lambda m: m[0] if m[1] else "; ", text)  # "2) Edema"
+    text = re.sub(r"\b(?:s/p|c/w|c/f)\b", lambda m: SLASHED[m[0]], text)
     text = re.sub(r"(?<=: )(?:probab\w+|uncertain|unclear|indeterminate|maybe)\b", "possible", text)
     text = re.sub(r"(?:^|(?<=[,;] ))\(-\) ?(?=[a-z])", "no ", text)             # "(-) effusion, (+) edema"
     text = re.sub(r":\s+", ": ", ANSWER.sub(" none;", text))
@@ -300,7 +337,7 @@ def clean(text: str) -> list[str]:
         text = text.replace(short, full)
     text = " " + " ".join(re.sub(r"/(?<=[a-z]/)(?=[a-z])", " or ", text).split())
     text = SOUNDS.sub(lambda m: m[m.lastindex], text).replace(" non-", " non").replace(" non ", " non")
-    text = re.sub(r" v(?:ersus|s\.|\.s\.) *", " vs ", V.sub(r"\1 vs ", text))
+    text = re.sub(r"[ (-]+v(?:ersus\b|s\b\.?|\.s\.)[ -]*", " vs ", V.sub(r"\1 vs ", text))
     sentences = re.split(r"[.!?]+(?:(?!\d)|(?<=[^\d\s.!?]\.))", text)  # no decimal point
     sentences = [SIGN.sub(lambda sign: "; no " if sign[1] == "-" else "; ", sentence)
                  if SIGNED.search(sentence) else sentence for sentence in sentences]
@@ -310,7 +347,7 @@ def clean(text: str) -> list[str]:
 @lru_cache(maxsize=1 << 16)
 def sentence_mentions(sentence: str) -> tuple[tuple[str, float], ...]:
     """Every mention in a cleaned sentence as (label, verdict). Kept, as sentences repeat."""
-    sentence, found, start = SAME.sub("unchanged", sentence), [], 0
+    sentence, found, start = SAME.sub("unchanged", TWICE.sub("with", sentence)), [], 0
     for stop in [*(m.start() for m in CLAUSE.finditer(sentence)), len(sentence)]:
         clause, start = sentence[start:stop], stop
         colon, said = clause.find(":"), []
@@ -343,7 +380,7 @@ def label_values(report: str) -> tuple[float, ...]:
             verdicts.setdefault(name, set()).add(verdict)
     values = {name: merge(seen) for name, seen in verdicts.items()}
     ill = any(value != ABSENT for name, value in values.items() if name != "Support Devices")
-    values["No Finding"] = PRESENT if any(map(WORDS.search, sentences)) and not ill else nan
+    values["No Finding"] = PRESENT if any(map(WORDED.search, sentences)) and not ill else nan
     return tuple(values.get(name, nan) for name in LABELS)
 
 
@@ -367,20 +404,26 @@ def label_all(reports: list[str]) -> Tensor:
 
 KNOWN = (r"(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISONS?|TECHNIQUES?|PROCEDURE"
          r"|(?:REASON FOR (?:THE )?)?(?:EXAM(?:INATION)?|STUDY)|FINDINGS?(?: ?(?:AND|/) ?IMPRESSIONS?)?"
-         r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATIONS?|ADDENDUM|WET READ|NOTIFICATION")
-# At the start of a line any capitals; a usual name anywhere in capitals, or as the first words of a sentence.
-HEADER = re.compile(rf"(?:^|\n) ?([A-Z][A-Z ()/,-]*):(?=\s|$)|\b({KNOWN}):"
-                    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})):")
+         r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATIONS?|ADDENDUM|WET READ|NOTIFICATION|REPORT"
+         r"|INTERPRETATION")
+PARTS = (r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BON[EY]|OSSEOUS|SOFT|LINE|TUBE|DEVICE|AIRWAY|HIL|DIAPHRAGM"
+         r"|AORTA|OTHER)")
+# At the start of a line any capitals (but not "LUNGS:", a part of the findings); a usual name alone on its
+# line, anywhere in capitals, behind a word without ("cough Findings:"), or as the first words of a sentence.
+HEADER = re.compile(rf"(?:^|\n) ?(?!{PARTS})([A-Z][A-Z ()/,-]*):(?=\s|$)|(?:^|\n) *((?i:{KNOWN})) *(?=\n)"
+                    rf"|\b({KNOWN}) ?:|\b[a-z0-9][\w.)]* (?=[A-Z])((?i:{KNOWN})):"
+                    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})) ?:")
 SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
     ("indication", r"reason for (the )?(exam(ination)?|study)"),
-    ("history", r"clinical (history|information)|patient history|pfi"),
+    ("history", r"clinical (history|information|data|details)|patient history|pfi"),
     ("impression", r"conclusions?|opinion|i ?m?p\w*s\w*n\w?"),
-    ("findings", r"fin\w*s|finding|chest, two views"),
+    ("findings", r"fin\w*s|finding|chest, two views|report|interpretation"),
     ("examination", r"exam"),
     ("recommendations", r"recommendations?"),
-    ("wet read", r"wetread"),
 )
-SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum", "indication", "examination")
+SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum", "indication", "examination",
+                 "technique")
+BESIDE = {"indication", "history", "comparison", "examination", "technique", "procedure", "recommendations"}
 CHEST_VIEW = re.compile(cues(r"""
     chest|portable|pa and lat|lat(?:eral)? and pa|(?:two|one|frontal|pa|ap|lateral) views?|frontal and
     frontal (?:semi-)?upright|bone window|ribs"""))
@@ -406,11 +449,12 @@ def sections(text: str) -> dict[str, str]:
     findings nor impression, what follows the last section's first blank line is "last_paragraph".
     """
     text = "\n".join(plain(text).splitlines())
-    header = HEADER.search(text)
-    parts = [("preamble", text[: header.start()])] if header else [("full report", text)]
+    cased = text.upper() if text.islower() and text.isascii() else text
+    header = HEADER.search(cased)
+    parts = [("preamble", text[: header.start(header.lastindex)])] if header else [("full report", text)]
     while header:
-        following = HEADER.search(text, header.end())
-        end = following.start() if following else len(text)
+        following = HEADER.search(cased, header.end())
+        end = following.start(following.lastindex) if following else len(text)
         parts.append((section_name(header[header.lastindex]), text[header.end(): end]))
         header = following
     parts = [(name, body) for name, body in parts if body.strip() or name not in ("impression", "findings")]

@@ -26,7 +26,7 @@ def put(folder: Path, files: dict[str, str | None]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if text is None:
-            Image.new("L", (40, 40), 99).save(path)
+            Image.linear_gradient("L").resize((40, 40)).save(path)
         elif path.suffix == ".gz":
             path.write_bytes(gzip.compress(text.encode()))
         else:

@@ -217,14 +217,16 @@ def test_decoding_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch
     """One worker or eight: the same images in the same order."""
     rows = good_rows(tmp_path, 40)
     for i, row in enumerate(rows):
-        Image.new("L", (40 + i, 40), 6 * i).save(tmp_path / row["image"])
+        ramp = Image.linear_gradient("L").resize((40, 40)).point(lambda grey, i=i: max(grey, 5 * i))
+        ramp.save(tmp_path / row["image"])
     write_table(tmp_path, rows)
     order = [Row(row["image"], "") for row in rows]
     decoded = []
     for workers in (1, 8):
         monkeypatch.setattr(os, "cpu_count", lambda workers=workers: workers)
         decoded.append(np.stack(list(images.decode(tmp_path, order, 16, "crop"))))
-    assert (decoded[0] == decoded[1]).all() and decoded[0][:, 8, 8].tolist() == [6 * i for i in range(40)]
+    assert (decoded[0] == decoded[1]).all()
+    assert decoded[0][12:, 0, 8].tolist() == [5 * i for i in range(12, 40)]
 
 
 def test_a_stream_gives_the_images_of_each_step(hostile, monkeypatch, capsys):
@@ -312,11 +314,11 @@ def test_a_column_named_twice_is_refused(tmp_path):
 
 def test_prompt_choice():
     """Which words condition the image: the report as given, or the sections asked for, with a fallback."""
-    assert choose_prompt("Clear.", "F.", "I.", "report") == "Clear."
-    assert choose_prompt("", "F.", "I.", "report") == "I."
-    assert choose_prompt("", "F.", "", "impression") == "F."
-    assert choose_prompt("", "F.", "I.", "findings") == "F."
-    assert choose_prompt("", "F.", "I.", "both") == "F. I."
+    assert choose_prompt("Clear.", "Edema.", "Mass.", "report") == "Clear."
+    assert choose_prompt("", "Edema.", "Mass.", "report") == "Mass."
+    assert choose_prompt("", "Edema.", "", "impression") == "Edema."
+    assert choose_prompt("", "Edema.", "Mass.", "findings") == "Edema."
+    assert choose_prompt("", "Edema.", "Mass.", "both") == "Edema. Mass."
     assert choose_prompt("Clear.", "", "", "both") == "Clear."
     assert choose_prompt("FINDINGS: nan\nIMPRESSION: Effusion.", "", "", "both") == "Effusion."
     assert choose_prompt("FINDINGS: None IMPRESSION: NA", "", "", "report") == ""
@@ -324,6 +326,34 @@ def test_prompt_choice():
     headed = " FINDINGS: Small\n effusion.\n IMPRESSION: Effusion.\n"
     assert choose_prompt(headed, "", "", "report") == "Effusion."
     assert choose_prompt(headed, "", "", "both") == "Small effusion. Effusion."
+    assert choose_prompt("FINDINGS: Edema. IMPRESSION: As above.", "", "", "report") == "Edema."
+    assert choose_prompt("", "Edema.", "See findings.", "impression") == "Edema."
+    assert choose_prompt("See above.", "", "Mass.", "report") == "Mass."
+    assert choose_prompt("FINAL REPORT\n FINDINGS:\n\n IMPRESSION:\n", "", "", "report") == ""
+    assert choose_prompt("\u80f8\u8154\u79ef\u6db2", "", "", "report") == "\u80f8\u8154\u79ef\u6db2"
+    assert choose_prompt("HISTORY: Pneumonia?\nCHEST FILM: Edema.", "", "", "report") == "Edema."
+
+
+@pytest.mark.parametrize("view, frontal", [
+    ("", True), ("PA", True), ("AP", True), ("ap supine", True), ("AP portable", True),
+    ("Frontal", True), ("posteroanterior", True), ("['PA', '']", True), ("L", False), ("LL", False),
+    ("Lateral", False), ("LLAT", False), ("RAO", False), ("AP LLD", False), ("AP AXIAL", False),
+    ("XTABLE LATERAL", False), ("Axial", False), ("COSTAL", False), ("bilateral", False)])
+def test_only_frontal_views(tmp_path, capsys, view, frontal):
+    """A view that is named counts only where it is known to be frontal; the reason names what it was."""
+    rows = good_rows(tmp_path, 9)
+    rows[0] |= {"view": view}
+    rows = [{"view": "PA"} | row for row in rows]
+    write_table(tmp_path, rows)
+    assert len(all_rows(load(str(tmp_path)))) == 8 + frontal
+    assert frontal or f"not a frontal view (view {view.lower()!r})" in capsys.readouterr().out
+
+
+def test_unknown_label_terms_are_noted(tmp_path, capsys):
+    """A label term that is none of CheXpert's or NIH's is left out of the labels, and that is said."""
+    write_table(tmp_path, good_rows(tmp_path, report="", labels="Effusion|Zebra, left"))
+    load(str(tmp_path))
+    assert "noted 8: term of a label that is not known, left out: 'zebra, left'" in capsys.readouterr().out
 
 
 def test_labels_stand_in_for_a_report(tmp_path):
@@ -370,10 +400,10 @@ def test_no_patient_on_two_sides(tmp_path):
 def test_given_splits_stand(tmp_path, capsys):
     """Given splits are kept, under their usual names; without test, test is val; a train image of a val
     patient is left out, a split nobody knows skipped."""
-    rows = good_rows(tmp_path, 10, split="TRAIN")
+    rows = good_rows(tmp_path, 11, split="TRAIN")
     rows[8] |= {"split": "validate"}
     rows[9] |= {"split": "moon"}
-    rows.append(rows[0] | {"patient_id": "p8"})
+    rows[10] |= {"patient_id": "p8"}
     write_table(tmp_path, rows)
     chests = load(str(tmp_path))
     assert chests["val"].patients == chests["test"].patients == ["p8"]
@@ -399,6 +429,15 @@ def test_a_file_is_one_patient_however_its_path_is_spelled(tmp_path):
     write_table(tmp_path, rows)
     chests = load(str(tmp_path))
     assert (len(chests["train"]) + len(chests["judge"]), len(chests["val"]), len(chests["test"])) == (4, 3, 1)
+
+
+def test_a_file_has_one_patient(tmp_path, capsys):
+    """A file that a second row gives to another patient stays the first one's: it is not on two sides."""
+    rows = good_rows(tmp_path, 12)
+    write_table(tmp_path, rows + [row | {"patient_id": f"other{i}"} for i, row in enumerate(rows)])
+    sides = [[row.image for row in part.rows] for part in load(str(tmp_path)).values()]
+    assert sum(len(set(side)) for side in sides) == 12
+    assert "noted 12: image named before with another patient, whose it stays" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -456,6 +495,22 @@ def test_grey_values_below_0_are_no_film(tmp_path, pixels):
         images.read_image(tmp_path / "a.tif", 48, "crop")
 
 
+def test_blank_films_and_piles_of_films_are_none(tmp_path):
+    """A film of one grey value, 10 bits in 16 of a colour (which leave 4 of 256 values), and a file of
+    several pictures are refused, each for its reason; a faint one is read."""
+    ramp = Image.linear_gradient("L")
+    for name, image in (("white", ramp.point(lambda grey: 255)), ("clear", Image.new("RGBA", (40, 40))),
+                        ("dark", ramp.point(lambda grey: grey // 64)),
+                        ("faint", ramp.point(lambda grey: grey // 8))):
+        image.save(tmp_path / f"{name}.png")
+    ramp.save(tmp_path / "pile.tif", save_all=True, append_images=[ramp.rotate(90)])
+    for name, reason in (("white.png", "blank"), ("clear.png", "blank"), ("dark.png", "blank"),
+                         ("pile.tif", "several images in one file")):
+        with pytest.raises(data.ImageError, match=reason):
+            images.read_image(tmp_path / name, 16, "crop")
+    assert images.read_image(tmp_path / "faint.png", 16, "crop").max() == 30
+
+
 @pytest.mark.parametrize("factor", [257, 16])
 def test_min_is_white(tmp_path, factor):
     """A deep TIFF whose 0 is white is read as its negative; shallow ones Pillow turns itself."""
@@ -494,8 +549,8 @@ def test_pixels_are_kept_in_the_cache(tmp_path, monkeypatch):
     file.write_bytes(file.read_bytes()[:100])
     assert torch.equal(load(str(folder), cache=cache)["train"].images([0]), first)
     for i in range(8):
-        Image.new("L", (40, 40), 9).save(folder / f"good{i}.png")
-    assert load(str(folder), cache=cache)["train"].images([0]).max() == 9
+        Image.radial_gradient("L").resize((40, 40)).save(folder / f"good{i}.png")
+    assert not torch.equal(load(str(folder), cache=cache)["train"].images([0]), first)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -531,7 +586,7 @@ def test_digest_follows_what_a_run_is_made_of(tmp_path, monkeypatch):
         assert len(first) == 16 and digest(rows) == first
         changed = {digest(rows[::-1]), digest([row | {"report": "Clear."} for row in rows])}
         for row in rows:
-            Image.new("L", (40, 40), bound % 99).save(tmp_path / row["image"])
+            Image.radial_gradient("L").resize((40, 40 + bound % 9)).save(tmp_path / row["image"])
         assert len(changed | {digest(rows), first}) == 4
     phantoms = [data.PhantomChests("train", *options).digest for options in (
         (0, 9, 0, 32, True), (0, 9, 0, 32, True), (1, 9, 0, 32, True), (0, 8, 0, 32, True),

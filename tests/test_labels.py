@@ -183,9 +183,25 @@ def test_sections_of_odd_reports():
     "NDICATION: Rule out edema.\n INDINGS: Heart normal.\n MPRESSION: Small effusion.",
     "indication: Rule out edema.\nfindings: Heart normal.\nimpression:Small effusion.",
     "Patient history: Cough. Indication: Rule out edema. Findings: Heart normal. Conclusion: Small effusion.",
+    "History: cough Indication: Rule out edema. Findings: Heart normal. Conclusion: Small effusion.",
+    "INDICATION : Rule out edema. REPORT : Heart normal. IMPRESSION : Small effusion.",
+    "INDICATION\nRule out edema.\n\nFINDINGS\nHeart normal.\n\nIMPRESSION\nSmall effusion.",
+    "## Indication\nRule out edema.\n## Findings\nHeart normal.\n## Impression\nSmall effusion.",
+    "**Indication:** Rule out edema. **Findings:** Heart normal. **Impression:** Small effusion.",
+    "INDICATION: Rule out edema.\\nFINDINGS: Heart normal.\\r\\nIMPRESSION: Small effusion._x000D_",
 ])
 def test_sections_of_flattened_reports(report):
-    """The usual headers are found on one line as well, in title case, and without their first letter."""
+    """The usual headers are found on one line as well, in title case, without their first letter, a colon, or
+    a point before them, behind Markdown and spelled-out line breaks."""
     parts = sections(report)
     assert (parts["indication"], parts["findings"]) == ("Rule out edema.", "Heart normal.")
     assert parts["impression"] == "Small effusion."
+
+
+def test_a_part_of_the_findings_starts_no_section():
+    """"LUNGS:" at the start of a line stays in the findings, "Other findings:" within one too; a text in
+    lower case has its headers all the same."""
+    parts = sections("FINDINGS:\nLUNGS: Clear. Other findings: none.\nPLEURA: Effusion.\nIMPRESSION: Mass.")
+    assert parts["findings"] == "LUNGS: Clear. Other findings: none. PLEURA: Effusion."
+    parts = sections("indication: cough findings: clear impression: normal")
+    assert (parts["indication"], parts["findings"], parts["impression"]) == ("cough", "clear", "normal")

@@ -1,0 +1,210 @@
+"""labels.py, sentence by sentence, once more: how denied lists end, forms, change, doubt, devices. Lines as
+in test_sentences.py, those of each kind followed by some that only look like it."""
+import pytest
+from test_sentences import check
+
+# A denied list ends where an item says of itself that it is there; and lists that go on.
+THEN_SOMETHING_NEW = r"""
+No effusion or pneumothorax, ETT tip 3 cm above the carina. | -eff -ptx +dev
+No pneumothorax, effusions are small. | -ptx +eff
+No consolidation, pleural effusion is small. | -cons +eff
+No acute cardiopulmonary process, old rib fractures. | +fx
+No pneumothorax, enlarged heart. | -ptx +heart
+No pneumothorax status post right chest tube placement. | -ptx +dev
+No: pneumothorax, effusion, edema. Yes: cardiomegaly. | -ptx -eff -edema +heart
+No consolidation in the right lung, patchy opacity in the left lung. | -cons +opacity
+Status post thoracentesis, no pneumothorax, effusion is smaller. | -ptx +eff
+Clear lungs, no pneumothorax, pacemaker. | -ptx +dev
+No pneumothorax, pacemaker in place. | -ptx +dev
+No pneumothorax, PICC in SVC. | -ptx +dev
+No pneumothorax, chest tube in place. | -ptx +dev
+No pneumothorax, lines unchanged. | -ptx +dev
+No pneumothorax, support devices as before. | -ptx +dev
+No pneumothorax, tubes and lines in place. | -ptx +dev
+No pneumothorax, median sternotomy, valve replacement. | -ptx +dev
+No pneumothorax, healing rib fractures. | -ptx +fx
+No pneumothorax, multiple rib fractures. | -ptx +fx
+No pneumothorax, the effusion is small. | -ptx +eff
+No pneumothorax, hazy opacity at the base. | -ptx +opacity
+No pneumothorax, patchy opacities at both bases. | -ptx +opacity
+No pneumothorax, decreased effusion. | -ptx +eff
+No pneumothorax, slightly larger effusion. | -ptx +eff
+No pneumothorax, subtle nodule. | -ptx +lesion
+No pneumothorax, severe cardiomegaly. | -ptx +heart
+No pneumothorax, marked cardiomegaly. | -ptx +heart
+No pneumothorax, borderline cardiomegaly. | -ptx ?heart
+No pneumothorax, extensive consolidation. | -ptx +cons
+No pneumothorax, new consolidation. | -ptx +cons
+No pneumothorax, dense consolidation. | -ptx +cons
+No pneumothorax, diffuse edema. | -ptx +edema
+No pneumothorax, loculated effusion. | -ptx +eff
+No pneumothorax, layering effusion. | -ptx +eff
+No pneumothorax, known mass in the right upper lobe. | -ptx +lesion
+No pneumothorax, ET tube 3 cm above the carina. | -ptx +dev
+Negative for pneumothorax, positive for effusion. | -ptx +eff
+No focal consolidation, large pleural effusion, or pneumothorax. | -cons -eff -ptx
+No consolidation, effusion, pneumothorax, edema, mass or nodule. | -cons -eff -ptx -edema -lesion
+Lungs are clear bilaterally without effusions, pneumothorax. | -eff -ptx
+No effusion, pneumothorax is seen. | -eff -ptx
+No lines, tubes, or pneumothorax. | -dev -ptx
+No tubes, lines. | -dev
+No enlarged heart or widened mediastinum. | -heart -ecm
+No pneumothorax following thoracentesis. | -ptx
+No evidence of pneumonia; stable left effusion, no pneumothorax | -pna +eff -ptx
+"""
+
+# Tables, bullets, boxes and numbers that a form becomes in a line of text.
+FORMS = r"""
+Consolidation: Nil of note. | -cons
+Pneumothorax | No\nEffusion | Yes | -ptx +eff
+Pneumothorax\t\tNo\nEffusion\t\tYes | -ptx +eff
+Pneumothorax .......... No | -ptx
+Pneumothorax: <none> | -ptx
+• No pneumothorax • Small effusion • Left PICC | -ptx +eff +dev
+a) No pneumothorax b) small effusion | -ptx +eff
+Absent: pneumothorax, effusion. Present: consolidation. | -ptx -eff +cons
+Pertinent negatives: pneumothorax, effusion. | -ptx -eff
+No pneumothorax… small effusion. | -ptx +eff
+No pneumothorax · small effusion | -ptx +eff
+1) No pneumothorax 2) Small effusion 3) mild edema | -ptx +eff +edema
+(1) No pneumothorax (2) Small effusion | -ptx +eff
+Pneumothorax: Non-visualized. | -ptx
+☐ Pneumothorax ☑ Effusion | -ptx +eff
+☐ Pneumothorax ☒ Effusion | -ptx +eff
+Pneumonia (vs. atelectasis). | ?pna ?atel
+Right base atelectasis (versus early pneumonia) and small effusion. | ?atel ?pna +eff
+Focal consolidation: None Pleural effusion: Small Pneumothorax: None | -cons +eff -ptx
+Effusion: Right: none. Left: small. | +eff
+No nodule (series 2) or mass. | -lesion
+There is no\npneumothorax. | -ptx
+Small effusion, no\npneumothorax. | +eff -ptx
+LUNGS/PLEURA: Clear. No effusion. CARDIAC: Mild cardiomegaly. | -eff +heart
+Accession no: 12. Effusion. | +eff
+pneumothorax:no,effusion:no,edema:yes | -ptx -eff +edema
+"""
+
+# What has nearly gone is there, what was not there before is there now, and two denials affirm.
+CHANGE = r"""
+Consolidation wasn’t present previously. | +cons
+Never resolved pneumonia. | +pna
+No interval enlargement of the effusion. | +eff
+Near complete resolution of the effusion. | +eff
+Near-complete resolution of the edema. | +edema
+Nearly resolved effusion. | +eff
+Almost completely resolved pneumothorax. | +ptx
+Pneumothorax has nearly resolved. | +ptx
+Pneumothorax has almost completely resolved. | +ptx
+Effusion seen previously is gone. | -eff
+Effusion is now gone. | -eff
+The effusion previously seen is unchanged. | +eff
+The nodule previously demonstrated is again seen. | +lesion
+Right basilar opacity not seen on the prior exam. | +opacity
+Left lower lobe opacity, not present previously. | +opacity
+New opacity not previously seen. | +opacity
+Opacity not seen on prior. | +opacity
+The lungs are not clear of consolidation. | +cons
+Effusion has not recurred. | -eff
+Pneumothorax did not recur. | -ptx
+Interval near resolution of pneumothorax. | +ptx
+Consolidation has mostly cleared. | +cons
+Effusion not seen before is now present. | +eff
+Nodule not identified on prior CT. | +lesion
+The nodule was not definitely seen on the prior. | +lesion
+Edema has nearly cleared. | +edema
+Pneumothorax - not seen, effusion - seen. | -ptx +eff
+The nodule is not definitely seen on the current study. | -lesion
+Previously seen effusion has resolved. | -eff
+No cardiac enlargement. | -heart
+No enlargement of the heart. | -heart
+Effusion has completely resolved. | -eff
+No interval development of effusion. | -eff
+The pneumothorax previously seen has resolved. | -ptx
+There is no clear consolidation. | -cons
+Effusion is absent. | -eff
+"""
+
+# Further words of doubt, and what is none.
+DOUBT = r"""
+Opacity could be atelectasis vs. pneumonia vs. aspiration. | +opacity ?atel ?pna
+It is not possible to exclude pneumonia. | ?pna
+Impossible to exclude a tiny effusion. | ?eff
+Tiny effusion hard to exclude. | ?eff
+Pneumonia should be considered. | ?pna
+Pneumonia is in the differential. | ?pna
+Perhaps a small effusion. | ?eff
+Maybe a small effusion. | ?eff
+Potential pneumonia. | ?pna
+Potentially pneumonia. | ?pna
+I can’t see any pneumothorax. | -ptx
+Not without effusion. | +eff
+There is no doubt about pneumonia. | +pna
+No evidence to exclude pneumonia. | ?pna
+Heart size cannot be assessed. | ?heart
+Heart size is difficult to assess. | ?heart
+Pleural and pericardial effusions. | +eff
+Heart size is not normal. | +heart
+The heart is not normal in size. | +heart
+The lungs are not free of edema. | +edema
+Effusion is not absent. | +eff
+Pneumothorax is difficult to assess. | ?ptx
+Limited evaluation for pneumothorax. | ?ptx
+Minimal if any effusion. | ?eff
+Trace if any effusion. | ?eff
+Little if any effusion. | ?eff
+Small effusion, if any. | ?eff
+Effusion, if present, is small. | ?eff
+At most a small effusion. | ?eff
+Findings are inconsistent with pneumonia. | -pna
+Pneumonia -vs- atelectasis. | ?pna ?atel
+Pneumonia cannot entirely be excluded. | ?pna
+Superimposed infection would be hard to exclude. | ?pna
+Effusion is questioned. | ?eff
+Lack of change in effusion. | +eff
+Not only effusion but also consolidation. | +eff +cons
+LLL consolidation c/w PNA. | +cons +pna
+RLL opacity c/f pneumonia. | +opacity ?pna
+Failure to visualize the left costophrenic angle, likely effusion. | +eff
+Opacity suggests pneumonia. | +opacity +pna
+Atelectasis is favored to be chronic. | +atel
+Pneumonia is excluded. | -pna
+Consider follow-up if any concern; mild cardiomegaly. | +heart
+Atelectasis as opposed to consolidation. | +atel -cons
+Heart size is normal. | -heart
+The mediastinum is not widened. | -ecm
+No concern for pneumonia. | -pna
+"""
+
+# A device is there where only its tip is not seen.
+DEVICES = r"""
+S/p chest tube, no PTX. | +dev -ptx
+ETT terminates 4 cm above the carina. | +dev
+NGT in stomach. | +dev
+Swan-Ganz tip in main PA. | +dev
+Supportive care. | ~dev
+There is no support for pneumonia. | -pna ~dev
+Findings do not support pneumonia. | -pna ~dev
+NG tube tip not seen. | +dev
+The tip of the NG tube is not seen. | +dev
+NG tube courses below the diaphragm, tip not visualized. | +dev
+ET tube tip is not well seen. | +dev
+Chest tube side port is not visualized. | +dev
+No visible pneumothorax, status post chest tube removal. | -ptx -dev
+Lines/tubes: Right IJ CVC tip in SVC. Lungs: Bibasilar atelectasis. Pleura: No PTX. | +dev +atel -ptx
+ETT has been removed. NGT remains. | +dev
+Chest tube removal with no pneumothorax. | -dev -ptx
+Pacemaker lead tips not seen. | +dev
+Chest tube not seen. | -dev
+Tubes and lines have been removed. | -dev
+Support devices are unchanged. | +dev
+Support lines and tubes in place. | +dev
+No chest tube. | -dev
+Interval removal of ETT and NGT; right PICC unchanged. | +dev
+"""
+
+KINDS = (THEN_SOMETHING_NEW, FORMS, CHANGE, DOUBT, DEVICES)
+
+
+@pytest.mark.parametrize("line", [line for kind in KINDS for line in kind.strip().split("\n")])
+def test_turn(line):
+    """Each sentence says what a reader would say it does."""
+    check(*line.rsplit(" | ", 1))
