@@ -46,7 +46,8 @@ from chests.phantom import describe, render
 from storage.files import keep_tensors, write_text
 from storage.weights import read_kept
 
-FRONTAL = re.compile(r"\b(?:pa|ap|frontal|postero-?anterior|antero-?posterior)\b(?!.*\b(?:axial|ll?d|rld)\b)")
+FRONTAL = re.compile(r"(?<![a-z])(?:pa|ap|frontal|postero-?anterior|antero-?posterior)(?![a-z])"
+                     r"(?!.*(?:axial|ll?d|rld)(?![a-z]))")
 SPLITS = {"": "", "train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
           "dev": "val", "test": "test"}
 DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memory
@@ -217,7 +218,9 @@ def build_index(folder: Path, prompt: str) -> Index:
             skipped.add(fault, row.image)
         else:  # an unknown patient: each file stands for its own, however its path is spelled
             said = label_values(row.report) if row.labels is None else row.labels
-            file = os.path.relpath(safe_path(folder, row.image), folder.resolve())
+            file = os.path.normpath(row.image)
+            if not row.patient:
+                file = os.path.relpath(safe_path(folder, row.image), folder.resolve())
             own = owners.setdefault(file, row.patient or UNNAMED + file)
             if row.patient not in ("", own):
                 notes.add("image named before with another patient, whose it stays", row.image)

@@ -287,6 +287,8 @@ SOUNDS = re.compile(r"\b(kerley(?: b)?|b|septal|fracture|pleural|fissure|fat|ski
 # Not "___", "XXXX", "none", "see above": a text without a word of its own says nothing.
 WORDED = re.compile(r"(?i)(?!(?:x+|none|nan?|nil|null|not|assessed|as|same|see|of|the|to|refer|please|above"
                     r"|below|full|findings?|impression|section|final|report|pending|described|stated)\b)\b[a-z]{2,}")
+
+
 def worded(text: str) -> bool:
     """Does the text say something of its own? (In other letters than ASCII, that is taken for granted.)"""
     return not text.isascii() or bool(WORDED.search(text))
