@@ -172,8 +172,7 @@ MOST = {"seed": 2**31 - 1, "train_images": 2**20, "prompt_dropout": 1, "ema_deca
             ("vae_batch", "text_batch", "diffusion_batch", "reward_batch", "reports", "group"), 2**16)}
 WHY = {"eta": "; with hardly any randomness in a step there is no log-probability for the policy gradient",
        "rollout_steps": "; the last step has no randomness, hence no log-probability",
-       "clip": "; it is the whole latent's, DDPO's 1e-4 of a mean is 1.64",
-       "text_batch": "; pairs learn from each other", "reward_batch": "; pairs learn from each other"}
+       "clip": "; it is the whole latent's, DDPO's 1e-4 of a mean is 1.64"}
 # The parts of a pipeline that are read, and those that a picture drawn for a text alone does not pass.
 PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler",
          "safety_checker", "feature_extractor", "image_encoder"}
@@ -187,20 +186,6 @@ def check_values(part: TrainConfig | SampleConfig | RLConfig) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {value}: expected "
                              f"{f'at least {least}' if name in LEAST else 'more than 0'}, at most {most:,}"
                              + WHY.get(name, ""))
-
-
-def check_round(rl: RLConfig) -> None:
-    """Refuse a round of RL that cannot be what its options say."""
-    images = rl.reports * rl.group
-    pairs = images * (rl.rollout_steps - 1 if rl.gradient == "score" else 1)
-    if images < 2 or rl.updates > pairs:
-        raise ValueError(f"--updates {rl.updates}: --reports {rl.reports} times --group {rl.group} are "
-                         f"{images} images a round, expected 2 or more, and allow {pairs} updates")
-    if rl.w_align == rl.w_diag == rl.w_consist == 0:
-        raise ValueError("--w-align 0 --w-diag 0 --w-consist 0: at least one reward needs a weight above 0")
-    for name in ("clip", "credit") if rl.gradient != "score" else ():
-        if getattr(rl, name) != getattr(RLConfig, name):
-            raise ValueError(f"--{name} {getattr(rl, name)}: needs --gradient score")
 
 
 def check_init(folder: Path) -> None:
@@ -221,9 +206,16 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
     """Refuse what cannot work, or would do nothing, before anything slow begins."""
     for part in (config, sampling, rl):
         check_values(part)
-    check_round(rl)
-    if config.finetune != "lora" and config.finetune_rank != TrainConfig.finetune_rank:
-        raise ValueError(f"--finetune-rank {config.finetune_rank}: needs --finetune lora")
+    if rl.reports * rl.group < 2:
+        raise ValueError("--reports 1 --group 1: expected more than one image a round")
+    if rl.w_align == rl.w_diag == rl.w_consist == 0:
+        raise ValueError("--w-align 0 --w-diag 0 --w-consist 0: at least one reward needs a weight above 0")
+    score, lora = rl.gradient == "score", config.finetune == "lora"
+    for part, name, needed, there in [(rl, "clip", "--gradient score", score),
+                                      (rl, "credit", "--gradient score", score),
+                                      (config, "finetune_rank", "--finetune lora", lora)]:
+        if not there and getattr(part, name) != getattr(type(part), name):
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(part, name)}: needs {needed}")
     if config.init is None:
         for flag, needless in (("preset", ("tiny", "small")), ("finetune", ("none",))):
             if (value := getattr(config, flag)) not in needless:
