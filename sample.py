@@ -77,8 +77,8 @@ SAMPLERS = [f"{name}Scheduler" for name in (
 REQUIRED = ("_class_name", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 ALLOWED = {"_class_name": SAMPLERS, "beta_schedule": ["scaled_linear", "linear"],
            "prediction_type": ["epsilon", "v_prediction"],
-           "timestep_spacing": ["leading", "trailing", "linspace"], "clip_sample": [False],
-           "thresholding": [False], "rescale_betas_zero_snr": [False], "trained_betas": [None]}
+           "timestep_spacing": ["leading", "trailing", "linspace"], "trained_betas": [None], **dict.fromkeys(
+               ("clip_sample", "thresholding", "rescale_betas_zero_snr", "use_flow_sigmas"), [False])}
 
 
 class Schedule:

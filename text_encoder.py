@@ -26,6 +26,9 @@ from training.ranks import gather_from_ranks
 # -------------------------------------------------------------------------------- tokenizer
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+# Settings of a tokenizer's files that change ids, with the only value that is supported.
+SETTINGS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "padding_side": "right",
+            "truncation_side": "right", "split_special_tokens": False}
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -87,36 +90,33 @@ class Tokenizer:
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "Tokenizer":
         """Read vocab.json and merges.txt, or the tokenizer.json that transformers 5 writes instead. Tokens
-        added to CLIP's (by textual inversion, say) are refused by name."""
+        added to CLIP's (by textual inversion, say) are refused by name, and so is what would give other ids.
+        """
         folder = Path(folder)
         apart = (folder / "vocab.json").is_file()
         whole = read_json(folder / "tokenizer.json", missing={} if apart else None)
         config = read_json(folder / "tokenizer_config.json", missing={})
-        names = read_json(folder / "special_tokens_map.json", missing={})
+        if "added_tokens_decoder" not in config:   # older folders: the map counts (SD 2: its padding is "!")
+            config |= read_json(folder / "special_tokens_map.json", missing={})
         try:
+            vocab, merges = (whole.get("model", {}).get(key, {}) for key in ("vocab", "merges"))
+            merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
             if apart:
+                lines, both = read_text(folder / "merges.txt").split("\n"), (vocab, merges)
                 vocab = read_json(folder / "vocab.json")
-                lines = read_text(folder / "merges.txt").split("\n")
-                merges = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
-            else:
-                vocab = whole.get("model", {}).get("vocab", {})
-                merges = [pair.split(" ") if isinstance(pair, str) else pair
-                          for pair in whole.get("model", {}).get("merges", [])]
+                merges = [tuple(line.split()) for line in lines if line.strip() and line[:8] != "#version"]
+                require("model" not in whole or both == (vocab, merges), "tokenizer.json", "another",
+                        "vocabulary and merges of vocab.json and merges.txt")
             for i, pair in enumerate(merges):
-                if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-                    raise ValueError(f"merge {i} is {pair!r}, expected two tokens")
-            # Older folders: the map counts (SD 2: its padding is "!").
-            pad = (config if "added_tokens_decoder" in config else config | names).get("pad_token") or EOS
-            pad, max_length = content(pad), config.get("model_max_length", 77)
-            added = [*(config.get("added_tokens_decoder") or {}).values(), *(whole.get("added_tokens") or []),
-                     *read_json(folder / "added_tokens.json", missing={}),
-                     *(names.get("additional_special_tokens") or [])]
-            for token in map(content, added):
+                require(len(pair) == 2 and isinstance(pair[0], str), f"merge {i}", pair, "two tokens")
+            pad, max_length = content(config.get("pad_token") or EOS), config.get("model_max_length")
+            for token in added_tokens(config, whole, read_json(folder / "added_tokens.json", missing={})):
                 if token not in (BOS, EOS, pad):
                     raise ValueError(f"the added token {token!r} is not supported")
-            if not isinstance(max_length, int) or not 2 <= max_length <= 4096:
+            if max_length is None or type(max_length) in (int, float) and max_length > 1e20:
                 max_length = 77                        # "not set" is written as 10^30
-            return cls(vocab, [tuple(pair) for pair in merges], max_length, pad)
+            require(is_count(max_length) and max_length > 1, "model_max_length", max_length, "2 or more")
+            return cls(vocab, merges, max_length, pad)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"{folder}: not a CLIP tokenizer: {error}") from error
 
@@ -135,9 +135,26 @@ class Tokenizer:
 def content(token: str | dict) -> str:
     """What a token of a tokenizer's files is: its text, which may stand among its properties."""
     text = token["content"] if isinstance(token, dict) else token
-    if not isinstance(text, str):
-        raise ValueError(f"a token is {text!r}, expected text")
+    require(isinstance(text, str), "a token", text, "text")
     return text
+
+
+def added_tokens(config: dict, whole: dict, more: dict) -> list[str]:
+    """All tokens that tokenizer_config.json, tokenizer.json and added_tokens.json put beside the vocabulary.
+    Raises ValueError for a setting that changes ids and is not CLIP's."""
+    for key, only in SETTINGS.items():
+        value = content(config.get(key) or only) if key.endswith("_token") else config.get(key) or only
+        require(value == only, key, value, repr(only))
+    for key in ("padding", "truncation"):
+        side = (whole.get(key) or {}).get("direction", "Right")
+        require(side == "Right", f"{key} of tokenizer.json", side, "Right")
+    tokens = [*(config.get("added_tokens_decoder") or {}).values(), *(whole.get("added_tokens") or []), *more]
+    for key, value in config.items():
+        if key in ("additional_special_tokens", "extra_special_tokens"):
+            tokens += value.values() if isinstance(value, dict) else value or []
+        elif key.endswith("_token") and key != "pad_token" and isinstance(value, (str, dict)):   # mask_token
+            tokens.append(value)
+    return [content(token) for token in tokens]
 
 
 def byte_level(model: BPE) -> tokenizers.Tokenizer:
@@ -200,7 +217,7 @@ class TextConfig:
 
 
 # Keys of config.json that change the computation, with the only value this file computes.
-FIXED = {"model_type": "clip_text_model", "attention_dropout": 0.0}
+FIXED = {"model_type": "clip_text_model", "attention_dropout": 0.0, "use_attention_mask": False}
 
 
 class Embeddings(nn.Module):

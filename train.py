@@ -20,7 +20,6 @@ import time
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +49,7 @@ from training.loop import (
     save_state,
     step_generator,
 )
-from training.options import Preset, TrainConfig, bind, open_run, parse, sizes_of
+from training.options import Preset, TrainConfig, bind, finished, open_run, parse, sizes_of
 from training.plan import dry_run
 from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks, whole_job
 from vae import AutoencoderKL
@@ -400,15 +399,6 @@ def before_and_after(run: Run, anchor: Pipeline, pipe: Pipeline, reports: list[s
              revision=git_revision())
 
 
-def finished(folder: Path, stage: str) -> bool:
-    """Whether the run folder holds the stage's result;
-    each result's last file is renamed into place when all is written."""
-    marks = {"vae": ["anchor/vae/config.json"], "diffusion": ["anchor/model_index.json"],
-             "rewards": [f"rewards/{n}/config.json" for n in ("posture", "diagnosis", "consistency")],
-             "rl": ["cxrl/model_index.json"], "evaluate": ["evaluation.json"]}[stage]
-    return all((folder / mark).exists() for mark in marks)
-
-
 def given_by_init(config: TrainConfig) -> tuple[str, ...]:
     """The stages whose result is taken from the folder of --init"""
     if config.init is None:
@@ -429,12 +419,18 @@ def main(argv: list[str] | None = None) -> None:
     if config.dry_run:
         if rank() > 0:
             return
+        if given:
+            Pipeline.load(config.init)   # refuses what cannot be read
         sets = load_sets(config)
         todo = [stage for stage in wanted if stage not in given and not finished(config.out, stage)]
         drawn = min(config.eval_reports, len(sets["test"]))
         drawn = 2 * (drawn + (evaluate.COPIES - 1) * min(drawn, evaluate.SSIM_REPORTS))
         dry_run(config, sampling, rl, sizes_of(config), len(sets["train"]), drawn, todo, device)
         return
+    for needed in STAGES[:STAGES.index(wanted[0])]:   # before the data, of which there may be much
+        if needed not in given and not finished(config.out, needed):
+            raise ValueError(f"--stage {config.stage}: {config.out} has no result of stage {needed} yet; "
+                             "run that first")
     # All ranks are one holder.
     hold = holding(config.out, f"--out {config.out}") if rank() == 0 else nullcontext()
     with hold, whole_job():
@@ -450,25 +446,22 @@ def main(argv: list[str] | None = None) -> None:
 
 def begin(run: Run, config: TrainConfig) -> dict:
     """Load the data and tie the run to them; refuse what they are too few for. --init becomes RUN/anchor."""
-    sets, given = load_sets(config), given_by_init(config)
+    given, pipe = given_by_init(config), None
+    if rank() == 0 and given and not finished(run.folder, given[-1]):
+        pipe = Pipeline.load(config.init)   # before the data, of which there may be much
+    sets = load_sets(config)
     bind(run, sets)
     if config.stage in ("all", "evaluate"):
         evaluate.check_prompts("--eval-reports", config.eval_reports, sets["test"])
-    if rank() == 0 and given and not finished(run.folder, given[-1]):
-        pipe = Pipeline.load(config.init)
-        if "diffusion" in given:
-            pipe.save(run.path("anchor"))
-        else:
-            pipe.vae.save_pretrained(run.path("anchor", "vae"))
+    if pipe is not None and "diffusion" in given:
+        pipe.save(run.path("anchor"))
+    elif pipe is not None:
+        pipe.vae.save_pretrained(run.path("anchor", "vae"))
     return sets
 
 
 def do_stage(stage: str, run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig,
              rl: RLConfig) -> None:
-    for needed in STAGES[:STAGES.index(stage)]:
-        if not finished(run.folder, needed):
-            raise ValueError(f"--stage {stage}: {config.out} has no result of stage {needed} yet; "
-                             "run that first")
     if finished(run.folder, stage):
         print(f"{stage}: done already in {config.out}")
         return

@@ -12,7 +12,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)   # all else is a mistake of this code
+# What is no mistake of this code; torch says that memory is full in a RuntimeError, by words alone.
+ERRORS = (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError)
+NO_MEMORY = ("out of memory", "can't allocate memory")
 asked: list[int] = []      # the signal that asked the command to end
 patient: list[bool] = []   # not empty: whoever listens ends it, at the next good moment
 torn: list[bool] = []      # not empty: it came in the middle of something, and errors since are its doing
@@ -45,7 +47,7 @@ def begin(again: str, status: int = 1) -> None:
                 Output(old.buffer, old.encoding, "backslashreplace", line_buffering=True))
 
     def last_words(kind: type, error: BaseException, trace) -> None:
-        known = issubclass(kind, ERRORS)
+        known = issubclass(kind, ERRORS) or any(words in str(error) for words in NO_MEMORY)
         # numpy's import makes an ImportError of a KeyboardInterrupt, safetensors an error of its own.
         stopped = issubclass(kind, KeyboardInterrupt) or asked and not known or torn
         if stopped or known:
@@ -73,10 +75,12 @@ def begin(again: str, status: int = 1) -> None:
 
 
 def arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """parser.parse_args(argv). Refused: bytes that are no letters, in which neither a report nor the path of
-    a weight file can be written, and "--flag=--", of which some versions of argparse make a list."""
+    """parser.parse_args(argv). Refused: nothing as a value, which would be the folder that one is in; bytes
+    that are no letters, in which neither a report nor the path of a weight file can be written; "--flag=--",
+    of which some versions of argparse make a list."""
     for word in sys.argv[1:] if argv is None else argv:
-        if word.endswith("=--") or any("\ud800" <= letter <= "\udfff" for letter in word):
+        empty = not word or word.startswith("--") and word.endswith(("=", "=--"))
+        if empty or any("\ud800" <= letter <= "\udfff" for letter in word):
             raise ValueError(f"argument {word!r}: expected a value, in valid UTF-8")
     return parser.parse_args(argv)
 

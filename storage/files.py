@@ -18,10 +18,15 @@ except ImportError:   # Windows has none
     fcntl = None
 
 
+RUN = ("anchor", "cxrl", "rewards", "samples", "state")      # the folders of a run
+TEMPORARY = ("*.[0-9]*.tmp", ".tmp" + 6 * "[0-9A-Za-z]")     # names of `replacing`, and of safetensors
+
+
 @contextmanager
 def holding(folder: Path, name: str = "") -> Iterator[None]:
     """Make a folder this process's own so long as the block runs: another process is refused, by `name`.
-    Temporary files that killed ones left go at once; a folder that nothing was written to goes in the end."""
+    Temporary files that killed ones left go at once, where a run has them: below may lie what is others'. A
+    folder that nothing was written to goes in the end."""
     path, name = folder / ".lock", name or str(folder)
     made = not folder.exists() or [*folder.glob("*")] == [path]   # that one by a process that was killed
     try:
@@ -35,10 +40,14 @@ def holding(folder: Path, name: str = "") -> Iterator[None]:
         try:
             if fcntl is not None:   # of the process, not of the file as flock: its workers do not inherit it
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             raise ValueError(f"{name}: another process is at work in it") from error
-        for left in (*folder.rglob("*.[0-9]*.tmp"), *folder.rglob(".tmp" + 6 * "[0-9A-Za-z]")):
-            left.unlink()   # replacing's names, and safetensors' own
+        except OSError as error:   # of the file system, on networks
+            print(f"{name}: cannot be locked ({error.strerror}); start no other process on it")
+        below = [folder / part for part in RUN if not (folder / part).is_symlink()]
+        found = [p for part in below for name in TEMPORARY for p in part.rglob(name)]
+        for left in (*folder.glob(TEMPORARY[0]), *found):
+            left.unlink()
         try:
             yield
         finally:

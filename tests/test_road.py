@@ -281,3 +281,13 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, capsys, mo
     monkeypatch.setattr(plan.os, "sysconf", lambda name: 100)
     with pytest.raises(ValueError, match="stage diffusion: needs .* GB of memory, cpu has 0.0: lower --diff"):
         train.main(["--dry-run", *SMOKE, "--out", str(tmp_path / "run")])
+
+
+def test_an_init_is_read_before_the_data(init, tmp_path):
+    """What is wrong in a part of the folder is found at once, not after an archive has been decoded."""
+    folder = Path(shutil.copytree(init, tmp_path / "init"))
+    (folder / "tokenizer" / "merges.txt").unlink()
+    command = ["--init", str(folder), "--out", str(tmp_path / "run"), "--data", "absent", *FEW]
+    for more in ([], ["--dry-run"]):
+        with pytest.raises(ValueError, match="merges.txt: cannot be read"):
+            train.main(command + more)

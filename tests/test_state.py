@@ -75,6 +75,15 @@ def test_a_signal_ends_a_command_with_a_word_on_how_to_go_on(number, status, bod
     assert out == (b"saved\n" if "saved" in body else b"")
 
 
+@pytest.mark.parametrize("body, words", [
+    ("import no_such_package", b"error: No module named 'no_such_package'\n"),
+    ("import torch; torch.empty(10**15)", b"can't allocate memory")])
+def test_what_the_machine_lacks_is_one_line(body, words):
+    """A package that is not installed, memory that is not there: no traceback."""
+    _, error = (process := script(body)).communicate(timeout=100)
+    assert process.returncode == 3 and words in error and b"Traceback" not in error
+
+
 def test_one_process_holds_a_run_and_its_death_frees_it(tmp_path):
     """A second process on a folder is refused at once; SIGKILL of the first leaves nothing to clean up. What
     a killed process left half-written goes, what others put there stays."""
@@ -90,11 +99,27 @@ def test_one_process_holds_a_run_and_its_death_frees_it(tmp_path):
     holder.kill()
     holder.wait()
     (run / "vae.safetensors.4711.tmp").write_text("half")
-    (run / ".tmpWnuhkH").write_text("half, by safetensors")
     (run / "mine.tmp").write_text("whole")
+    for folder in ("state", "other"):
+        (run / folder).mkdir()
+        (run / folder / "rl.safetensors.4711.tmp").write_text("half, or of a run that lies below")
+        (run / folder / ".tmpWnuhkH").write_text("half, by safetensors")
     with holding(run):
         pass
-    assert sorted(p.name for p in run.iterdir()) == [".lock", "config.json", "mine.tmp"]
+    assert sorted(p.name for p in run.iterdir()) == [".lock", "config.json", "mine.tmp", "other", "state"]
+    assert not [*(run / "state").iterdir()] and len([*(run / "other").iterdir()]) == 2
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, capsys):
+    """Where the lock is refused for another reason than another process, the reason is said and the command
+    goes on."""
+    def no_locks(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("storage.files.fcntl.lockf", no_locks)
+    with holding(tmp_path / "run"):
+        write_json(tmp_path / "run" / "config.json", {})
+    assert "run: cannot be locked (No locks available)" in capsys.readouterr().out
 
 
 def test_a_folder_to_which_nothing_was_written_goes_again(tmp_path):
@@ -333,6 +358,15 @@ def test_latents_of_other_images_are_made_again(tmp_path, capsys):
     (["--sample-steps", "1001"], "--sample-steps 1001: .*expected 1 to 1000"),
     (["--eta", "0"], "--eta 0.*no log-probability"), (["--eta", "1e-30"], "--eta 1e-30"),
     (["--w-align", "1e308"], "--w-align 1e.308"), (["--guidance", "1e9"], "--guidance"),
+    (["--ace-tokens", "70000"], "--ace-tokens 70000: .*at most 4,096"),
+    (["--lora-rank", "100000"], "--lora-rank 100000"), (["--vae-batch", "1000000000"], "--vae-batch"),
+    (["--text-batch", "1"], "--text-batch 1: expected at least 2"),
+    (["--reward-batch", "1"], "--reward-batch 1: expected at least 2"),
+    (["--reports", "1", "--group", "1"], "--reports 1 --group 1: expected more than one image"),
+    (["--gradient", "score", "--clip", "1e-4"], "--clip 0.0001: .*DDPO's 1e-4 .* is 1.64"),
+    (["--clip", "0.5"], "--clip 0.5: needs --gradient score"), (["--credit", "end"], "--credit end: needs"),
+    (["--finetune-rank", "4"], "--finetune-rank 4: needs --finetune lora"),
+    (["--out", ""], "argument '': expected a value"), (["--out="], "'--out=': expected a value"),
     (["--vae-steps", "1" + "0" * 30], "--vae-steps 1000"), (["--init=--"], "--init=--.: expected a value"),
     (["--data", "bad \udcff byte"], "bad .* byte.*: expected a value, in valid UTF-8")])
 def test_what_can_be_known_is_refused_at_once(argv, words):
@@ -341,12 +375,27 @@ def test_what_can_be_known_is_refused_at_once(argv, words):
         parse(argv)
 
 
-def test_an_init_with_ace_is_refused(tmp_path):
-    """An anchor denoises without c_s: a folder that has one is no anchor; nothing is silently left out."""
+def test_an_init_with_more_than_an_anchor_is_refused(tmp_path):
+    """An anchor denoises without c_s: a folder that has one is no anchor, nor is one with a ControlNet;
+    nothing is silently left out."""
     (tmp_path / "ace").mkdir()
-    (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(ValueError, match="--init .*has the c_s of an earlier reinforcement learning"):
-        parse(["--init", str(tmp_path)])
+    for index, words in [("{}", "has the c_s of an earlier reinforcement learning"), ("{", "not JSON"),
+                         ('{"controlnet": ["diffusers", "ControlNetModel"]}', "has the part controlnet")]:
+        (tmp_path / "model_index.json").write_text(index)
+        with pytest.raises(ValueError, match=f"--init .*{words}"):
+            parse(["--init", str(tmp_path)])
+
+
+def test_options_of_a_stage_that_is_done_are_refused(tmp_path):
+    """config.json never says of a result what did not make it: --vae-steps may change until the autoencoder
+    is there, then not; what shapes no result, and what the stages to come take, may."""
+    first, other = (run_of(tmp_path / "run", vae_steps=n, rounds=n) for n in (6, 7))
+    options.bind(first, {})
+    options.refuse_other_origin(other)
+    write_json(first.path("anchor", "vae", "config.json"), {})
+    with pytest.raises(ValueError, match="--vae-steps 7: .*run was begun with 6; choose another --out"):
+        options.refuse_other_origin(other)
+    options.refuse_other_origin(run_of(tmp_path / "run", vae_steps=6, rounds=9, sample_steps=9))
 
 
 def test_compile_without_a_compiler_is_refused(monkeypatch):

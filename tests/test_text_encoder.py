@@ -193,6 +193,9 @@ def test_bad_tokenizer_folders_are_refused(tokenizer, name, tmp_path):
 @pytest.mark.parametrize("file, value", [
     ("added_tokens.json", {"<cxr-style>": 600}),
     ("tokenizer_config.json", {"added_tokens_decoder": {"600": {"content": "<cxr-style>"}}}),
+    ("tokenizer_config.json", {"additional_special_tokens": ["<cxr-style>"]}),
+    ("tokenizer_config.json", {"extra_special_tokens": {"image_token": "<cxr-style>"}}),
+    ("tokenizer_config.json", {"mask_token": {"content": "<cxr-style>"}}),
     ("tokenizer.json", {"added_tokens": [{"id": 600, "content": "<cxr-style>"}]}),
     ("special_tokens_map.json", {"additional_special_tokens": ["<cxr-style>"]})])
 def test_added_tokens_are_refused_by_name(tokenizer, file, value, tmp_path):
@@ -206,6 +209,28 @@ def test_added_tokens_are_refused_by_name(tokenizer, file, value, tmp_path):
                 Tokenizer.from_pretrained(tmp_path)
         else:
             assert Tokenizer.from_pretrained(tmp_path).vocab == tokenizer.vocab
+
+
+@pytest.mark.parametrize("file, value, words", [
+    ("tokenizer_config.json", {"padding_side": "left"}, "padding_side is 'left'"),
+    ("special_tokens_map.json", {"truncation_side": "left"}, "truncation_side is 'left'"),
+    ("tokenizer_config.json", {"bos_token": "<s>"}, "bos_token is '<s>'"),
+    ("special_tokens_map.json", {"eos_token": {"content": "!"}}, "eos_token is '!'"),
+    ("tokenizer_config.json", {"unk_token": "!"}, "unk_token is '!'"),
+    ("tokenizer_config.json", {"split_special_tokens": True}, "split_special_tokens is True"),
+    ("tokenizer_config.json", {"model_max_length": "77"}, "model_max_length is '77'"),
+    ("tokenizer_config.json", {"model_max_length": -1}, "model_max_length is -1"),
+    ("tokenizer.json", {"padding": {"direction": "Left"}}, "padding of tokenizer.json is 'Left'"),
+    ("tokenizer.json", {"model": {"vocab": {"a": 0}, "merges": []}}, "tokenizer.json is 'another'")])
+def test_settings_that_would_give_other_ids_are_refused(tokenizer, file, value, words, tmp_path):
+    """Where transformers would pad, cut, begin or end a text otherwise (each of these changes its ids), or
+    where two vocabularies lie in one folder: never another prompt without a word."""
+    tokenizer.save_pretrained(tmp_path)
+    if file != "tokenizer.json":
+        (tmp_path / "special_tokens_map.json").unlink()
+    (tmp_path / file).write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=words):
+        Tokenizer.from_pretrained(tmp_path)
 
 
 def test_vocabulary_must_hold_all_bytes():
@@ -359,6 +384,7 @@ BAD = {
     "only a .bin": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
                     "pytorch_model.bin: a pickle"),
     "another model": (lambda f: change_config(f, model_type="bert"), "model_type is 'bert'"),
+    "masked padding": (lambda f: change_config(f, use_attention_mask=True), "use_attention_mask is True"),
     "both towers": (lambda f: change_config(f, model_type="clip"), "model_type is 'clip'"),
     "activation": (lambda f: change_config(f, hidden_act="relu"), "hidden_act is 'relu'"),
     "heads": (lambda f: change_config(f, num_attention_heads=5),

@@ -153,9 +153,9 @@ def test_a_run_folder_of_other_origin_is_refused(smoke_run):
 
 
 def test_stages_need_those_before_them(tmp_path):
-    """--stage rl in an empty folder says which result is missing."""
+    """--stage rl in an empty folder says which result is missing, before the data are looked at."""
     with pytest.raises(ValueError, match="--stage rl: .* no result of stage vae"):
-        train.main(["--out", str(tmp_path / "run"), "--stage", "rl", *SMOKE])
+        train.main(["--out", str(tmp_path / "run"), "--stage", "rl", *SMOKE, "--data", "absent"])
 
 
 def test_damaged_state_and_changed_options_are_named(smoke_run, tmp_path):

@@ -22,7 +22,7 @@ from storage.files import git_revision, read_json, write_json
 from storage.weights import read_config
 from text_encoder import FIXED as TEXT_FIXED
 from text_encoder import TextConfig
-from training.loop import Run, read_log, refuse_another
+from training.loop import NOT_RESULT, Run, read_log, refuse_another
 from training.ranks import rank, start_ranks
 from vae import FIXED as VAE_FIXED
 from vae import VAEConfig
@@ -162,41 +162,66 @@ def parse(argv: list[str] | None, text: str = "") -> tuple[TrainConfig, SampleCo
     return configs
 
 
-# Options that may be 0, and the most of those that cannot be 10^9.
-ZERO = {"seed", "prompt_dropout", "eta", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr",
-        "save_every", "lora_rank", "rwr_steps", "rwr_lr", "rl_lr", "rounds", "ema_decay", "mix"}
+# The least and the most of an option's values: of others more than 0, and 10^9.
+LEAST = {"eta": 0.01, "clip": 0.01, "rollout_steps": 2, "text_batch": 2, "reward_batch": 2,
+         "eval_reports": FEWEST, **dict.fromkeys(
+             ("seed", "prompt_dropout", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr", "mix",
+              "save_every", "lora_rank", "rwr_steps", "rwr_lr", "rl_lr", "rounds", "ema_decay"), 0)}
 MOST = {"seed": 2**31 - 1, "train_images": 2**20, "prompt_dropout": 1, "ema_decay": 1, "mix": 1, "eta": 10,
-        "guidance": 1000}
+        "guidance": 1000, "ace_tokens": 2**12, "lora_rank": 2**12, "finetune_rank": 2**12, **dict.fromkeys(
+            ("vae_batch", "text_batch", "diffusion_batch", "reward_batch", "reports", "group"), 2**16)}
+WHY = {"eta": "; with hardly any randomness in a step there is no log-probability for the policy gradient",
+       "rollout_steps": "; the last step has no randomness, hence no log-probability",
+       "clip": "; it is the whole latent's, DDPO's 1e-4 of a mean is 1.64"}
+# The parts of a pipeline that are read, and those that a picture drawn for a text alone does not pass.
+PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler",
+         "safety_checker", "feature_extractor", "image_encoder"}
+
+
+def check_values(part: TrainConfig | SampleConfig | RLConfig) -> None:
+    for name, value in dataclasses.asdict(part).items():
+        least, most = LEAST.get(name, 0), MOST.get(name, 10**9)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not (
+                least <= value <= most and (value or name in LEAST)):
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected "
+                             f"{f'at least {least}' if name in LEAST else 'more than 0'}, at most {most:,}"
+                             + WHY.get(name, ""))
+
+
+def check_init(folder: Path) -> None:
+    """Refuse a pipeline that is more than Stable Diffusion's parts, or already tuned."""
+    try:
+        index = read_json(folder / "model_index.json")
+    except ValueError as error:
+        raise ValueError(f"--init {folder}: expected a diffusers folder: {error}") from error
+    for name, part in index.items():
+        if name not in PARTS and isinstance(part, list) and any(part):   # a ControlNet, a second encoder
+            raise ValueError(f"--init {folder}: model_index.json has the part {name}, which is not supported")
+    if (folder / "ace").exists():
+        raise ValueError(f"--init {folder}: has the c_s of an earlier reinforcement learning (ace/), which "
+                         "an anchor cannot have; expected a folder without, such as that run's anchor/")
 
 
 def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
-    """Refuse what cannot work before anything slow begins."""
+    """Refuse what cannot work, or would do nothing, before anything slow begins."""
     for part in (config, sampling, rl):
-        for name, value in dataclasses.asdict(part).items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                most = MOST.get(name, 10**9)
-                if not 0 <= value <= most or (value == 0 and name not in ZERO):
-                    raise ValueError(f"--{name.replace('_', '-')} {value}: expected "
-                                     f"{'at least' if name in ZERO else 'more than'} 0, at most {most:,}")
-    if config.eval_reports < FEWEST:
-        raise ValueError(f"--eval-reports {config.eval_reports}: expected at least {FEWEST}")
-    if sampling.eta < 0.01:
-        raise ValueError(f"--eta {sampling.eta}: expected 0.01 or more: with hardly any randomness in a step "
-                         "there is no log-probability, which the policy gradient needs")
-    if rl.rollout_steps < 2:
-        raise ValueError(f"--rollout-steps {rl.rollout_steps}: expected 2 or more; the last step has no "
-                         "randomness, hence no log-probability")
+        check_values(part)
+    if rl.reports * rl.group < 2:
+        raise ValueError("--reports 1 --group 1: expected more than one image a round")
     if rl.w_align == rl.w_diag == rl.w_consist == 0:
         raise ValueError("--w-align 0 --w-diag 0 --w-consist 0: at least one reward needs a weight above 0")
-    if config.preset in ("sd15", "sd21") and config.init is None:
-        raise ValueError(f"--preset {config.preset}: needs --init DIR, a diffusers folder to start from")
-    if config.finetune != "none" and config.init is None:
-        raise ValueError(f"--finetune {config.finetune}: needs --init DIR, a diffusers folder to start from")
-    if config.init is not None and not (config.init / "model_index.json").is_file():
-        raise ValueError(f"--init {config.init}: no model_index.json: expected a diffusers folder")
-    if config.init is not None and (config.init / "ace").exists():
-        raise ValueError(f"--init {config.init}: has the c_s of an earlier reinforcement learning (ace/), "
-                         "which an anchor cannot have; expected a folder without, such as that run's anchor/")
+    score, lora = rl.gradient == "score", config.finetune == "lora"
+    for part, name, needed, there in [(rl, "clip", "--gradient score", score),
+                                      (rl, "credit", "--gradient score", score),
+                                      (config, "finetune_rank", "--finetune lora", lora)]:
+        if not there and getattr(part, name) != getattr(type(part), name):
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(part, name)}: needs {needed}")
+    if config.init is None:
+        for flag, needless in (("preset", ("tiny", "small")), ("finetune", ("none",))):
+            if (value := getattr(config, flag)) not in needless:
+                raise ValueError(f"--{flag} {value}: needs --init DIR, a diffusers folder to start from")
+    if config.init is not None:
+        check_init(config.init)
     schedule = (Schedule(preset(config.preset).schedule) if config.init is None
                 else Schedule.from_pretrained(config.init / "scheduler"))
     for flag, steps in (("sample", sampling.sample_steps), ("rollout", rl.rollout_steps)):
@@ -238,6 +263,18 @@ def sizes_of(config: TrainConfig) -> Preset:
 
 ORIGIN = ("preset", "data_digest", "seed", "fit", "prompt", "init", "finetune", "diagnosis", "consistency",
           "train_images")
+# By the first word of an option's name, the stage whose result it shapes; all others shape RL's.
+STAGE_OF = {"vae": "vae", "text": "diffusion", "diffusion": "diffusion", "ema": "diffusion",
+            "prompt": "diffusion", "finetune": "diffusion", "reward": "rewards"}
+
+
+def finished(folder: Path, stage: str) -> bool:
+    """Whether the run folder holds the stage's result;
+    each result's last file is renamed into place when all is written."""
+    marks = {"vae": ["anchor/vae/config.json"], "diffusion": ["anchor/model_index.json"],
+             "rewards": [f"rewards/{n}/config.json" for n in ("posture", "diagnosis", "consistency")],
+             "rl": ["cxrl/model_index.json"], "evaluate": ["evaluation.json"]}[stage]
+    return all((folder / mark).exists() for mark in marks)
 
 
 def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
@@ -254,10 +291,14 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
 
 
 def refuse_other_origin(run: Run) -> None:
-    """Raise ValueError where RUN/config.json was made with another of ORIGIN, of those known now."""
+    """Raise ValueError where RUN/config.json was made with another of ORIGIN, of those known now, or with
+    another option of a stage that is done: it would be said of a result that it did not make."""
     old = read_json(run.path("config.json"), missing={})
-    for name in ORIGIN if old else ():
-        if name in run.options:
+    taken = run.options["init"] is not None and run.options["finetune"] == "none"   # what the stages give
+    for name in run.options if old else ():
+        stage = "rl" if taken else STAGE_OF.get(name.split("_")[0], "rl")
+        done = name in old and name not in NOT_RESULT and finished(run.folder, stage)
+        if name in ORIGIN or done:
             refuse_another(name, old, run.options, run.folder, "choose another --out")
 
 
