@@ -152,10 +152,11 @@ def storm(run: Path, seed: int, args: argparse.Namespace, arguments: list[str]) 
             events, before = max(events - (now != before), 0), now
             first = checkpoints(run) - met if args.checkpoints else first
             time.sleep(0.001)
+        pause = chance.random() * 0.03
         if first:
             number = signal.SIGKILL
         else:
-            time.sleep(chance.random() * 0.03)
+            time.sleep(pause)
         target = victim(job, ranks, chance) if job.poll() is None else None
         if target is not None and full:
             fill_disk(target, run / "log.jsonl", chance)
