@@ -83,7 +83,8 @@ def file_name(row: str) -> str:
     return row.replace(" ", "_").replace(",", "") + ".safetensors"
 
 
-def base_run(out: Path, seed: int, flags: list[str]) -> Path:
+@functools.cache
+def base_run(out: Path, seed: int, flags: tuple[str, ...]) -> Path:
     """Anchor and reward networks of a seed, trained where they are not there yet."""
     base = out / f"seed-{seed}" / "base"
     with claim(base.with_name("base.done"), wait=True):
@@ -197,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
             with claim(kept) as mine:
                 if not mine:
                     continue
-                base = base_run(args.out, seed, flags)
+                base = base_run(args.out, seed, tuple(flags))
                 print(f"{name}, seed {seed}")
                 if name in VARIANTS:
                     tuned(base, name, seed, flags)

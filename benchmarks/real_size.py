@@ -122,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/real_size"))
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")   # diffusers'
+    torch.optim.AdamW([torch.zeros(1)])   # imports for seconds, for all phases
     print(f"{args.size}, torch {torch.__version__}, CPU, {torch.get_num_threads()} threads\n\n"
           "| phase | seconds | peak GiB | |\n" + "|---" * 4 + "|", flush=True)
     for name in PHASES:

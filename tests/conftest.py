@@ -1,5 +1,6 @@
 """Tests import the files of the repository root, on one thread: small networks lose time to more of them."""
 import fcntl
+import functools
 import os
 import subprocess
 import sys
@@ -11,14 +12,17 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import data  # noqa: E402
+
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 settings.register_profile("shared cores", deadline=None)
 settings.load_profile("shared cores")
 
-SMOKE = ["--train-images", "64", "--vae-steps", "6", "--vae-batch", "8", "--text-steps", "6",
+SMOKE = ["--train-images", "32", "--vae-steps", "6", "--vae-batch", "8", "--text-steps", "6",
          "--text-batch", "8", "--diffusion-steps", "6", "--diffusion-batch", "8", "--reward-steps", "6",
          "--reward-batch", "8", "--rwr-steps", "4", "--rounds", "3", "--reports", "2", "--group", "2",
-         "--updates", "2", "--sample-steps", "5", "--rollout-steps", "5", "--save-every", "0",
+         "--updates", "2", "--sample-steps", "2", "--rollout-steps", "3", "--save-every", "0",
          "--eval-reports", "20"]
 
 
@@ -26,6 +30,21 @@ def command(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Com
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], capture_output=True,
                           text=True, cwd=cwd, env=environment)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What looks at the smoke run comes first, and so to one of pytest's workers: the other need not wait
+    until it is made."""
+    items.sort(key=lambda item: "smoke_run" not in item.fixturenames)
+
+
+load_phantom = functools.cache(data.load_phantom)
+
+
+@pytest.fixture
+def same_phantoms(monkeypatch):
+    """Phantoms are a pure function of the options: a worker makes them once, for all tests that take this."""
+    monkeypatch.setattr(data, "load_phantom", load_phantom)
 
 
 @pytest.fixture(scope="session")

@@ -213,7 +213,8 @@ def main() -> None:
     torch.optim.AdamW([torch.zeros(1)])   # imports for seconds, too
     with tempfile.TemporaryDirectory() as folder:
         run, options = Path(folder, "whole"), small_set(Path(folder, "data"))
-        assert start(run, Path(folder, "out.txt"), 1, options).wait() == 0
+        for stage in train.STAGES[:-1]:
+            assert start(run, Path(folder, "out.txt"), 1, [*options, "--stage", stage]).wait() == 0
         wrong = inputs(run, Path(folder), args.inputs, args.seed, options)
     print(f"{args.inputs - len(wrong)} of {args.inputs} hostile inputs answered well")
     sys.exit(bool(wrong))

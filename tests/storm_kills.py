@@ -4,6 +4,7 @@
 
 In each storm one run on a few images in a folder, all stages. A kill comes some file events after a start,
 mostly SIGKILL, now and then SIGTERM or Ctrl-C; with --ranks 2 it hits one of torchrun's processes. With
+--checkpoints SIGKILL comes also as soon as a stage has its first checkpoint, beside the --kills. With
 --full it is no kill: from that moment on no file may grow beyond some size, as on a full disk, and the run
 has to end in one line that names the file. In the end the run has to be the uninterrupted one's: weights,
 evaluation, pictures and log bit for bit (times left out), nothing half written. A run of one process is
@@ -33,6 +34,7 @@ from storage import command as commands
 
 TIMES = {"time", "images_per_second", "seconds", "out"}   # what may differ
 STATUS = {signal.SIGKILL: (-9, 137), signal.SIGTERM: (143,), signal.SIGINT: (130,)}
+STAGES = {"vae", "text", "diffusion", "posture", "diagnosis", "consistency", "rwr", "rl"}   # with a state
 FEW = ["--vae-steps", "4", "--vae-batch", "2", "--text-steps", "4", "--text-batch", "4", "--diffusion-steps",
        "4", "--diffusion-batch", "2", "--reward-steps", "3", "--reward-batch", "4", "--rwr-steps", "3",
        "--sample-steps", "2", "--rollout-steps", "2"]
@@ -131,18 +133,30 @@ def fill_disk(pid: int, log: Path, chance: random.Random) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
 
 
-def storm(run: Path, seed: int, kills: int, ranks: int, arguments: list[str], full: bool) -> int:
-    """Start, kill (or fill the disk), start ... until the run has ended; at most `kills` times -> how many.
-    AssertionError where a process ends otherwise than it should."""
-    chance, done, out = random.Random(seed), 0, run.with_name(f"{run.name}.txt")
+def checkpoints(run: Path) -> set[str]:
+    """Of stages that are begun, or done: their names"""
+    return {path.stem for path in run.glob("state/*.safetensors")}
+
+
+def storm(run: Path, seed: int, args: argparse.Namespace, arguments: list[str]) -> int:
+    """Start, kill (or fill the disk), start ... until the run has ended; at most args.kills times, and once
+    for each checkpoint -> how many. AssertionError where a process ends otherwise than it should."""
+    ranks, full, met, done = args.ranks, args.full, set(), 0
+    chance, kills, out = random.Random(seed), args.kills, run.with_name(f"{run.name}.txt")
     while True:
         job, events, before = start(run, out, ranks, arguments), chance.randint(1, 60), []
         number = chance.choice([signal.SIGKILL] * 6 + [signal.SIGTERM, signal.SIGINT] * (ranks == 1))
-        while job.poll() is None and (events or done >= kills):
+        first = set()   # checkpoints of stages that had none
+        while job.poll() is None and not first and (events or not kills):
             now = moment(run)
             events, before = max(events - (now != before), 0), now
+            first = checkpoints(run) - met if args.checkpoints else first
             time.sleep(0.001)
-        time.sleep(chance.random() * 0.03)
+        pause = chance.random() * 0.03
+        if first:
+            number = signal.SIGKILL
+        else:
+            time.sleep(pause)
         target = victim(job, ranks, chance) if job.poll() is None else None
         if target is not None and full:
             fill_disk(target, run / "log.jsonl", chance)
@@ -151,6 +165,7 @@ def storm(run: Path, seed: int, kills: int, ranks: int, arguments: list[str], fu
         status, text = job.wait(timeout=600), out.read_text()
         assert "Traceback" not in text or ranks > 1, text[-3000:]   # torchrun prints its own
         if status == 0:
+            assert not args.checkpoints or STAGES <= met, f"met no kill at a checkpoint: {STAGES - met}"
             return done
         if full:
             last = text.splitlines()[-1]
@@ -159,7 +174,7 @@ def storm(run: Path, seed: int, kills: int, ranks: int, arguments: list[str], fu
             print("   ", last[7:140])
         assert target is not None, f"ended by itself with {status}: {text[-3000:]}"
         assert full or ranks > 1 or status in STATUS[number], f"{number.name}: {status}: {text[-3000:]}"
-        done += 1
+        met, done, kills = met | first, done + 1, kills - (not first)
 
 
 def without_times(value: object) -> object:
@@ -198,6 +213,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1000, help="at most, in a storm")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--checkpoints", action="store_true", help="kills at these, too")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -210,7 +226,7 @@ def main() -> None:
         for seed in range(args.seed, args.seed + args.storms):
             run = Path(folder, f"storm{seed}")
             try:
-                count = storm(run, seed, args.kills, args.ranks, arguments, args.full)
+                count = storm(run, seed, args, arguments)
                 wrong = differences(run, whole)
             except AssertionError as error:
                 count, wrong = 0, [str(error)]

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
+import evaluate
 import rl
 from sample import SampleConfig
 from training import options  # noqa: E402
@@ -64,7 +66,7 @@ def test_a_signal_ends_each_script_in_one_line(script):
 def test_gpu_benchmark_gives_one_row_a_case(tmp_path, capsys):
     """Speeds, shares and the comparisons with diffusers and trl are positive numbers; --images must fill
     the groups."""
-    done = command("benchmarks/gpu.py", "--case", "tiny", "--images", 4, "--steps", 4, "--out", tmp_path)
+    done = command("benchmarks/gpu.py", "--case", "tiny", "--images", 4, "--steps", 2, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     cells = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
     assert cells[0] == "tiny" and float(cells[1]) > 0 and float(cells[2]) > 0 and cells[3] == ""
@@ -146,10 +148,11 @@ def test_memory_estimate_of_a_round(gradient):
         assert found[phase] == pytest.approx(real[phase], rel=0.05), phase
 
 
-def test_ablation_writes_a_table_and_continues(smoke_run, tmp_path, capsys):
+def test_ablation_writes_a_table_and_continues(smoke_run, same_phantoms, tmp_path, capsys, monkeypatch):
     """A row for each variant, each from the seed's anchor; results that are there are not computed again;
     cxrl is not compared with itself. What differs in the policy gradient alone (--rounds 0: none) begins with
     what the archive taught cxrl, and only that."""
+    monkeypatch.setattr(evaluate, "FID_RESAMPLES", 20)   # each takes milliseconds
     base, tuned = tmp_path / "seed-0" / "base", ("cxrl", "rl.safetensors", "rwr.safetensors")
     shutil.copytree(smoke_run, base, ignore=shutil.ignore_patterns(*tuned))
     shutil.copytree(smoke_run, base.with_name("cxrl"))
@@ -174,17 +177,20 @@ def test_ablation_writes_a_table_and_continues(smoke_run, tmp_path, capsys):
         ablation.main(["--only", "nonsense"])
 
 
-def test_utility_compares_what_real_and_drawn_images_teach(smoke_run, tmp_path, capsys):
+def test_utility_compares_what_real_and_drawn_images_teach(smoke_run, same_phantoms, tmp_path, capsys,
+                                                            monkeypatch):
     """One row a lesson with its interval, on the real test split; RUN/utility.json says the same, and the
     same seed repeats it. Numbers out of range and unfinished runs end with one line that names them."""
-    run = Path(shutil.copytree(smoke_run, tmp_path / "run"))
+    run, load_sets = Path(shutil.copytree(smoke_run, tmp_path / "run")), evaluate.load_sets
+    monkeypatch.setattr(evaluate, "load_sets", lambda *of_run: {   # few held-out images: they take long
+        name: replace(chests, count=min(len(chests), 256)) for name, chests in load_sets(*of_run).items()})
     arguments = [str(run), "--images", "24", "--steps", "2"]
     utility.main(arguments)
     lines = capsys.readouterr().out.splitlines()[-5:]
     assert [line.split(" | ")[0] for line in lines] == ["| real", "| anchor", "| cxrl", "| real + anchor",
                                                         "| real + cxrl"]
     result = json.loads((run / "utility.json").read_text())
-    assert result["images"] == 24 and result["test_images"] == 2048
+    assert result["images"] == 24 and result["test_images"] == 256
     for name, images in (("real", 24), ("cxrl", 24), ("real + cxrl", 48)):
         system = result["systems"][name]
         low, high = system["auroc"]["ci95"]

@@ -35,8 +35,8 @@ TEXT = TextConfig(vocab_size=600, hidden_size=32, intermediate_size=64, num_hidd
                   num_attention_heads=4)
 FEW = ["--diffusion-steps", "3", "--diffusion-batch", "4", "--diffusion-micro", "3", "--diffusion-lr", "1e-3",
        "--reward-steps", "1", "--reward-batch", "2", "--rounds", "1", "--reports", "2", "--group", "2",
-       "--rwr-steps", "1", "--sample-steps", "3", "--rollout-steps", "3", "--eval-reports", "20",
-       "--save-every", "0"]
+       "--updates", "2", "--rwr-steps", "1", "--sample-steps", "2", "--rollout-steps", "2",
+       "--eval-reports", "20", "--save-every", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +56,16 @@ def init(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def mimic(tmp_path_factory) -> Path:
-    """MIMIC-CXR-JPG in miniature: 120 patients with a phantom each."""
-    folder, texts = tmp_path_factory.mktemp("mimic"), describe(range(120), 0, True)
+    """MIMIC-CXR-JPG in miniature: 48 patients with a phantom each."""
+    folder, texts = tmp_path_factory.mktemp("mimic"), describe(range(48), 0, True)
     metadata, split = "dicom_id,subject_id,study_id,ViewPosition\n", "dicom_id,split\n"
-    for i, image in enumerate(render(range(120), 0, 64, True)):
+    for i, image in enumerate(render(range(48), 0, 64, True)):
         study = folder / "files" / "p10" / f"p{10_000_000 + i}" / f"s{50_000_000 + i}"
         study.mkdir(parents=True)
         Image.fromarray(image[0].numpy()).save(study / f"d{i}.jpg")
         study.with_suffix(".txt").write_text(f" FINAL REPORT\n IMPRESSION:\n \n {texts.reports[i]}\n")
         metadata += f"d{i},{10_000_000 + i},{50_000_000 + i},PA\n"
-        split += f"d{i},{'test' if i < 24 else 'validate' if i < 32 else 'train'}\n"
+        split += f"d{i},{'test' if i < 24 else 'validate' if i < 28 else 'train'}\n"
     (folder / "mimic-cxr-2.0.0-metadata.csv").write_text(metadata)
     (folder / "mimic-cxr-2.0.0-split.csv").write_text(split)
     return folder
@@ -121,43 +121,58 @@ def test_killed_fine_tuning_ends_bit_for_bit_where_the_uninterrupted_one_ends(in
 
 # ------------------------------------------------------------------------------------------ several processes
 
-TWO_STEPS = ["--vae-steps", "2", "--text-steps", "2", "--diffusion-steps", "2", "--reward-steps", "2",
-             "--rwr-steps", "2", "--rounds", "2"]
+TWO_STEPS = ["--train-images", "24", "--vae-steps", "2", "--text-steps", "2", "--diffusion-steps", "2",
+             "--reward-steps", "2", "--rwr-steps", "2", "--rounds", "2"]
 IN_DOUBLE = """
-import sys
+import multiprocessing, os, socket, sys
 sys.path.insert(0, {root!r})
 import torch
 torch.set_default_dtype(torch.float64)
 torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double
-import dataclasses, data, train
-load, out = data.load_phantom, sys.argv[1]
+import data, train
+torch.optim.AdamW([torch.zeros(1)])   # imports for seconds, too
 # Slow in double precision, and nothing is learned from them: pictures, and what is held out.
-data.load_phantom = lambda *a: {{name: dataclasses.replace(chests, count=8) if name == "val" else chests
-                                for name, chests in load(*a).items()}}
+data.load_phantom = lambda size, seed, count: {{
+    name: data.PhantomChests(name, 1000 * i, count if name == "train" else 8, seed, size, name == "train")
+    for i, name in enumerate(("train", "val", "test", "judge"))}}
 train.before_and_after = lambda *_: None
 train.generate = lambda pipe, reports, *_, **options: torch.zeros(len(reports), 1, 64, 64)
-for stage in ("vae", "diffusion", "rewards", "rl"):
-    train.main([*{argv!r}, "--out", out, "--stage", stage])
-train.main([*{tuning!r}, "--out", out + "-tuned", "--stage", "diffusion"])
+
+def job(out, environment):
+    os.environ.update(environment)
+    for stage in ("vae", "diffusion", "rewards", "rl"):
+        train.main([*{argv!r}, "--out", out, "--stage", stage])
+    train.main([*{tuning!r}, "--out", out + "-tuned", "--stage", "diffusion"])
+
+with socket.create_server(("localhost", 0)) as free:
+    port = str(free.getsockname()[1])
+both = {{"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}}
+ranks = [both | {{"RANK": rank, "LOCAL_RANK": rank}} for rank in "01"]
+fork = multiprocessing.get_context("fork").Process   # this process has computed nothing: safe
+for out, environments in (("one", [{{}}]), ("two", ranks)):
+    jobs = [fork(target=job, args=(out, environment)) for environment in environments]
+    for process in jobs:
+        process.start()
+    for process in jobs:
+        process.join()
+    if any(process.exitcode for process in jobs):
+        sys.exit(1)
 """
 
 
 def test_two_processes_make_what_one_makes(init, mimic, tmp_path):
-    """Under torchrun each of two ranks takes half of every batch and of every rollout. Computed in double
-    precision, where rounding hides nothing, every weight that any stage ends with is the one that a single
-    process ends with: batch norms, contrastive losses and labels that count unevenly included."""
-    script, torchrun = tmp_path / "double.py", ["-m", "torch.distributed.run", "--standalone",
-                                                "--nproc-per-node", "2"]
+    """Of two ranks, started as torchrun does, each takes half of every batch and of every rollout. Computed
+    in double precision, where rounding hides nothing, every weight that any stage ends with is the one that a
+    single process ends with: batch norms, contrastive losses and labels that count unevenly included."""
     double = Path(shutil.copytree(init, tmp_path / "double"))   # float32 means float64 there: in files, too
     for path in double.glob("*/*.safetensors"):
         save_file({key: value.double() for key, value in load_file(path).items()}, path)
     tuning = ["--preset", "sd15", "--init", str(double), "--data", str(mimic), *FEW, "--finetune", "all",
               "--diffusion-steps", "2"]
-    script.write_text(IN_DOUBLE.format(root=str(ROOT), argv=[*SMOKE, *TWO_STEPS], tuning=tuning))
-    for name, start in (("one", []), ("two", torchrun)):
-        done = subprocess.run([sys.executable, *start, script, tmp_path / name], capture_output=True,
-                              text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stderr
+    script = IN_DOUBLE.format(root=str(ROOT), argv=[*SMOKE, *TWO_STEPS], tuning=tuning)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
     parts = ("/anchor", "/rewards", "/cxrl", "-tuned/anchor")
     one, two = ({f"{part} {name}": value for part in parts
                  for name, value in tensors(Path(f"{tmp_path / run}{part}")).items()}
@@ -269,12 +284,12 @@ def test_forwards_of_the_plan_are_those_of_a_round(kl, guidance, gradient):
     assert f"; {sum(count) / 8:.0f} UNet forwards an image" in text
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, capsys, monkeypatch):
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(same_phantoms, tmp_path, capsys, monkeypatch):
     """Stages, images, updates, forwards, queries, memory and time of what is not done yet, and no run folder;
     what cannot fit is refused with the flags that would help."""
     train.main(["--dry-run", *SMOKE, "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
-    for words in ("vae: 6 updates of 8 images", "64 images to encode", "6 updates of 8 images, 0.8 epochs",
+    for words in ("vae: 6 updates of 8 images", "32 images to encode", "6 updates of 8 images, 1.5 epochs",
                   "3 rounds of 4 images", "reward queries", "GB of tensors", "passes of the UNet a second"):
         assert words in said, words
     assert not (tmp_path / "run").exists()

@@ -3,11 +3,12 @@ have computed."""
 from conftest import command
 
 
-def test_a_run_that_is_killed_at_random_moments_ends_bit_for_bit():
-    """Weights, evaluation, pictures and log of a run that was killed a few times are those of one that was
-    not; nothing half-written is left."""
-    done = command("tests/storm_kills.py", "--storms", 1, "--kills", 3, "--seed", 1)
-    assert done.returncode == 0 and "1 of 1 runs bit for bit after 3 kills" in done.stdout, done.stdout
+def test_a_run_that_is_killed_in_every_stage_and_at_random_moments_ends_bit_for_bit():
+    """Weights, evaluation, pictures and log of a run that met SIGKILL as soon as each stage had a checkpoint,
+    and three more kills at random moments, are those of one that was not killed; nothing half-written is
+    left."""
+    done = command("tests/storm_kills.py", "--storms", 1, "--kills", 3, "--checkpoints", "--seed", 1)
+    assert done.returncode == 0 and "1 of 1 runs bit for bit" in done.stdout, done.stdout
 
 
 def test_hostile_inputs_end_in_one_line():

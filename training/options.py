@@ -81,7 +81,7 @@ class Preset:
     text: TextConfig
     schedule: ScheduleConfig
     rewards: RewardConfig
-    defaults: dict = dataclasses.field(default_factory=dict)   # where they differ from the dataclasses'
+    defaults: dict = dataclasses.field(default_factory=dict, hash=False)   # that differ from the dataclasses'
 
 
 # One GPU of 24 GB. Reasoned from what others use at these sizes, not measured here.

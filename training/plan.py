@@ -57,8 +57,9 @@ def inputs(config: UNetConfig, batch: int, tokens: int, device: torch.device | s
             torch.randn(batch, tokens, config.cross_attention_dim, device=device))
 
 
-def update_bytes(sizes: Preset, batch: int, lora: int, checkpointing: bool, half: bool,
-                 base: torch.dtype = torch.float32, decoded: int = 0) -> int:
+@functools.cache   # stages may ask for the same
+def update_bytes(sizes: Preset, batch: int, lora: int, checkpointing: bool, half: bool, base: torch.dtype,
+                 decoded: int = 0) -> int:
     """Peak of an update of the UNet, or of a LoRA on a UNet of type `base`, through the decoder for so many
     of the batch. What is trained is there twice: as a moving average, or as the anchor. half: under bf16
     autocast, as on CUDA."""
@@ -103,7 +104,7 @@ def needed_bytes(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, size
     replay = idle + update_bytes(sizes, micro, *policy) if rl.rwr_steps else 0
     return {"rl": max(update, states + decoding, replay),
             "diffusion": idle + update_bytes(sizes, micro, config.finetune_rank * lora, rl.checkpointing,
-                                             half)}
+                                             half, torch.float32)}
 
 
 def seconds_a_pass(sizes: Preset, batch: int, device: torch.device) -> float:
