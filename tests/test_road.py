@@ -121,8 +121,9 @@ def test_killed_fine_tuning_ends_bit_for_bit_where_the_uninterrupted_one_ends(in
 
 # ------------------------------------------------------------------------------------------ several processes
 
-TWO_STEPS = ["--train-images", "24", "--vae-steps", "2", "--text-steps", "2", "--diffusion-steps", "2",
-             "--reward-steps", "2", "--rwr-steps", "2", "--rounds", "2"]
+TWO_STEPS = ["--train-images", "24", "--vae-steps", "2", "--vae-batch", "4", "--text-steps", "2",
+             "--text-batch", "4", "--diffusion-steps", "2", "--diffusion-batch", "4", "--reward-steps", "2",
+             "--reward-batch", "4", "--rwr-steps", "2", "--rounds", "2"]
 IN_DOUBLE = """
 import multiprocessing, os, socket, sys
 sys.path.insert(0, {root!r})

@@ -17,6 +17,7 @@ from conftest import ROOT, SMOKE, command
 from PIL import Image
 from safetensors.torch import load_file
 
+import evaluate
 import sample
 import train
 from pretrained.vit import CLIPPair, Preprocessing, VisionConfig
@@ -56,8 +57,9 @@ def test_run_folder_holds_what_the_contract_says(smoke_run):
 
 
 def test_control_and_evaluation_of_a_run(smoke_run, same_phantoms, tmp_path):
-    """The supervised control continues the anchor and is scored beside it; `python evaluate.py RUN` scores
-    anew, to the numbers of `python train.py`. Every metric of the contract is there, with an interval."""
+    """The supervised control continues the anchor and is scored beside it; `evaluate.py RUN` scores anew, in
+    another process than `python train.py`, to its numbers. Every metric of the contract is there, with an
+    interval."""
     run = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     metrics = ("posture_deviation", "auroc", "label_accuracy", "all_labels_right", "consistency", "fid",
                "kid", "ms_ssim", "precision", "recall", "density", "coverage", "nearest_train_distance")
@@ -66,7 +68,7 @@ def test_control_and_evaluation_of_a_run(smoke_run, same_phantoms, tmp_path):
         if "control" in systems:
             supervised_control.main([str(run)])
         else:
-            assert command("evaluate.py", run, "--reports", 20).returncode == 0
+            evaluate.main([str(run), "--reports", "20"])
         result = json.loads((run / "evaluation.json").read_text())
         for system in systems:
             for metric in metrics:
