@@ -95,7 +95,7 @@ def write_mimic(folder: Path, images: int, reports: str = "none") -> None:
     for i, (dicom, subject, study, view) in enumerate(rows):
         if i % LINKS == 0:
             one.unlink(missing_ok=True)
-            Image.new("L", (16, 16), 99).save(one)
+            Image.linear_gradient("L").resize((16, 16)).save(one)
         if view in ("AP", "PA"):
             place = f"{folder}/files/p{str(subject)[:2]}/p{subject}/s{study}"
             if place not in made:

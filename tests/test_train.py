@@ -154,18 +154,20 @@ def test_damaged_state_and_changed_options_are_named(smoke_run, tmp_path):
         loop.load_state(run, "vae", {"net": net}, optimizer, None)
 
 
-def test_moments_come_back_in_the_layout_of_their_parameters(tmp_path):
+@pytest.mark.parametrize("muon", [False, True])
+def test_moments_come_back_in_the_layout_of_their_parameters(tmp_path, muon):
     """A file keeps no strides, and fused AdamW does not look at them: a network in channels_last would go its
     own way after a resume if its moments were not laid out like its weights."""
     run = options.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
     net = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
-    optimizer = loop.adamw(net.parameters(), 1e-3)
+    group = {"params": list(net.parameters()), "muon": muon}
+    optimizer = loop.adamw([group], 1e-3)
     net(torch.randn(2, 4, 5, 5)).square().mean().backward()
     optimizer.step()
     loop.save_state(run, "vae", 1, 1.0, {"net": net}, optimizer, None)
-    moments, begun = optimizer.state[net.weight], loop.adamw(net.parameters(), 1e-3)
+    moments, begun = optimizer.state[net.weight], loop.adamw([group], 1e-3)
     loop.load_state(run, "vae", {"net": net}, begun, None)
-    for name in ("exp_avg", "exp_avg_sq"):
+    for name in ("exp_avg",) if muon else ("exp_avg", "exp_avg_sq"):
         back = begun.state[net.weight][name]
         assert back.stride() == net.weight.stride() and torch.equal(back, moments[name])
 

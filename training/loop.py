@@ -154,8 +154,8 @@ def check_state(tensors: dict[str, Tensor], live: dict[str, Tensor], optimizer) 
     moments = {}
     if any(key.startswith("optimizer.") for key in tensors):
         pairs = ((p, group) for group in optimizer.param_groups for p in group["params"])
-        moments = {i: {"exp_avg": p} if turned(p, group) else
-                   {"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p}
+        moments = {i: {"step": torch.tensor(0.0), "exp_avg": p} | ({} if turned(p, group) else
+                                                                   {"exp_avg_sq": p})
                    for i, (p, group) in enumerate(pairs)}
     wanted = live | {f"optimizer.{i}.{name}": p for i, own in moments.items() for name, p in own.items()}
     found, wanted = ({k: f"{v.dtype} {list(v.shape)}" for k, v in t.items()} for t in (tensors, wanted))
@@ -195,7 +195,9 @@ class Muon(torch.optim.AdamW):
     def step(self) -> None:
         for group in self.param_groups:
             for p in (p for p in group["params"] if turned(p, group)):
-                momentum = self.state[p].setdefault("exp_avg", torch.zeros_like(p)).lerp_(p.grad, 0.05)
+                if not self.state[p]:   # AdamW, which loads it, looks for a step
+                    self.state[p] |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p)}
+                momentum = self.state[p]["exp_avg"].lerp_(p.grad, 0.05)
                 turn = orthogonal(p.grad.lerp(momentum, 0.95).flatten(1))   # Nesterov's momentum
                 length = group["lr"] * STRIDE * 0.2 * max(turn.shape) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(length * turn.view(p.shape))
