@@ -312,14 +312,13 @@ def torchrun(folder: Path, *more: object) -> list[str]:
 
 
 def same_policy(ours: Path, theirs: Path) -> None:
-    """Equal but for rounding, of which AdamW makes more where gradients are small, and Muon where directions
-    are: every tensor of the UNet differs by less than a twentieth of its way from the anchor, all together by
-    less than a hundredth. (In double precision nothing is left of that: test_road.py.)"""
+    """Equal but for rounding, of which AdamW makes more where gradients are small: every tensor of the UNet
+    differs by less than a hundredth of its way from the anchor, all together by less than a thousandth."""
     start = load_file(theirs / UNET_FILE)
     a, b = (load_file(run / UNET_FILE.replace("anchor", "cxrl")) for run in (ours, theirs))
     off = {key: ((a[key] - b[key]).norm().item(), (b[key] - start[key]).norm().item()) for key in start}
-    assert all(difference < 0.05 * way for difference, way in off.values())
-    assert math.hypot(*(d for d, _ in off.values())) < 1e-2 * math.hypot(*(way for _, way in off.values()))
+    assert all(difference < 0.01 * way for difference, way in off.values())
+    assert math.hypot(*(d for d, _ in off.values())) < 1e-3 * math.hypot(*(way for _, way in off.values()))
     ace = [load_file(run / "cxrl" / "ace" / "ace.safetensors")["c_s"] for run in (ours, theirs)]
     assert torch.allclose(*ace, rtol=0, atol=1e-5)
 
@@ -339,6 +338,8 @@ def test_a_dead_rank_ends_the_job_and_the_same_command_makes_the_updates_of_one_
     the job ends with an error and no result. After three rounds by the same command the policy is that of an
     uninterrupted single process, the statistics of every round agree, and the log is written once."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # From what the archive taught: Muon makes more of rounding (in double precision: test_road.py).
+    shutil.copy(smoke_run / "state" / "rwr.safetensors", before_rl / "state")
     job = subprocess.Popen(torchrun(before_rl), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL,
                            stderr=subprocess.DEVNULL)
     while not (before_rl / "state" / "rl.safetensors").exists() and job.poll() is None:
