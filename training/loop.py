@@ -153,10 +153,11 @@ def check_state(tensors: dict[str, Tensor], live: dict[str, Tensor], optimizer) 
     (or of none: no step was made), each of its shape and type -> the moments."""
     moments = {}
     if any(key.startswith("optimizer.") for key in tensors):
-        pairs = ((p, group) for group in optimizer.param_groups for p in group["params"])
-        moments = {i: {"step": torch.tensor(0.0), "exp_avg": p} | ({} if turned(p, group) else
-                                                                   {"exp_avg_sq": p})
-                   for i, (p, group) in enumerate(pairs)}
+        pairs = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+        moments = {i: {"step": torch.tensor(0.0), "exp_avg": p} for i, (p, _) in enumerate(pairs)}
+        for (p, group), own in zip(pairs, moments.values(), strict=True):
+            if not turned(p, group):
+                own["exp_avg_sq"] = p
     wanted = live | {f"optimizer.{i}.{name}": p for i, own in moments.items() for name, p in own.items()}
     found, wanted = ({k: f"{v.dtype} {list(v.shape)}" for k, v in t.items()} for t in (tensors, wanted))
     for key in sorted(found.keys() | wanted.keys()):
@@ -223,6 +224,7 @@ def orthogonal(x: Tensor) -> Tensor:
 
 
 def adamw(groups: list[dict] | Iterator, lr: float, weight_decay: float = 1e-2) -> Muon:
+    """AdamW, of groups without a mark: nothing but that."""
     return Muon(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
 
 
