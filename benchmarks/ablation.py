@@ -38,6 +38,7 @@ from sample import Pipeline  # noqa: E402
 from storage.files import keep_tensors, write_text  # noqa: E402
 from storage.weights import read_kept  # noqa: E402
 from training import options  # noqa: E402
+from training.ranks import start_ranks  # noqa: E402
 
 METRICS = ("posture_deviation", "auroc", "consistency", "fid", "ms_ssim", "precision", "recall", "coverage",
            "all_labels_right")
@@ -125,7 +126,7 @@ def measures(base: Path, seed: int, flags: tuple[str, ...]) -> tuple[dict, evalu
     """-> data, yardstick and sampling of a seed, the same for all its rows"""
     config, sampling, _ = options.parse([*flags, "--seed", str(seed), "--out", str(base)])
     sets = train.load_sets(config)
-    judge = load_judge(base / "state" / "judge.safetensors", sets["judge"], torch.device("cpu"))
+    judge = load_judge(base / "state" / "judge.safetensors", sets["judge"], start_ranks())
     return sets, evaluate.make_yardstick(judge, sets, config.eval_reports, seed), sampling.arguments()
 
 
@@ -138,7 +139,8 @@ def judged(base: Path, row: str, seed: int, flags: list[str]) -> dict[str, Tenso
     else:
         folder = {"anchor": base / "anchor", "supervised": base.with_name("cxrl") / "control"}.get(
             row, base.with_name(row.replace(" ", "_")) / "cxrl")
-        rows = evaluate.measure(yard, *evaluate.draw(Pipeline.load(folder), yard, sampling, row))
+        pipe = Pipeline.load(folder, start_ranks())
+        rows = evaluate.measure(yard, *evaluate.draw(pipe, yard, sampling, row))
     return {name: rows[name].double().contiguous() for name in METRICS}
 
 

@@ -24,6 +24,7 @@ import train  # noqa: E402
 from sample import Pipeline, newest_run  # noqa: E402
 from training import loop, options  # noqa: E402
 from training.latents import latent_cache  # noqa: E402
+from training.ranks import start_ranks  # noqa: E402
 
 
 def last_log(run: Path, stage: str) -> dict:
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = parser.parse_args(argv).run or newest_run()
     flags = saved_flags(folder)
     control, (config, *_) = train_control(folder, flags), options.parse(flags)
-    evaluate.evaluate_run(folder, train.load_sets(config), config.eval_reports, config.seed,
+    evaluate.evaluate_run(folder, train.load_sets(config), config.eval_reports, config.seed, start_ranks(),
                           controls=(control,))
 
 

@@ -1,4 +1,5 @@
-"""Tests import the files of the repository root, on one thread: small networks lose time to more of them."""
+"""Tests import the files of the repository root; on one thread, for more slow small networks down, and on
+the CPU, which gives the same bits again. On a GPU: test_cuda.py."""
 import fcntl
 import functools
 import os
@@ -7,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import settings
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""   # of all that tests start, too
+
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -26,8 +30,8 @@ SMOKE = ["--train-images", "32", "--vae-steps", "6", "--vae-batch", "8", "--text
          "--eval-reports", "20"]
 
 
-def command(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def command(script: str, *arguments: object, cwd: Path = ROOT, gpus: str = "") -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": gpus}
     return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], capture_output=True,
                           text=True, cwd=cwd, env=environment)
 

@@ -195,32 +195,41 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
+            sizes: dict[tuple[int, int], list[Tensor]] = {}
             for p in (p for p in group["params"] if turned(p, group)):
-                if not self.state[p]:   # AdamW, which loads it, looks for a step
+                sizes.setdefault((len(p), p.numel() // len(p)), []).append(p)
+                if not self.state[p]:   # with a step, for AdamW, which loads it, looks for one
                     self.state[p] |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p)}
-                momentum = self.state[p]["exp_avg"].lerp_(p.grad, 0.05)
-                turn = orthogonal(p.grad.lerp(momentum, 0.95).flatten(1))   # Nesterov's momentum
-                length = group["lr"] * STRIDE * 0.2 * max(turn.shape) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(length * turn.view(p.shape))
-                p.grad = None   # nothing left for AdamW
+            for size, same in sizes.items():   # together, for many small products take long one by one
+                gradients, momenta = [p.grad for p in same], [self.state[p]["exp_avg"] for p in same]
+                torch._foreach_lerp_(momenta, gradients, 0.05)
+                torch._foreach_lerp_(gradients, momenta, 0.95)   # Nesterov's momentum
+                turns = orthogonal(torch.stack([ahead.flatten(1) for ahead in gradients]))
+                turns *= group["lr"] * STRIDE * 0.2 * max(size) ** 0.5
+                torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_sub_(same, [turn.view(p.shape) for turn, p in zip(turns, same, strict=True)])
+                for p in same:
+                    p.grad = None   # nothing left for AdamW
         super().step()
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """n m -> n m: singular values from 0.7 to 1.2 in place of all that are not much smaller than the largest.
+    """b n m -> b n m: singular values from 0.7 to 1.2 in place of all that are not much smaller than a
+    matrix's largest.
 
     Five steps of X <- (a + b X X^T + c (X X^T)^2) X. All factors are polynomials of the first X X^T: they are
     multiplied among themselves, which are small, and with X once.
     """
-    if x.shape[0] > x.shape[1]:
-        return orthogonal(x.T).T
-    x = x / (x.norm() + 1e-7)
-    gram, factor = x @ x.T, torch.eye(len(x), device=x.device, dtype=x.dtype)
+    if x.shape[1] > x.shape[2]:
+        return orthogonal(x.mT).mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    gram, factor = x.bmm(x.mT), None
     for _ in range(5):
-        now = -4.775 * gram + 2.0315 * gram @ gram
-        now.diagonal().add_(3.4445)
-        factor, gram = now @ factor, now @ gram @ now
-    return factor @ x
+        now = torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
+        now.diagonal(dim1=1, dim2=2).add_(3.4445)
+        factor = now if factor is None else now.bmm(factor)
+        gram = now.bmm(gram).bmm(now)
+    return factor.bmm(x)
 
 
 def adamw(groups: list[dict] | Iterator, lr: float, weight_decay: float = 1e-2) -> Muon:

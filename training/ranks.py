@@ -23,6 +23,9 @@ def start_ranks() -> torch.device:
     """Join the other processes of torchrun, if it started this one -> this rank's device."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
+    if cuda and local >= torch.cuda.device_count():
+        raise ValueError(f"torchrun's process {local}: this machine has {torch.cuda.device_count()} GPUs, "
+                         "one for each process; CUDA_VISIBLE_DEVICES= hides them, for the CPU")
     if "RANK" in os.environ and not dist.is_initialized():
         if cuda:
             torch.cuda.set_device(local)
