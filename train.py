@@ -152,6 +152,8 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
               "and are cut there")
     modules = tuned_modules(pipe, config)
     pipe.unet.gradient_checkpointing = checkpointing
+    if config.compile:
+        pipe.unet.compile()
     fit(run, "diffusion", modules, diffusion_loss(run, config, pipe, latents, train.reports),
         config.diffusion_steps, config.diffusion_lr, config.diffusion_batch, config.diffusion_micro,
         config.ema_decay, decay=scratch, muon=scratch)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import evaluate
 import sample
 import train
+from model import UNet2DConditionModel
 from pretrained.vit import CLIPPair, Preprocessing, VisionConfig
 from rl import SCORE, RLConfig
 from sample import SampleConfig
@@ -331,6 +332,17 @@ def test_the_result_lies_half_way_on_the_gradients_way(smoke_run):
         assert torch.allclose(value, (first[f"ema.unet.{key}"] + last[f"unet.{key}"]) / 2, atol=1e-6), key
     moved = [key for key, value in result.items() if not torch.equal(value, last[f"unet.{key}"])]
     assert len(moved) > len(result) / 2
+
+
+def test_every_stage_that_trains_a_unet_compiles_it(smoke_run, same_phantoms, before_rl, monkeypatch):
+    """--compile: the diffusion stage's UNet, then RL's policy and its anchor."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda work: work)           # the check that it works here
+    monkeypatch.setattr(UNet2DConditionModel, "compile", lambda unet: compiled.append(unet))
+    (before_rl / "anchor" / "model_index.json").unlink()
+    for stage, many in (("diffusion", 1), ("rl", 3)):
+        train.main(["--out", str(before_rl), *SMOKE, "--compile", "--stage", stage])
+        assert len(compiled) == many
 
 
 def test_a_dead_rank_ends_the_job_and_the_same_command_makes_the_updates_of_one_process(smoke_run, before_rl):
