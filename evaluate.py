@@ -124,8 +124,6 @@ def load_eyes(path: Path) -> nn.Module:
 def check_prompts(flag: str, reports: int, test) -> None:
     """Raise ValueError where so many reports cannot be drawn of a test split; all of it in place of the
     default."""
-    if reports < FEWEST:
-        raise ValueError(f"{flag} {reports}: expected at least {FEWEST}")
     if len(test) < FEWEST:
         raise ValueError(f"{flag} {reports}: the {test.name} split has {len(test)} images; "
                          f"an evaluation needs {FEWEST}")
@@ -362,6 +360,8 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
     start, run, device = time.monotonic(), Path(run), torch.device(device)
     if not 0 <= seed < 2**31:
         raise ValueError(f"--seed {seed}: expected 0 to 2^31 - 1")
+    if reports < FEWEST:
+        raise ValueError(f"--reports {reports}: expected at least {FEWEST}")
     config, log = read_config(run), read_log(run / "log.jsonl")
     eyes = None if features is None else load_eyes(features).to(device)
     settings = {name: value for name, value in sample.run_settings(run).items() if name != "revision"}

@@ -21,7 +21,7 @@ def read_reports(path: Path) -> list[str]:
     text once. Raises ValueError."""
     try:
         if not path.name.lower().endswith((".csv", ".csv.gz")):
-            lines = read_text(path).removeprefix("\ufeff").splitlines()
+            lines = read_text(path).removeprefix("\ufeff").split("\n")   # U+2028 parts no reports
             return [line.strip() for line in lines if line.strip()]
         notes = Tally()
         rows = [next(filter(None, row.values()), "")

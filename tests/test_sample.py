@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import sample
 from ace import ACE, ACEConfig
+from chests import drawn
 from data import load_images
 from model import UNet2DConditionModel, UNetConfig
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig
@@ -195,6 +196,12 @@ def test_reports_file_must_be_utf8(tmp_path):
     (tmp_path / "r.txt").write_bytes("Herzgröße normal".encode("latin-1"))
     with pytest.raises(ValueError, match="--reports .*r.txt: cannot be read: .*position 6"):
         sample.main(["--reports", str(tmp_path / "r.txt")])
+
+
+def test_a_report_is_a_line(tmp_path):
+    """Lines end where an editor ends them: a line or page separator copied from a web page ends no report."""
+    (tmp_path / "r.txt").write_bytes("\ufeffNo\u2028acute\fdisease.\r\n\n Clear lungs. \n".encode())
+    assert drawn.read_reports(tmp_path / "r.txt") == ["No\u2028acute\fdisease.", "Clear lungs."]
 
 
 @pytest.fixture(scope="module")
