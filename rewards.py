@@ -35,7 +35,6 @@ IDENTITY = (1.0, 1.0, 0.0, 0.0, 0.0)   # psi of an image that is already in the 
 REACH = 0.5                            # psi is sought within identity +- REACH
 XRV_NAMES = {"Effusion": "Pleural Effusion", "Pleural_Thickening": "Pleural Other"}   # torchxrayvision's
 FLOOR = {"align": 1.5, "diag": 1.0, "consist": 1.0}   # spreads below the median that examples may score
-TEMPERATURE = 0.25                     # T of a comparison, in the spread of real pairs
 BATCH = 64                             # images scored at a time
 POSE_SIZE = 32                         # posture is judged at 32 px whatever the image size: poses are coarse
 
@@ -443,17 +442,6 @@ def compare(scores: dict[str, Tensor], reference: dict[str, Tensor] | None) -> d
         return scores
     group = len(scores["align"]) // len(reference["align"])
     return scores | {name: scores[name] - reference[name].repeat_interleave(group)
-                     for name in ("diag", "consist")}
-
-
-def odds(scores: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, Tensor]:
-    """RLCF for a gradient: scores in units of real pairs, b each -> diagnosis and consistency as the log of
-    the probability to win against the reference (Bradley and Terry 1952), 2 T log sigmoid(difference / T).
-
-    As steep as the difference where both are alike, and flat where the reference is beaten: what is better
-    already is left alone, which keeps diversity.
-    """
-    return scores | {name: 2 * TEMPERATURE * F.logsigmoid((scores[name] - reference[name]) / TEMPERATURE)
                      for name in ("diag", "consist")}
 
 

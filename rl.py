@@ -20,9 +20,9 @@ Departures from CXRL and DDPO (docs/experiments.md has what was measured of them
   what is wrong with the archive without the loss of diversity that the gradient of a reward costs;
 * each reward is counted in the spread of real pairs: no scale dominates, and a reward that has become equal
   falls silent;
-* RLCF: diagnosis and consistency are counted against the anchor's image of the same report. The gradient of
-  a difference does not see what is subtracted; pathwise, the logarithm of the odds to win takes its place,
-  against what the model that the gradient began with promises in the same state (`rewards.odds`);
+* RLCF: `score` counts diagnosis and consistency against the anchor's image of the same report. The gradient
+  of a difference does not see what is subtracted, so pathwise nothing is compared (the logarithm of the odds
+  to win, which it does see, did what a shorter way does, at less diversity);
 * what is not an action, x_T and the last step's noise, is shared by a report's group and the anchor's image;
 * score, credit `steps`: a step is credited with what the state's promise gained by it, not with the end
   alone, and steps are weighted to act alike on the network;
@@ -44,7 +44,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ace import ACE
 from model import LoRASnapshot, add_lora, lora_layers, merge_lora, save_lora
-from rewards import Rewards, compare, odds
+from rewards import Rewards, compare
 from sample import (
     Pipeline,
     SampleConfig,
@@ -77,14 +77,14 @@ class RLConfig:
     updates: Annotated[int, "optimizer steps per round; from the second on the clip acts"] = 8
     rl_lr: Annotated[float, "peak learning rate of the denoiser in RL, decays to 0; 0: frozen"] = 2e-4
     kl: Annotated[float, "weight of the KL to the model that the policy gradient began with"] = 5.0
-    mix: Annotated[float, "how far the result lies on the policy gradient's way; 1: at its end"] = 0.5
+    mix: Annotated[float, "how far the result lies on the policy gradient's way; 1: at its end"] = 0.35
     credit: Annotated[Literal["steps", "end"], "score: a step is credited with what it gained, or with the "
                                                "image's whole advantage, as DDPO"] = "steps"
     clip: Annotated[float, "score: clip range of the whole latent's log-probability, in nats"] = 1.64
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.5
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
-    rlcf: Annotated[bool, "comparative feedback: against the anchor; pathwise, against the start"] = True
+    rlcf: Annotated[bool, "score: comparative feedback, findings and report against the anchor's"] = True
     ace: Annotated[bool, "adaptive condition embeddings"] = True
     ace_tokens: Annotated[int, "K, the number of ACE vectors"] = 4
     ace_lr: Annotated[float, "their peak learning rate"] = 1e-3
@@ -296,7 +296,6 @@ class Objective:
     c_empty: Tensor
     sampling: SampleConfig
     config: RLConfig
-    compares = False
 
     def outputs(self, image: Tensor, step: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> what the policy's and the start's denoiser say: b c h w each; None: nothing needs the second"""
@@ -304,7 +303,7 @@ class Objective:
         with autocast(self.pipe.device):
             out = guided_noise(self.pipe.unet, x, t, *self.pipe.condition(c, self.c_empty),
                                self.sampling.guidance)
-            if self.config.kl == 0 and not self.compares:
+            if self.config.kl == 0:
                 return out, None
             with torch.no_grad():
                 return out, guided_noise(self.start.unet, x, t, *self.start.condition(c, self.c_empty),
@@ -349,10 +348,6 @@ class Pathwise(Objective):
     reports: list[str]
     statistics = ("loss", "kl")
 
-    @property
-    def compares(self) -> bool:
-        return self.config.rlcf
-
     def promise(self, out: Tensor, image: Tensor, step: Tensor) -> dict[str, Tensor]:
         """What the network says in a state -> scores of the x_0 that it promises, in units of real pairs"""
         decode = self.pipe.decode
@@ -367,10 +362,6 @@ class Pathwise(Objective):
     def __call__(self, image: Tensor, step: Tensor) -> dict[str, Tensor]:
         out, begun = self.outputs(image, step)
         scores = self.promise(out, image, step)
-        if self.config.rlcf:
-            with torch.no_grad():
-                reference = self.promise(begun, image, step)
-            scores = odds(scores, reference)
         reward = sum(self.config.weights[name] * score for name, score in scores.items())
         kl = torch.zeros_like(reward) if begun is None else reduce((out - begun) ** 2, "b c h w -> b", "mean")
         return {"loss": self.config.kl * kl - discount(step, len(self.ro.t)) * reward, "kl": kl}

@@ -46,13 +46,13 @@ SCORE = ["--gradient", "score"]
 VARIANTS = {      # name -> what differs from train.py's defaults
     "cxrl": [],
     "no ACE": ["--no-ace"],
-    "no RLCF": ["--no-rlcf"],
     "archive alone": ["--rounds", "0"],            # no policy gradient
     "all the way": ["--mix", "1"],
     "gradient alone": ["--rwr-steps", "0"],        # nothing from the archive
     "ACE alone": ["--rl-lr", "0", "--rwr-steps", "0", "--rounds", "12", "--kl", "1", "--mix", "1",
                   "--ace-tokens", "16", "--ace-lr", "0.2"],   # the denoiser frozen
     "score": SCORE,
+    "score, no RLCF": [*SCORE, "--no-rlcf"],
     "score alone": [*SCORE, "--rwr-steps", "0"],
     "DDPO": [*SCORE, "--rwr-steps", "0", "--credit", "end", "--group", "1", "--reports", "256", "--no-rlcf",
              "--no-ace"],

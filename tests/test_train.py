@@ -324,12 +324,13 @@ def same_policy(ours: Path, theirs: Path) -> None:
     assert torch.allclose(*ace, rtol=0, atol=1e-5)
 
 
-def test_the_result_lies_half_way_on_the_gradients_way(smoke_run):
-    """RUN/cxrl is the mean of the model that the archive taught and of the one after the last round."""
+def test_the_result_lies_part_of_the_way_that_the_gradient_went(smoke_run):
+    """RUN/cxrl lies `mix` of the way from what the archive taught to the model after the last round."""
     first, last = (load_file(smoke_run / "state" / f"{name}.safetensors") for name in ("rwr", "rl"))
     result = load_file(smoke_run / UNET_FILE.replace("anchor", "cxrl"))
     for key, value in result.items():
-        assert torch.allclose(value, (first[f"ema.unet.{key}"] + last[f"unet.{key}"]) / 2, atol=1e-6), key
+        between = first[f"ema.unet.{key}"].lerp(last[f"unet.{key}"], RLConfig().mix)
+        assert torch.allclose(value, between, atol=1e-6), key
     moved = [key for key, value in result.items() if not torch.equal(value, last[f"unet.{key}"])]
     assert len(moved) > len(result) / 2
 

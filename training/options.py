@@ -211,7 +211,8 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
     if rl.w_align == rl.w_diag == rl.w_consist == 0:
         raise ValueError("--w-align 0 --w-diag 0 --w-consist 0: at least one reward needs a weight above 0")
     score, lora = rl.gradient == "score", config.finetune == "lora"
-    for part, name, needed, there in [(rl, "clip", "--gradient score", score),
+    for part, name, needed, there in [(rl, "rlcf", "--gradient score", score),
+                                      (rl, "clip", "--gradient score", score),
                                       (rl, "credit", "--gradient score", score),
                                       (config, "finetune_rank", "--finetune lora", lora)]:
         if not there and getattr(part, name) != getattr(type(part), name):

@@ -130,7 +130,7 @@ def work(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, n: int,
     score = rl.gradient == "score"
     trained = branches(sampling) * (steps - 1 if score else 1)
     free = branches(sampling) * steps * (1 + rl.rlcf * score / rl.group)
-    free += trained * (rl.kl > 0 or rl.rlcf and not score)
+    free += trained * (rl.kl > 0)
     replayed = rl.rwr_steps * config.diffusion_batch
     learned = config.diffusion_steps * config.diffusion_batch
     before = (f"{config.text_steps:,} updates of the text encoder, then " if config.init is None
