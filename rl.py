@@ -22,7 +22,7 @@ Departures from CXRL and DDPO (docs/experiments.md has what was measured of them
   falls silent;
 * RLCF: `score` counts diagnosis and consistency against the anchor's image of the same report. The gradient
   of a difference does not see what is subtracted, so pathwise nothing is compared (the logarithm of the odds
-  to win, which it does see, did what a shorter way does, at less diversity);
+  to win, which it does see, did what a shorter way does: docs/experiments.md, section 53);
 * what is not an action, x_T and the last step's noise, is shared by a report's group and the anchor's image;
 * score, credit `steps`: a step is credited with what the state's promise gained by it, not with the end
   alone, and steps are weighted to act alike on the network;
