@@ -28,6 +28,7 @@ from text_encoder import EOS, TextConfig, Tokenizer
 from training import loop, options
 from training.loop import batch_index, learning_rate
 from training.options import TrainConfig, parse
+from training.ranks import start_ranks
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -333,6 +334,15 @@ def test_the_result_lies_part_of_the_way_that_the_gradient_went(smoke_run):
         assert torch.allclose(value, between, atol=1e-6), key
     moved = [key for key, value in result.items() if not torch.equal(value, last[f"unet.{key}"])]
     assert len(moved) > len(result) / 2
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    """A process of torchrun without a GPU of its own is refused in a line that says how many there are."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ValueError, match="process 1: this machine has 1 GPUs"):
+        start_ranks()
 
 
 def test_every_stage_that_trains_a_unet_compiles_it(smoke_run, same_phantoms, before_rl, monkeypatch):
