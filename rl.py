@@ -68,7 +68,7 @@ class RLConfig:
                         "through the reward networks, or from the actions' log-probabilities, clipped, as "
                         "DDPO; --gradient score --help shows its defaults"] = "pathwise"
     rwr_steps: Annotated[int, "optimizer steps on the archive's pairs that the rewards find right, before "
-                              "the policy gradient; 0: none"] = 1600
+                              "the policy gradient; 0: none"] = 1400
     rwr_lr: Annotated[float, "their peak learning rate; 0: the denoiser is frozen"] = 1e-3
     rounds: Annotated[int, "rollout + update rounds"] = 6
     rollout_steps: Annotated[int, "denoising steps of a rollout; fewer than of a picture serve"] = 10

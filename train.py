@@ -156,7 +156,7 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
         pipe.unet.compile()
     fit(run, "diffusion", modules, diffusion_loss(run, config, pipe, latents, train.reports),
         config.diffusion_steps, config.diffusion_lr, config.diffusion_batch, config.diffusion_micro,
-        config.ema_decay, decay=scratch, muon=scratch)
+        config.ema_decay, decay=scratch, scratch=scratch)
     if rank() > 0:
         return
     if config.finetune == "lora":
@@ -331,7 +331,7 @@ def learn_from_archive(run: Run, config: TrainConfig, rl: RLConfig, train, pipe:
                           first=config.diffusion_steps, rows=rows)
     rates = {name: rl.ace_lr if name == "ace" else rl.rwr_lr for name in modules}
     fit(run, "rwr", modules, loss, rl.rwr_steps, rates, config.diffusion_batch, config.diffusion_micro,
-        config.ema_decay, muon=config.init is None)
+        config.ema_decay, scratch=config.init is None)
 
 
 def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, rl: RLConfig) -> None:

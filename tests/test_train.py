@@ -198,6 +198,23 @@ def test_muon_moves_as_torchs_own(shape):
     assert torch.equal(bias, other)
 
 
+@pytest.mark.parametrize("scratch", [True, False])
+def test_muon_moves_what_knows_nothing_yet(tmp_path, scratch):
+    """The matrices of what learns from scratch, but for c_s, which begins with the prompt's embeddings;
+    AdamW, which keeps a second moment, the rest."""
+    run = options.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
+    modules = {name: torch.nn.Linear(3, 2) for name in ("net", "ace")}
+
+    def loss(step: int, part: slice):
+        return sum(module(torch.ones(1, 3)).square().mean() for module in modules.values()), {}
+
+    (tmp_path / "run").mkdir()
+    loop.fit(run, "rwr", modules, loss, 1, 1e-3, 1, scratch=scratch)
+    kept = load_file(tmp_path / "run" / "state" / "rwr.safetensors")
+    second = [f"optimizer.{i}.exp_avg_sq" in kept for i in range(4)]   # weight, bias of either
+    assert second == [not scratch, True, True, True]
+
+
 def test_orthogonal_keeps_directions_and_equals_lengths():
     """What is made orthogonal has the singular vectors of what it was made of, and singular values near 1."""
     u, _, v = torch.linalg.svd(torch.randn(12, 40, generator=torch.Generator().manual_seed(0)), False)
@@ -252,7 +269,7 @@ def test_non_finite_loss_stops_with_stage_step_and_seed(tmp_path):
 
     with pytest.raises(FloatingPointError, match="vae: loss is nan at step 2, seed 0"):
         loop.fit(run, "vae", {"net": net}, loss, 6, 1e-3, 1)
-    optimizer = loop.adamw(net.parameters(), 1e-3)
+    optimizer = loop.adamw([{"params": list(net.parameters()), "muon": True}], 1e-3)
     assert loop.load_state(run, "vae", {"net": net}, optimizer, None)[0] == 2
 
 

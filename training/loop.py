@@ -96,7 +96,7 @@ def quick(modules: dict[str, nn.Module]) -> bool:
 
 def save_state(run: Run, stage: str, step: int, seconds: float, modules: dict[str, nn.Module], optimizer,
                ema: dict | None) -> None:
-    """RUN/state/STAGE.safetensors: weights, AdamW moments, EMA; step and options in its header.
+    """RUN/state/STAGE.safetensors: weights, moments, EMA; step and options in its header.
     Renamed when complete. Rank 0 writes for all."""
     if rank():
         return
@@ -242,18 +242,18 @@ Loss = Callable[[int, slice], tuple[Tensor, dict[str, Tensor]]]   # of a step, o
 
 def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: int,
         lr: float | dict[str, float], batch: int, micro: int | None = None, ema_decay: float = 0.0,
-        decay: bool = True, muon: bool = False) -> None:
+        decay: bool = True, scratch: bool = True) -> None:
     """Minimise loss(step, part) -> (mean over that part of the batch, numbers to report) over the modules'
     parameters; resumes, logs, checkpoints.
 
     Each rank takes its share of a batch, at most `micro` in one pass. With ema_decay the modules end with the
-    moving average of their weights. muon: it moves the matrices of the module `unet`.
+    moving average of their weights. scratch: they know nothing yet, and Muon moves their matrices, c_s apart.
     """
     for module in modules.values():
         share_batch_norms(module)
     rates = lr if isinstance(lr, dict) else dict.fromkeys(modules, lr)
     groups = [{"params": [p for p in m.parameters() if p.requires_grad], "peak": rates[name],
-               "muon": muon and name == "unet"} for name, m in modules.items()]
+               "muon": scratch and name != "ace"} for name, m in modules.items()]
     parameters, optimizer = [p for group in groups for p in group["params"]], adamw(groups, 0.0)
     ema = None
     if ema_decay:

@@ -53,12 +53,12 @@ class TrainConfig:
     consistency: Annotated[Path | None, "your own CLIP as consistency reward: a CLIPModel folder of "
                                         "transformers, tokenizer included"] = None
     train_images: Annotated[int, "phantoms in the training split"] = 8192
-    vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 1400
+    vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 800
     vae_batch: Annotated[int, "images per step; halve if out of memory"] = 4
-    vae_lr: Annotated[float, "peak learning rate"] = 2e-3
+    vae_lr: Annotated[float, "peak learning rate"] = 1e-3
     text_steps: Annotated[int, "optimizer steps of the text encoder's contrastive pretraining"] = 500
     text_batch: Annotated[int, "pairs per step, each the others' wrong answers"] = 64
-    diffusion_steps: Annotated[int, "optimizer steps of the UNet"] = 1600
+    diffusion_steps: Annotated[int, "optimizer steps of the UNet"] = 1400
     diffusion_batch: Annotated[int, "latents per step"] = 32
     diffusion_micro: Annotated[int, "latents in one pass of a process; halve if out of memory"] = 32
     diffusion_lr: Annotated[float, "peak learning rate"] = 1e-3
