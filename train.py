@@ -73,7 +73,7 @@ def unit(images: Tensor, device: torch.device) -> Tensor:
 
 
 def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
-    """Autoencoder: squared error of grey values and of their slopes (ribs, vessels, leads), and a light KL;
+    """Autoencoder: squared error of grey values and of their slopes (ribs, vessels), and a light KL;
     its latent scale is measured once and kept in its config.json."""
     torch.manual_seed(run.seed)
     vae, train = AutoencoderKL(sizes.vae).to(run.device, memory_format=torch.channels_last), sets["train"]
