@@ -84,7 +84,7 @@ class RLConfig:
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.5
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
-    rlcf: Annotated[bool, "score: comparative feedback, findings and report against the anchor's"] = True
+    rlcf: Annotated[bool, "score: comparative feedback, findings and report against the anchor's"] = False
     ace: Annotated[bool, "adaptive condition embeddings"] = True
     ace_tokens: Annotated[int, "K, the number of ACE vectors"] = 4
     ace_lr: Annotated[float, "their peak learning rate"] = 1e-3
@@ -102,7 +102,7 @@ class RLConfig:
 
 
 # What differs by default with --gradient score.
-SCORE = {"rounds": 12, "updates": 2, "rl_lr": 3e-4, "kl": 0.01, "mix": 1.0}
+SCORE = {"rounds": 12, "updates": 2, "rl_lr": 3e-4, "kl": 0.01, "mix": 1.0, "rlcf": True}
 
 
 def start_policy(folder: Path, device: torch.device,
@@ -435,7 +435,7 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, start: Pipeline, nets: Rewards, r
     valued = valued_states(config)
     ro = rollout(pipe, cond, uncond, noise, sampling, valued, config.rl_batch)
     reference = None
-    if config.rlcf and config.gradient == "score":
+    if config.rlcf:
         theirs = rollout(anchor, *anchor.condition(c_report, c_empty), anchor_noise, sampling, [],
                          config.rl_batch)
         reference = nets.scores(theirs.images, reports[mine][::group])

@@ -122,7 +122,7 @@ def ddpo_rounds(folder: Path, nets: Rewards, images: int, steps: int, config: RL
     updates, batch = SCORE["updates"], min(config.rl_batch, images)
     micro = min(config.rl_micro, images // updates)   # trl's passes hold images of one step, ours any pairs
     config = dataclasses.replace(config, gradient="score", credit="end", updates=updates, reports=images,
-                                 group=1, lora_rank=4, rl_batch=batch, kl=0.0, rlcf=False, ace=False,
+                                 group=1, lora_rank=4, rl_batch=batch, kl=0.0, ace=False,
                                  rollout_steps=steps, checkpointing=False, offload=False)
     pipe, anchor, _, groups = start_policy(folder, device, config)
     optimizer, sampling = loop.adamw(groups, config.rl_lr), SampleConfig(guidance=5.0)
@@ -152,6 +152,8 @@ def measure(name: str, images: int, steps: int, compiled: bool, rate: float, dev
     preset, changes = CASES[name]
     sizes = options.preset(preset)
     config = RLConfig(**{"reports": images // 4, "group": 4, "rollout_steps": steps, **changes})
+    # Full micro-batches, whose memory --dry-run foretells, however few the images.
+    config = dataclasses.replace(config, updates=max(images // config.rl_micro, 1))
     sampling = SampleConfig(sample_steps=steps)
     random_pipeline(sizes, device).save(folder / name)
     pipe, anchor, _, groups = start_policy(folder / name, device, config)

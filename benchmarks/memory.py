@@ -37,8 +37,9 @@ from training.plan import LiveBytes  # noqa: E402
 CPU, GIB = torch.device("cpu"), 2**30
 ROLLOUT, PICTURES = rl.rollout, rl.pictures
 # 256 images a round, 50 steps, guidance 4, as with --preset sd15.
-CASES = {f"{gradient}-{name}": {"gradient": gradient, "lora_rank": rank, "checkpointing": True,
-                                "offload": True, "rl_batch": 8, "rl_micro": 2, "rollout_steps": 50}
+CASES = {f"{gradient}-{name}": {"gradient": gradient, "rlcf": gradient == "score", "lora_rank": rank,
+                                "checkpointing": True, "offload": True, "rl_batch": 8, "rl_micro": 2,
+                                "rollout_steps": 50}
          for gradient in ("pathwise", "score") for name, rank in (("lora", 4), ("full", 0))}
 
 
@@ -137,7 +138,7 @@ def peaks(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleCon
           live: LiveBytes) -> dict[str, int]:
     """Peak bytes of each phase of rl_round on `config.reports * config.group` images, with two updates: from
     the second on there are AdamW's moments. 0: there is no such phase."""
-    b, score = config.reports * config.group, config.gradient == "score"
+    b = config.reports * config.group
     found = dict.fromkeys(("weights", "rollout", "anchor's rollout", "rewards", "update"), 0)
 
     def measured(phase: str, work: Callable) -> Callable:
@@ -157,7 +158,7 @@ def peaks(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleCon
         pipe, anchor, _, groups = rl.start_policy(Path(), CPU, config)
     start, optimizer = rl.freeze(pipe), loop.adamw(groups, 1e-6)
     found["weights"], nets.scores = live.now, measured("rewards", nets.scores)
-    scorings = 1 + (config.rlcf and score) + len(rl.valued_states(config))
+    scorings = 1 + config.rlcf + len(rl.valued_states(config))
     with (only_last(nets, "scores", scorings, lambda x: dict.fromkeys(NAMES, torch.zeros(len(x)))),
           patch.multiple(rl, rollout=measured("rollout", rollout), pictures=pictures, offloaded=offloaded,
                          update=measured("update", rl.update), summarise=lambda *args: {},

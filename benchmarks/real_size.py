@@ -74,7 +74,7 @@ def finetune(out: Path, size: str) -> str:
 
 def reinforce(out: Path, size: str, estimator: str) -> str:
     config = RLConfig(estimator, reports=1, group=2, lora_rank=4, rl_batch=1, rl_micro=1, updates=1,
-                      rollout_steps=3, checkpointing=True)
+                      rollout_steps=3, checkpointing=True, rlcf=estimator == "score")
     pipe, anchor, _, groups = start_policy(out / "anchor", CPU, config)
     nets = random_rewards(options.preset(size), pipe.tokenizer, CPU)
     stats, _ = rl_round(pipe, anchor, anchor, nets, [REPORT] * 2, [0, 1], SampleConfig(),

@@ -138,8 +138,8 @@ def test_memory_estimate_of_a_round(gradient):
     """At tiny size the estimate of every phase of a round is what the same code takes on real tensors; only
     the score's round has the anchor's."""
     sizes, sampling = options.preset("tiny"), SampleConfig(guidance=2.0)
-    config = rl.RLConfig(gradient, rollout_steps=5, reports=2, group=4, rl_batch=4, rl_micro=2,
-                         checkpointing=True, offload=True)
+    config = rl.RLConfig(gradient, rlcf=gradient == "score", rollout_steps=5, reports=2, group=4, rl_batch=4,
+                         rl_micro=2, checkpointing=True, offload=True)
     found = memory.estimate(sizes, config, sampling)
     with memory.as_on_cuda(), memory.OneRank() as live:
         real = memory.peaks(sizes, config, sampling, live)

@@ -275,7 +275,8 @@ def test_forwards_of_the_plan_are_those_of_a_round(kl, guidance, gradient):
     """The UNet forwards an image that --dry-run prints, counted in a round: rollout, anchor's rollout,
     update."""
     pipe, anchor, count = small_pipeline(), small_pipeline(0), []
-    config = RLConfig(gradient, rounds=1, rollout_steps=6, reports=2, group=4, kl=kl, rl_batch=8, rl_micro=8)
+    config = RLConfig(gradient, rounds=1, rollout_steps=6, reports=2, group=4, kl=kl, rl_batch=8, rl_micro=8,
+                      rlcf=gradient == "score")
     sampling = SampleConfig(guidance=guidance)
     for unet in (pipe.unet, anchor.unet):
         unet.register_forward_hook(lambda net, args, out: count.append(len(out)))

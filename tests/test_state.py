@@ -364,7 +364,7 @@ def test_latents_of_other_images_are_made_again(tmp_path, capsys):
     (["--reward-batch", "1"], "--reward-batch 1: expected at least 2"),
     (["--reports", "1", "--group", "1"], "--reports 1 --group 1: expected more than one image"),
     (["--gradient", "score", "--clip", "1e-4"], "--clip 0.0001: .*DDPO's 1e-4 .* is 1.64"),
-    (["--no-rlcf"], "--no-rlcf: needs --gradient score"),
+    (["--rlcf"], "--rlcf: needs --gradient score"),
     (["--clip", "0.5"], "--clip 0.5: needs --gradient score"), (["--credit", "end"], "--credit end: needs"),
     (["--finetune-rank", "4"], "--finetune-rank 4: needs --finetune lora"),
     (["--out", ""], "argument '': expected a value"), (["--out="], "'--out=': expected a value"),

@@ -308,8 +308,8 @@ def test_every_departure_from_ddpo_can_be_switched_off():
     flags = "--gradient score --rwr-steps 0 --credit end --group 1 --no-rlcf --no-ace --kl 0"
     configs = parse(flags.split())
     options.check(*configs)
-    assert configs[2] == RLConfig("score", rwr_steps=0, credit="end", group=1, rlcf=False, ace=False,
-                                  **{**SCORE, "kl": 0.0})
+    assert configs[2] == RLConfig("score", rwr_steps=0, credit="end", group=1, ace=False,
+                                  **{**SCORE, "rlcf": False, "kl": 0.0})
 
 
 # ---------------------------------------------------------------------------------------- RL and its variants

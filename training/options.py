@@ -216,8 +216,8 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
                                       (rl, "credit", "--gradient score", score),
                                       (config, "finetune_rank", "--finetune lora", lora)]:
         if not there and (value := getattr(part, name)) != getattr(type(part), name):
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{f'{flag} {value}' if value else f'no-{flag}'}: needs {needed}")
+            said = "" if value is True else f" {value}"
+            raise ValueError(f"--{name.replace('_', '-')}{said}: needs {needed}")
     if config.init is None:
         for flag, needless in (("preset", ("tiny", "small")), ("finetune", ("none",))):
             if (value := getattr(config, flag)) not in needless:

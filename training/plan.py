@@ -129,7 +129,7 @@ def work(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, n: int,
     steps, update, images = rl.rollout_steps, 4 if rl.checkpointing else 3, rl.reports * rl.group
     score = rl.gradient == "score"
     trained = branches(sampling) * (steps - 1 if score else 1)
-    free = branches(sampling) * steps * (1 + rl.rlcf * score / rl.group)
+    free = branches(sampling) * steps * (1 + rl.rlcf / rl.group)
     free += trained * (rl.kl > 0)
     replayed = rl.rwr_steps * config.diffusion_batch
     learned = config.diffusion_steps * config.diffusion_batch
