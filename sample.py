@@ -37,7 +37,7 @@ from storage.pictures import grey, picture_grid, read_png, save_png
 from storage.weights import require
 from text_encoder import CLIPTextModel, Tokenizer
 from training.ranks import rank, start_ranks, wait_for_ranks
-from vae import AutoencoderKL
+from vae import AutoencoderKL, at_once
 
 # --------------------------------------------------------------------------------------------- noise schedule
 
@@ -340,10 +340,10 @@ class Pipeline:
     def decode(self, latents: Tensor) -> Tensor:
         """(latents: b c h w, scaled) -> b c h w images in [0, 1], float32
 
-        At most 2^19 pixels at a time, 2 images of 512 px: its activations are the largest of all.
+        So many at a time as vae.at_once says.
         """
         side = latents.shape[-1] * self.vae.config.factor
-        parts = (latents / self.vae.config.scaling_factor).split(max(2**19 // side**2, 1))
+        parts = (latents / self.vae.config.scaling_factor).split(at_once(side, self.device))
         return torch.cat([(self.vae.decode(z).float() / 2 + 0.5).clamp(0, 1) for z in parts])
 
 

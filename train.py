@@ -73,7 +73,7 @@ def unit(images: Tensor, device: torch.device) -> Tensor:
 
 
 def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
-    """Autoencoder: squared error of grey values and of their slopes (ribs, vessels), and a light KL;
+    """Autoencoder: absolute error of grey values and of their slopes (ribs, vessels), and a light KL;
     its latent scale is measured once and kept in its config.json."""
     torch.manual_seed(run.seed)
     vae, train = AutoencoderKL(sizes.vae).to(run.device, memory_format=torch.channels_last), sets["train"]
@@ -86,10 +86,10 @@ def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
         mean, logvar = vae.encode(x)
         noise = torch.randn(batch, *mean.shape[1:], generator=step_generator(run.seed, "vae", step))
         error = vae.decode(mean + (0.5 * logvar).exp() * noise[part].to(run.device)) - x
-        mse = error.square().mean()
-        slopes = error.diff(dim=2).square().mean() + error.diff(dim=3).square().mean()
+        slopes = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum((1, 2, 3)).mean()
-        return mse + slopes + 1e-6 * kl, {"psnr": 10 * torch.log10(4 / mse), "kl": kl}
+        return error.abs().mean() + slopes + 1e-6 * kl, {
+            "psnr": 10 * torch.log10(4 / error.square().mean()), "kl": kl}
 
     fit(run, "vae", {"vae": vae}, loss, config.vae_steps, config.vae_lr, batch)
     if rank() > 0:
@@ -142,7 +142,8 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
     """UNet on cached latents -> RUN/anchor, the supervised pipeline: from scratch, or from --init with its
     own schedule, at a small constant rate (as RoentGen, Chambon et al. 2022)."""
     train, scratch = sets["train"], config.init is None
-    vae = AutoencoderKL.from_pretrained(run.path("anchor", "vae")).to(run.device).eval()
+    vae = AutoencoderKL.from_pretrained(run.path("anchor", "vae"))
+    vae = vae.to(run.device, memory_format=torch.channels_last).eval()
     latents = latent_cache(run, vae, train)
     torch.manual_seed(run.seed + 1)
     pipe = (start_pipeline(run, config, sizes, vae, latents, train.reports) if scratch

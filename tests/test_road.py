@@ -226,7 +226,7 @@ def test_latents_are_mapped_and_made_shard_by_shard(tmp_path, monkeypatch):
     missing is made again, and no other; a batch is what the autoencoder gives, scaled, to float16's
     rounding."""
     monkeypatch.setattr(latents, "SHARD", 4)
-    monkeypatch.setattr(latents, "PIXELS", 3 * 16**2)
+    monkeypatch.setattr(latents, "at_once", lambda side, device: 3)
     vae, films = AutoencoderKL(VAE).eval(), Films()
     run = loop.Run(tmp_path, {}, torch.device("cpu"), 0, 1e9)
     first = latents.latent_cache(run, vae, films)

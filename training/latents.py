@@ -16,10 +16,9 @@ from tqdm import tqdm
 from storage.files import replacing
 from training.loop import Run
 from training.ranks import rank, ranks, wait_for_ranks
-from vae import AutoencoderKL
+from vae import AutoencoderKL, at_once
 
 SHARD = 4096   # images; an open file and its buffer each, 134 MB at 512 px
-PIXELS = 2**19   # encoded at a time: 128 images of 64 px, 2 of 512 px
 
 
 class Latents:
@@ -47,7 +46,7 @@ class Latents:
 @torch.no_grad()
 def latent_cache(run: Run, vae: AutoencoderKL, train) -> Latents:
     """-> the training images' latents, scaled; what is missing of them is encoded, by all ranks."""
-    n, side, few = len(train), train.size // vae.config.factor, max(PIXELS // train.size**2, 1)
+    n, side, few = len(train), train.size // vae.config.factor, at_once(train.size, run.device)
     shape = (vae.config.latent_channels, side, side)
     key = hashlib.sha256(next(vae.parameters()).detach().cpu().numpy().tobytes())
     key.update(f"{train.digest} {vae.config}".encode())

@@ -19,7 +19,7 @@ from text_encoder import CLIPTextModel
 from training.loop import adamw
 from training.options import Preset, TrainConfig
 from training.ranks import ranks
-from vae import AutoencoderKL
+from vae import AutoencoderKL, at_once
 
 
 class LiveBytes(TorchDispatchMode):
@@ -90,7 +90,8 @@ def needed_bytes(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, size
     with FakeTensorMode(), LiveBytes() as live, torch.no_grad():
         text, vae = CLIPTextModel(sizes.text), AutoencoderKL(sizes.vae)
         live.peak = idle = live.now
-        vae.decode(torch.empty(max(2**19 // sizes.size**2, 1), channels, side, side))   # as Pipeline.decode
+        device = torch.device("cuda" if half else "cpu")
+        vae.decode(torch.empty(at_once(sizes.size, device), channels, side, side))   # as Pipeline.decode
         decoding = live.peak
         if config.finetune == "all":
             idle += 4 * sum(4 * p.numel() for p in text.parameters())
