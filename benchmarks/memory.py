@@ -33,6 +33,7 @@ import sample  # noqa: E402
 from rewards import NAMES  # noqa: E402
 from training import loop, options  # noqa: E402
 from training.plan import LiveBytes  # noqa: E402
+from vae import at_once  # noqa: E402
 
 CPU, GIB = torch.device("cpu"), 2**30
 ROLLOUT, PICTURES = rl.rollout, rl.pictures
@@ -45,7 +46,8 @@ CASES = {f"{gradient}-{name}": {"gradient": gradient, "rlcf": gradient == "score
 
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """bf16 autocast on the CPU, with CUDA's rule that norms cast their input to float32."""
+    """bf16 autocast on the CPU, with CUDA's rule that norms cast their input to float32, and as many images
+    decoded at a time as there."""
     def autocast(device: torch.device):
         return torch.autocast("cpu", torch.bfloat16)
 
@@ -70,6 +72,7 @@ def as_on_cuda() -> Iterator[None]:
         stack.enter_context(one_mode)
         for target, name, value in [(nn.Module, "to", to), (sample, "autocast", autocast),
                                     (rl, "autocast", autocast),
+                                    (sample, "at_once", lambda side, _: at_once(side, torch.device("cuda"))),
                                     (F, "group_norm", in_float32(F.group_norm)),
                                     (F, "layer_norm", in_float32(F.layer_norm))]:
             stack.enter_context(patch.object(target, name, value))
