@@ -392,10 +392,12 @@ def load_images(folder: Path, size: int, fit: str = "crop") -> FolderChests:
 # ------------------------------------------------------------------------------------------------------------
 
 def load_phantom(size: int, seed: int, train_images: int) -> dict[str, PhantomChests]:
-    """Disjoint index ranges; training pairs carry the faults of archives, the others are clean."""
+    """Disjoint index ranges; training pairs carry the faults of archives, the others are clean. A small set
+    has few held-out images, as a small archive has."""
+    held_out = min(8192, max(1024, train_images))
     return {"train": PhantomChests("train", 0, train_images, seed, size, faults=True),
-            "val": PhantomChests("val", 2**20, 1024, seed, size, faults=False),
-            "test": PhantomChests("test", 2**21, 2048, seed, size, faults=False),
+            "val": PhantomChests("val", 2**20, held_out // 8, seed, size, faults=False),
+            "test": PhantomChests("test", 2**21, held_out // 4, seed, size, faults=False),
             "judge": PhantomChests("judge", 2**22, train_images, seed + JUDGE_SEED, size, faults=False)}
 
 

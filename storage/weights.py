@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from storage.files import keep_tensors, read_json, write_json
 
@@ -77,10 +78,20 @@ def read_kept(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: missing, truncated, damaged or not a safetensors file: {error}") from error
 
 
+class Undrawn(TorchFunctionMode):
+    """Networks built inside are not initialised: drawing Gaussians on `meta` imports torch's compiler, which
+    takes two seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
 def load_strict(build: Callable[[], nn.Module], weights: dict[str, Tensor], path: Path) -> nn.Module:
     """-> the model that build() makes, with these weights, as float32. Every tensor must be there, with its
     shape, and finite."""
-    with torch.device("meta"):   # nothing is drawn that is replaced at once
+    with torch.device("meta"), Undrawn():   # all of it is replaced at once
         model = build()
     expected = model.state_dict()
     if missing := sorted(expected.keys() - weights.keys()):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ import decoding  # noqa: E402
 import gpu  # noqa: E402
 import index  # noqa: E402
 import memory  # noqa: E402
+import peers  # noqa: E402
 import utility  # noqa: E402
 
 
@@ -63,12 +65,12 @@ def test_a_signal_ends_each_script_in_one_line(script):
     assert process.returncode == 143 and error.startswith("stopped: ") and error.count("\n") == 1, error
 
 
-def test_gpu_benchmark_gives_one_row_a_case(tmp_path, capsys):
+def test_gpu_benchmark_gives_one_row_a_case(tmp_path, capsys, monkeypatch):
     """Speeds, shares and the comparisons with diffusers and trl are positive numbers; --images must fill
     the groups."""
-    done = command("benchmarks/gpu.py", "--case", "tiny", "--images", 4, "--steps", 2, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    cells = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)   # of other tests, too
+    gpu.main(["--case", "tiny", "--images", "4", "--steps", "2", "--out", str(tmp_path)])
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
     assert cells[0] == "tiny" and float(cells[1]) > 0 and float(cells[2]) > 0 and cells[3] == ""
     assert all(int(cell.removesuffix("%")) > 0 for cell in cells[4:6])
     assert cells[6] == "" or float(cells[6]) > 0
@@ -78,12 +80,12 @@ def test_gpu_benchmark_gives_one_row_a_case(tmp_path, capsys):
     assert "--images 3" in capsys.readouterr().err
 
 
-def test_peers_are_timed_at_the_same_work(tmp_path):
+def test_peers_are_timed_at_the_same_work(capsys):
     """Every row has two times and their ratio; that both draw the same pictures the script asserts."""
     pytest.importorskip("diffusers", reason="the comparison needs diffusers: requirements-dev.txt")
-    done = command("benchmarks/peers.py", "--size", "tiny", "--images", 2, "--steps", 3, "--repeats", 1)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines()[4:]]
+    with warnings.catch_warnings():
+        peers.main(["--size", "tiny", "--images", "2", "--steps", "3", "--repeats", "1"])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[4:]]
     assert [row[0].strip() for row in rows][:2] == ["sampling", "step"]
     assert all(float(cell) > 0 for row in rows for cell in row[2:])
 
@@ -138,7 +140,7 @@ def test_memory_estimate_of_a_round(gradient):
     """At tiny size the estimate of every phase of a round is what the same code takes on real tensors; only
     the score's round has the anchor's."""
     sizes, sampling = options.preset("tiny"), SampleConfig(guidance=2.0)
-    config = rl.RLConfig(gradient, rlcf=gradient == "score", rollout_steps=5, reports=2, group=4, rl_batch=4,
+    config = rl.RLConfig(gradient, rlcf=gradient == "score", rollout_steps=3, reports=2, group=4, rl_batch=4,
                          rl_micro=2, checkpointing=True, offload=True)
     found = memory.estimate(sizes, config, sampling)
     with memory.as_on_cuda(), memory.OneRank() as live:
