@@ -430,6 +430,10 @@ class Rewards:
         """What one unit of each reward is: the spread of its score over real pairs."""
         return {name: net.spread for name, net in self.named().items()}
 
+    def medians(self) -> dict[str, Tensor]:
+        """The score of the median real pair, which is right enough."""
+        return {name: net.median for name, net in self.named().items()}
+
     def floors(self) -> dict[str, Tensor]:
         """The score below which a real pair is no example to learn from."""
         return {name: net.median - FLOOR[name] * net.spread for name, net in self.named().items()}

@@ -11,7 +11,8 @@ score      DDPO's: the reward is a number, what has a gradient is the log-probab
 pathwise   the reward is a network, which has a gradient of its own. A state x_t of the rollout is denoised
            once, and what it promises, x_0 as the network sees it from there, is decoded and scored:
                loss = -d^(tenths of the way left) R(decode(x_0(x_t)), y)
-           (DRaFT, Clark et al. 2024; one step at a noisy state: SRPO, Shen et al. 2025).
+           (DRaFT, Clark et al. 2024; one step at a noisy state: SRPO, Shen et al. 2025). A reward counts up
+           to the median real pair's score: a picture that is as right as that is left as it is.
 
 Departures from CXRL and DDPO (docs/experiments.md has what was measured of them):
 
@@ -349,7 +350,8 @@ class Pathwise(Objective):
     statistics = ("loss", "kl")
 
     def promise(self, out: Tensor, image: Tensor, step: Tensor) -> dict[str, Tensor]:
-        """What the network says in a state -> scores of the x_0 that it promises, in units of real pairs"""
+        """What the network says in a state -> rewards of the x_0 that it promises, in units of real pairs and
+        none above the median pair's"""
         decode = self.pipe.decode
         if self.config.checkpointing:
             decode = partial(checkpoint, decode, use_reentrant=False)
@@ -357,12 +359,13 @@ class Pathwise(Objective):
         with autocast(self.pipe.device):   # with checkpointing, one image's activations at a time
             pictures = grey(torch.cat([decode(x) for x in x_0]))
         scores = self.nets.raw_scores(pictures.float(), [self.reports[i] for i in image.tolist()])
-        return {name: score / self.nets.units()[name] for name, score in scores.items()}
+        units, enough = self.nets.units(), self.nets.medians()
+        return {name: score.minimum(enough[name]) / units[name] for name, score in scores.items()}
 
     def __call__(self, image: Tensor, step: Tensor) -> dict[str, Tensor]:
         out, begun = self.outputs(image, step)
-        scores = self.promise(out, image, step)
-        reward = sum(self.config.weights[name] * score for name, score in scores.items())
+        rewards = self.promise(out, image, step)
+        reward = sum(self.config.weights[name] * value for name, value in rewards.items())
         kl = torch.zeros_like(reward) if begun is None else reduce((out - begun) ** 2, "b c h w -> b", "mean")
         return {"loss": self.config.kl * kl - discount(step, len(self.ro.t)) * reward, "kl": kl}
 

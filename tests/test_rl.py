@@ -40,6 +40,7 @@ def words(reports: list[str]) -> torch.Tensor:
 
 class Brightness:
     """Reward networks' interface with one known answer: how bright the picture is."""
+    enough = 1.0
 
     def raw_scores(self, images, reports):
         value = images.mean((1, 2, 3))
@@ -50,6 +51,9 @@ class Brightness:
 
     def units(self):
         return dict.fromkeys(rewards.NAMES, torch.tensor(0.02))
+
+    def medians(self):
+        return dict.fromkeys(rewards.NAMES, torch.tensor(self.enough))
 
     def floors(self):
         return dict.fromkeys(rewards.NAMES, torch.tensor(0.5)) | {"consist": torch.tensor(-1.0)}
@@ -162,6 +166,18 @@ def test_pathwise_gradient_is_the_rewards_own():
     objective(image, step)["loss"].sum().backward()
     assert bias.grad[0] == pytest.approx(((loss(1e-2) - loss(-1e-2)) / 2e-2).item(), rel=0.02)
     assert (objective(image, torch.tensor([5, 5]))["loss"].sum() != 0).all()
+
+
+def test_a_picture_that_is_right_enough_has_no_gradient():
+    """Up to the median real pair's score a reward pulls; above it, not at all."""
+    pipe, nets, image, step = small_pipeline(0), Brightness(), torch.tensor([0]), torch.tensor([5])
+    ro, c_p, c_empty = start(pipe)
+    objective = Pathwise(pipe, pipe, ro, c_p, c_empty, sampling(), RLConfig(kl=0.0), nets, ["a"] * 8)
+    bias = pipe.unet.conv_out.bias
+    for nets.enough, pulls in ((1.0, True), (0.0, False)):
+        bias.grad = None
+        objective(image, step)["loss"].sum().backward()
+        assert bool(bias.grad.any()) is pulls
 
 
 def test_worthy_pairs_are_those_that_no_reward_in_use_finds_wanting():
