@@ -78,7 +78,7 @@ class RLConfig:
     updates: Annotated[int, "optimizer steps per round; from the second on the clip acts"] = 8
     rl_lr: Annotated[float, "peak learning rate of the denoiser in RL, decays to 0; 0: frozen"] = 2e-4
     kl: Annotated[float, "weight of the KL to the model that the policy gradient began with"] = 5.0
-    mix: Annotated[float, "how far the result lies on the policy gradient's way; 1: at its end"] = 0.35
+    mix: Annotated[float, "how far the result lies on the policy gradient's way; 1: at its end"] = 0.5
     credit: Annotated[Literal["steps", "end"], "score: a step is credited with what it gained, or with the "
                                                "image's whole advantage, as DDPO"] = "steps"
     clip: Annotated[float, "score: clip range of the whole latent's log-probability, in nats"] = 1.64
