@@ -14,5 +14,5 @@ def test_a_run_that_is_killed_in_every_stage_and_at_random_moments_ends_bit_for_
 def test_hostile_inputs_end_in_one_line():
     """No traceback, no hang, nothing written outside, nothing lost, whatever a file of a run, a pipeline or a
     table holds."""
-    done = command("tests/storm_inputs.py", "--inputs", 8)
+    done = command("tests/storm_inputs.py", "--inputs", 5)
     assert done.returncode == 0, done.stdout + done.stderr
