@@ -52,7 +52,7 @@ class TrainConfig:
                                       "its labels in FILE.json"] = None
     consistency: Annotated[Path | None, "your own CLIP as consistency reward: a CLIPModel folder of "
                                         "transformers, tokenizer included"] = None
-    train_images: Annotated[int, "phantoms in the training split"] = 8192
+    train_images: Annotated[int, "phantoms in the training split; of fewer, fewer are held out"] = 8192
     vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 800
     vae_batch: Annotated[int, "images per step; halve if out of memory"] = 4
     vae_lr: Annotated[float, "peak learning rate"] = 1e-3
