@@ -570,6 +570,14 @@ def test_phantom_chests():
     assert torch.equal(train.images([7]), alone) and not torch.equal(batch[0], alone[0])
 
 
+@pytest.mark.parametrize("train, val, test", [(40, 128, 256), (4096, 512, 1024), (8192, 1024, 2048),
+                                              (20_000, 1024, 2048)])
+def test_a_small_set_of_phantoms_has_few_held_out(monkeypatch, train, val, test):
+    """The held-out splits are an eighth and a quarter of the training split, within bounds."""
+    monkeypatch.setattr(data, "PhantomChests", lambda name, first, count, *_, **how: range(count))
+    assert [len(part) for part in data.load_phantom(64, 0, train).values()] == [train, val, test, train]
+
+
 def test_digest_follows_what_a_run_is_made_of(tmp_path, monkeypatch):
     """A set's digest changes with its images, reports, labels and order, and with nothing else; a large set's
     goes by its files. A phantom's goes by its seed, range, size and faults."""
