@@ -18,6 +18,8 @@ NO_MEMORY = ("out of memory", "can't allocate memory")
 asked: list[int] = []      # the signal that asked the command to end
 patient: list[bool] = []   # not empty: whoever listens ends it, at the next good moment
 torn: list[bool] = []      # not empty: it came in the middle of something, and errors since are its doing
+advice: list[str] = []     # how to go on, until it is said
+GRACE = 10.0               # seconds that what came in the middle of something has to end the command
 
 
 class Output(io.TextIOWrapper):
@@ -53,8 +55,7 @@ def begin(again: str, status: int = 1) -> None:
         if stopped or known:
             traceback.clear_frames(trace)   # ends progress bars, before the line and not after it
         if stopped:
-            if os.environ.get("RANK", "0") == "0":   # of many processes one speaks
-                print(f"stopped: {again}", file=sys.stderr)
+            say_stopped()
             raise SystemExit(128 + (asked or [signal.SIGINT])[0])
         if known:
             print("error:", " ".join(str(error).split("\n")) or kind.__name__, file=sys.stderr)
@@ -69,6 +70,7 @@ def begin(again: str, status: int = 1) -> None:
         else:
             sys.__unraisablehook__(lost)
 
+    advice[:] = [again]
     sys.excepthook, sys.unraisablehook = last_words, swallowed
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
@@ -90,7 +92,22 @@ def on_signal(number: int, _) -> None:
         asked.append(number)
         if not patient:
             torn.append(True)
+            last = threading.Timer(GRACE, insist, (number,))
+            last.daemon = True   # what ends before is not held up
+            last.start()
             raise KeyboardInterrupt
+
+
+def insist(number: int) -> None:
+    """Some library took the exception for an error of its own and went on. Nothing is being saved: end."""
+    if torn:
+        say_stopped()
+        os._exit(128 + number)
+
+
+def say_stopped() -> None:
+    if advice and os.environ.get("RANK", "0") == "0":   # once, and of many processes one speaks
+        print(f"stopped: {advice.pop()}", file=sys.stderr)
 
 
 @contextmanager

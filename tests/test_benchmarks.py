@@ -43,6 +43,16 @@ def test_a_signal_that_a_library_renames_is_still_one(kind):
     assert (done.returncode, done.stderr) == (143, "stopped: go on\n")
 
 
+def test_a_signal_that_a_library_swallows_ends_the_command():
+    """Whoever catches everything and goes on is not asked twice."""
+    code = ("import os, signal, time\nfrom storage import command\ncommand.GRACE = 0.2\n"
+            "command.begin('the same again')\n"
+            "try:\n    os.kill(os.getpid(), signal.SIGTERM)\n    signal.pause()\n"
+            "except BaseException:\n    time.sleep(60)\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (143, "stopped: the same again\n")
+
+
 def test_a_signal_within_a_finaliser_is_not_lost():
     """What __del__ raises is ignored by Python; Ctrl-C and SIGTERM are not."""
     code = ("import os, signal, time\nfrom storage import command\ncommand.begin('go on')\nclass Bar:\n"
