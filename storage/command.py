@@ -99,7 +99,8 @@ def on_signal(number: int, _) -> None:
 
 
 def insist(number: int) -> None:
-    """Some library took the exception for an error of its own and went on. Nothing is being saved: end."""
+    """Some library took the exception for an error of its own and went on. Files get their names when they
+    are whole, so the end may come anywhere."""
     if torn:
         say_stopped()
         os._exit(128 + number)
