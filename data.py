@@ -53,7 +53,8 @@ SPLITS = {"": "", "train": "train", "val": "val", "valid": "val", "validate": "v
 DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memory
 LOOKED_AT = 256         # images of a larger set whose headers are read when it is indexed
 CACHED_BYTES = 2**29    # phantoms are kept once rendered, up to this size
-CODE = ("chests/archives.py", "data.py", "chests/images.py", "chests/labels.py")   # what an index depends on
+CODE = ("chests/archives.py", "data.py", "chests/images.py", "chests/labels.py",
+        "chests/reports.py")   # what an index depends on
 UNNAMED = "image "      # begins the names of patients that no table names
 JUDGE_SEED = 1_000_003  # added to the run's seed
 

@@ -20,7 +20,8 @@ from typing import TextIO
 from tqdm import tqdm
 
 from chests.images import ImageError, Row, safe_path
-from chests.labels import BESIDE, LABELS, one_line, sections, worded
+from chests.labels import LABELS
+from chests.reports import BESIDE, one_line, sections, worded
 
 
 class DataError(ValueError):

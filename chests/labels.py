@@ -1,4 +1,4 @@
-r"""Report text -> sections and CheXpert labels, by rules.
+r"""Report text -> CheXpert labels, by rules.
 
 The labels are those of the CheXpert labeler (Irvin et al., AAAI 2019, arXiv 1901.07031): find every *mention*
 of a finding, decide for each whether the report affirms, denies or doubts it, then merge those of a label.
@@ -14,13 +14,13 @@ lists ("no A, B or C") and stop where the clause turns to something else.
 """
 
 import re
-from difflib import get_close_matches
 from functools import lru_cache
-from html import unescape
 from math import isnan, nan
 
 import torch
 from torch import Tensor
+
+from chests.reports import NONE_HEAD, WORDED, cues, one_line
 
 LABELS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Lesion", "Lung Opacity", "Edema",
@@ -29,12 +29,6 @@ LABELS = (
 )
 PRESENT, ABSENT, UNCERTAIN = 1.0, 0.0, -1.0
 WINDOW = 300  # characters of context either side of a mention; bounds the time a hostile text can take
-
-
-def cues(lines: str) -> str:
-    """One alternative a line -> a regular expression, each starting at a word."""
-    return r"\b(?:" + "|".join(line.strip() for line in lines.strip().splitlines()) + ")"
-
 
 # ------------------------------------------------------------------------------------------------------------
 # Mentions. A *finding* is a disease word, present unless the clause says otherwise. An *organ* ("heart size")
@@ -47,7 +41,7 @@ FINDINGS = {
         mediastinal (?:widening|enlargement)""",
     "Cardiomegaly": r"cardiomegaly|(?:cardiac|heart) enlargement|enlargement of the (?:heart|cardiac)",
     "Lung Lesion": r"""
-        mass(?!ive|achu)|lump(?!ect)|cavitary lesion|(?:adeno)?carcinoma|neoplas|tumor
+        mass(?!ive|achu)|lump(?!ect)|cavitary lesion|(?:adeno)?carcinoma|neoplas|tumou?r
         (?<!\bcalcified )(?:micro)?nodul(?:es?\b|ar (?:densit|opaci))""",
     "Lung Opacity": r"""
         opaci|decreased translucency|increased densit|air-? ?space (?:disease|process)|infiltrat
@@ -55,16 +49,17 @@ FINDINGS = {
         parenchymal scar|(?<!pleural )(?<!parenchymal )scar(?:s|red|ring)?\b
         peribronchial thickening|(?<!chest )wall thickening""",
     "Edema": r"""
-        edema|(?:congestive )?(?:heart|cardiac) failure|chf|(?:vascular|pulmonary|venous) congestion
+        o?edema|(?:congestive )?(?:heart|cardiac) failure|chf|(?:vascular|pulmonary|venous) congestion
         indistinctness|vascular prominence""",
     "Consolidation": r"consolidat",
     "Pneumonia": r"""
         (?:broncho)?pneumonia|pna\b|infectious
         (?<!prior )(?<!previous )(?<!old )(?<!granulomatous )infection""",
-    "Atelectasis": r"atelecta|(?<!vertebral )(?<!body )collapse(?!d? vertebra)",
-    "Pneumothorax": r"(?:hydro|hemo)?pneumothora|ptx\b|pleural air\b",
+    "Atelectasis": r"atelecta|(?<!vertebral )(?<!body )collapse(?!d? vertebra| of (?:the )?[ctl]\d)",
+    "Pneumothorax": r"(?:hydro|ha?emo)?pneumothora|ptx\b|pleural air\b",
     "Pleural Effusion": r"""
-        pleural (?:fluid|(?:and|or) pericardial effusion)|(?<!pericardial )effusion|h(?:ydropneu|e)mothora""",
+        pleural (?:fluid|(?:and|or) pericardial effusion)|(?<!pericardial )effusion
+        h(?:ydropneu|a?e)mothora""",
     "Pleural Other": r"pleural thickening|fibrosis|fibrothorax|pleural scar|pleuro-\w+ scar",
     "Fracture": r"fractur",
     "Support Devices": r"""
@@ -84,10 +79,11 @@ ORGANS = {
         mediastinum|cardiomediastin(?:um|al)|(?<!diaphragmatic )contour
         mediastinal (?:configuration|silhouette)|pericardial silhouette""",
     "Cardiomegaly": r"""
-        heart(?! failure| disease| rate| enlargement)|cardiopericardial silhouette
+        heart(?! failure| disease| rate| enlargement| border)|cardiopericardial silhouette
         cardiac (?:size|shadow|contour|silhouette|and mediastinal)""",
 }
-POSITION = r"(?<!over the )(?<!overlying the )(?<!in the )"  # "the line ends over the mediastinum"
+# "The line ends over the mediastinum", "opacity behind the heart"
+POSITION = r"(?<!over the )(?<!overlying the )(?<!in the )(?<!behind the )(?<!to the )(?<!shifts the )"
 FINDING = {name: re.compile(cues(stems)) for name, stems in FINDINGS.items()}
 DEVICE = FINDING["Support Devices"]
 ORGAN = {name: re.compile(r"\b" + POSITION + cues(stems)) for name, stems in ORGANS.items()}
@@ -100,14 +96,41 @@ STOP = re.compile(cues(r"""
     is\b|are\b|was\b|were\b|has\b|have\b|there\b|which\b|because\b
     (?<!consistent )(?<!compatible )with\b|persist(?:s|ed)?\b|remain(?:s|ed)?\b|appear(?:s|ed)?\b
     """) + "|:| - ")
-NO_MORE = re.compile(rf"{STOP.pattern}|\b(?:after|following|status post|positive)\b")  # "no edema after"
+NO_MORE = re.compile(rf"{STOP.pattern}|" + cues(r"""
+    after\b|following\b|since\b|post\b(?! primary)|positive\b|(?:due|secondary) to\b|only\b
+    rather\b(?! than)|(?:other|rather) than\b|(?:aside|apart) from\b""") + "|, suggest")   # "no edema after"
 
-# "No change in the effusion" and "not completely resolved effusion" deny the change: read as "unchanged".
+# What says the same in words that end no denial: "does not appear to be", "is seen to suggest" ...
+PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
+    (r"\bnot (?:appear|seem|have|believe|think|feel|felt|thought)(?: to (?:be|have)(?: been)?)?(?: that)?"
+     r"(?: there (?:is|are))?\b", "not"),
+    (r"\b(?:is|are|was|were) (?:(?:seen|present|identified|noted|found|evident) )?"
+     r"(?=to (?:suggest|indicate))", ""),
+    (r"\bevidence that there (?:is|are)\b", "evidence of"),
+    (r"\bneither (?:lung|side|hemithorax) has\b", "no"),
+    (r"\bneg(?:ative)?(?: for)?(?= (?!chest|exam|study|film|radiograph|x)\w)", "negative for"),
+    (r"\b(left|right),? (?:but|and) no (?:left|right)(?:-sided)?,? ", r"\1 "),
+    (r"\bwithout (?:iv |intravenous )?(?:contrast|(?:prior )?comparison|lateral)\b,?", ""),
+    (r"\b(?:document|ensure|confirm|assess)(?: for)?(?: complete)? (?:resolution|clearing) of\b", "follow"),
+    (r"\b(?:un|not )(?:clear|certain|sure) (?:if|whether)(?: there (?:is|are)| this (?:is|represents))?\b",
+     "possible"),
+    (r"\b(?:after|following|since|post) (?:[\w-]+ ){1,4}(?=ha(?:s|ve) (?:\w+ )?resolved)", ""),
+    (r"\bpossibly with\b", "possible"),
+    (r"\bin line with\b", "consistent with"),
+    (r"\b(mild|small|moderate|one|two|three|more|at) or "
+     r"(moderate|severe|large|two|three|four|more|less|just)\b", r"\1 to \2"))]
+
+# "No change in the effusion", "not completely resolved effusion", "no layering of the effusion" deny a change
+# or an attribute: read as "unchanged".
 DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major|much|yet|been|appear"
-          r"|evidence[ ]of)[ ]){0,4}")
-SAME = re.compile(rf"""(?x) \b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?)[ ]{DEGREE}(?:change
-    |(?:in|de)crease|improvement|progression|difference|worsening|growth|(?<=interval[ ])enlargement
-    |resolution|clearing)s?\b(?:[ ]or[ ]\w+)?(?:[ ](?:in|of)\b)?
+          r"|evidence[ ]of|sig(?:nif)?)[ ]){0,4}")
+SAME = re.compile(rf"""(?x) \b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?)[ ]{DEGREE}(?:
+    change(?!s?,?[ ]or[ ]\w+\b(?![ ](?:in|of))|s?,[^.]*[ ]or[ ]|s[ ]of[ ]|s?[ ]to[ ]suggest)|(?:in|de)crease
+    |improvement|progression|difference|worsening|growth|(?<=interval[ ])enlargement|resolution|clearing
+    )s?\b(?:[ ]or[ ]\w+)?(?:[ ](?:in|of)\b)?
+    |(?:no|without)[ ]{DEGREE}(?:tension|displacement|cavitation|calcification|loculation|layering|healing
+    |shift|migration|discontinuity|kink\w*|(?:tension[ ])?component|air[ ]bronchogram|air-fluid[ ]level)s?
+    (?:[ ]or[ ]\w+)?[ ](?:of|in|within|to|from)\b
     |(?:not|never|partly|partially|incompletely|nearly|almost|mostly|largely)[ ]{DEGREE}(?:chang|increas
     |decreas|improv|progress|differ|worse|resolv|cleared|remov|disappear|larger|smaller|bigger)\w*
     |(?:fail\w*|unable)[ ]to[ ](?:resolve|clear|improve|change)\b
@@ -115,17 +138,21 @@ SAME = re.compile(rf"""(?x) \b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?
 # "Not free of edema", "no doubt about the edema": two denials affirm.
 TWICE = re.compile(r"\b(?:no|not)(?: \w+ly)? (?:without|free (?:of|from)|clear of|absent|devoid of|doubt)\b")
 NO = re.compile(cues(r"""
-    no\b|without\b|not\b(?! (?:seen|present|identified|visuali[sz]ed|noted|evident),)|nor\b|neither\b|absent\b
-    resolved\b|rather than\b|negative for\b|den(?:y|ies|ied)\b|free (?:of|from)\b|clear of\b|rules? out\b
-    ruled out\b|excludes?\b|history of\b|lack(?:s|ing)?\b|as opposed to\b|in(?:consistent|compatible) with\b
-    cannot (?:see|find|identify|detect)\b|never\b|nothing\b|devoid of\b|fail(?:s|ed|ure)? to\b|unable to\b
-    (?:resolution|disappearance|removal|drainage|absence|clearing) of\b"""))
+    no\b(?! (?:more|less|fewer) than)|without\b|nor\b|neither\b|rather than\b|negative for\b
+    not\b(?! (?:seen|present|identified|visuali[sz]ed|noted|evident)(?:,| and))|never\b|nothing\b
+    den(?:y|ies|ied)\b|free (?:of|from)\b|clear of\b|rules? out\b|ruled out\b|excludes?\b|history of\b
+    lack(?:s|ing)?\b|as opposed to\b|in(?:consistent|compatible) with\b|devoid of\b|fail(?:s|ed|ure)? to\b
+    unable to\b|cannot (?:see|find|identify|detect)\b
+    (?:resolution|disappearance|removal|drainage|absence|clearing) of\b""")
+    + r"|(?<!has )(?<!have )(?<!been )(?<!is )(?<!are )(?<!was )(?<!now )\b(?:absent|resolved)\b(?!,)")
 GONE = re.compile(cues(r"""
-    (?:not|no longer) (?:(?!previous)\w+ly )?(?:seen|identified|visuali[sz]ed|visible|present|evident
-    demonstrated|noted|detected|observed|apparent|suspected|shown|found|recur(?:red)?)\b(?! (?:previous|before
-    on (?:the )?pr))|nonvisuali[sz]ed\b|(?<!not )previously (?:seen|demonstrated)\b(?!.* (?:again|still
-    persist|remain|unchanged|stable|smaller|larger|\w+creas))|gone\b|remov(?:ed|al)\b|disappeared\b
-    unremarkable\b|absent\b|resolved\b|cleared\b|excluded\b|ruled out\b"""))
+    (?:not|no longer|cannot be) (?:now |(?!previous)\w+ly )?(?:seen|identified|visuali[sz]ed|visible|present
+    evident|demonstrated|noted|detected|observed|apparent|suspected|shown|found|recur(?:red)?)\b(?! (?:before
+    previous|(?:on|in) (?:the |an? )?(?:pr|yesterday|earlier|last|old|outside)))|no longer appreciated\b
+    not (?:persist|in place)\b|(?:is|are|was|were) not$|nonvisuali[sz]ed\b|gone\b|remov(?:ed|al)\b
+    pulled\b(?! back)|disappeared\b|absent\b|resolved\b|cleared\b|excluded\b|ruled out\b
+    (?<!not )previously (?:seen|demonstrated)\b(?!.* (?:again|still|persist|remain|unchanged|stable|smaller
+    larger|\w+creas))"""))
 TIP = re.compile(r"\b(?:tips?|side ?(?:port|hole)s?)\b")  # where that is not seen, its device is there
 COLON_NO = re.compile(r"[^,:]*: (?:there (?:is|are) )?(?:no|without|not(?! well| clear| assess| evaluat))\b")
 # ", small left effusion" is a new, affirmed item after a denied one, unless a later "or" closes the list.
@@ -133,16 +160,19 @@ SIZE = cues(r"""
     small\b|tiny\b|trace\b|mild(?:ly)?\b|minimal(?:ly)?\b|moderate(?:ly)?\b|large\b|stable\b|unchanged\b|low\b
     persistent\b|chronic\b|(?:in|de)creas\w+|worsening\b|improv\w+|residual\b|smaller\b|larger\b""")
 NEW_ITEM = re.compile(rf"(?:,|\band) (?:(?!or\b|and\b|no\b|focal\b)[\w-]+ )?(?:{SIZE}|" + cues(r"""
-    left\b|right\b|bilateral\b|bibasilar\b|probable\b|possible\b|status\b|tortuous\b|enlarged\b|likely\b
-    borderline\b|severe\b|marked\b|slight(?:ly)?\b|subtle\b|extensive\b|diffuse\b|dense\b|patchy\b|hazy\b|loculated\b
-    layering\b|multiple\b|several\b|scattered\b|new\b|known\b|old\b|heal(?:ed|ing)\b|the\b""") + ")")
+    left\b|right\b|bi(?:lateral|bas|apic)\w*|[rl][ulm]l\b|probable\b|possible\b|likely\b|status\b|a very\b
+    at least\b|tortuous\b|enlarged\b|borderline\b|severe\b|marked\b|slight(?:ly)?\b|subtle\b|extensive\b
+    diffuse\b|dense\b|patchy\b|hazy\b|streaky\b|linear\b|loculated\b|layering\b|multiple\b
+    several\b|scattered\b|new\b|known\b|old\b|heal(?:ed|ing)\b|the\b""") + ")")
 ITEM = re.compile(rf"{NEW_ITEM.pattern}|,")
 LIST_END = re.compile(rf"{STOP.pattern}|{NEW_ITEM.pattern}|\bno\b")
-OR, ASIDE = re.compile(r"\bor\b"), re.compile(rf"{SIZE}|[:+]")
-ANSWERED = re.compile(rf"\w*: (?:{SIZE}|left|right|bi\w+|yes|present)\b")  # "effusion: small ptx: none"
+OR, JOINED, ASIDE = re.compile(r"\bor\b"), re.compile(r",|\band\b"), re.compile(rf"{SIZE}|[:+]")
+# "Effusion: small ptx: none"
+ANSWERED = re.compile(rf"\w*(?:: (?:{SIZE}|left|right|bi\w+)|:? (?:yes|present))\b")
 # ", effusion is small", ", tube in place": an item that says of itself that it is there
 ASSERTED = re.compile(r"(?:(?!\bor\b)[^,;])*\b(?:in place\b|unchanged\b|stable\b|as before\b"
-                      rf"|(?:is|are|was|were|remains?) (?:now )?{SIZE})")
+                      rf"|(?:is|are|was|were|remains?) (?:now )?{SIZE}|persists?\b|remains?\b"
+                      r"|(?:(?:has|have) )?(?:\w+ly )?(?:(?:in|de)creased|improved|worsened|progressed)\b)")
 
 NO_NEW = re.compile(r"\b(?:no|without) (?:\w+ )?new ")  # an old one may still be there
 CANNOT = (r"(?:not|(?:no evidence|difficult|hard|(?:not |im)possible|unable) to)"
@@ -150,16 +180,18 @@ CANNOT = (r"(?:not|(?:no evidence|difficult|hard|(?:not |im)possible|unable) to)
 CANNOT_EXCLUDE = re.compile(CANNOT + r"(?:exclud\w*|rul\w* out) ")
 NOT_EXCLUDED = re.compile(CANNOT + r"(?:excluded?|ruled? out)")
 MAYBE_LEFT = re.compile(cues(r"""
-    may\b|might\b|could\b|would\b|possib\w+|probabl\w+|presum\w+|question\w*|suspect\w*|equivocal\b|either\b
-    perhaps\b|maybe\b|potential\w*|at most\b|limit\w* (?:\w+ ){0,2}(?:evaluation|assessment|detection) for\b
-    if present\b|(?:minimal|trace|tiny|small|little|mild|scant),? if any\b
-    suspicio\w+ (?:for|of)\b|concern\w* (?:for|of)\b|worrisome for\b|suggest\w* of\b|favor\w*|consider\w*
-    likelihood of\b|vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b|borderline\b|correlate\b
-    blunt\w* of .* angles?\b"""))
+    may\b(?! (?:of )?\d)|might\b|could\b|would\b|possib\w+|probabl\w+|presum\w+|question\w*|suspect\w*
+    equivocal\b|either\b|perhaps\b|maybe\b|potential\w*|at most\b|if present\b
+    limit\w* (?:\w+ ){0,2}(?:evaluation|assessment|detection) for\b
+    (?:minimal|trace|tiny|small|little|mild|scant),? if any\b
+    suspicio\w+ (?:for|of)\b|concern\w* (?:for|of)\b|worrisome for\b|suggest\w* of\b|favor\w*
+    consider(?!abl)\w*|likelihood of\b|vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b
+    borderline\b|correlate\b|blunt\w* of .* angles?\b"""))
 MAYBE_RIGHT = re.compile(cues(r"""
     (?:may|might|could|would|should|can)(?: also)? (?:be (?:present|considered|possible)\b|exist\b|not be \w+)
-    possib\w+|consideration\b|limited\b|question(?:able|ed)\b|suspected\b|equivocal\b|obscured\b
-    in the differential\b|if (?:any(?=$|,)|present\b)|difficult to (?:assess|evaluate)\b
+    possib\w+|probably present\b|favou?red(?: over\b|$)|consideration\b|limited\b|question(?:able|ed)\b
+    suspected\b|equivocal\b|obscured\b|in the differential\b|if (?:any(?=$|,)|present\b)
+    difficult to (?:assess|evaluate)\b
     (?:poorly|incompletely|not well|suboptimally) \w+|not appreciated\b
     (?:not|cannot be) (?:\w+ )?(?:assessed|evaluated)\b"""))
 UNLIKELY = re.compile(r"[^,]*(?<!and )\b(?:unlikely|improbable|less likely|not \w* ?likely|doubt\w*)\b"
@@ -172,9 +204,13 @@ PROXY = re.compile(r"congestion|indistinctness|vascular prominence")  # these hi
 
 def reaches(gap: str, after: str) -> bool:
     """Does a cue before `gap` still speak of the mention behind it, which begins `after`?"""
-    if NO_MORE.search(gap) or " vs " in gap or "," in gap and (VERSUS.match(after) or ASSERTED.match(after)):
+    if NO_MORE.search(gap) or " vs " in gap or "," in gap and VERSUS.match(after):
+        return False
+    if JOINED.search(gap) and ASSERTED.match(after):
         return False
     device = DEVICE.match(after) and not DEVICE.search(gap)  # "no pneumothorax, chest tube"
+    if device and re.search(r" (?:from|related to) ", gap):
+        return False
     for item in ITEM.finditer(gap):
         closed = OR.search(gap[: item.start()])  # by the "or" of "no A or B, C"
         going_on = OR.search(LIST_END.split(gap[item.end():] + after, maxsplit=1)[0])
@@ -183,26 +219,58 @@ def reaches(gap: str, after: str) -> bool:
     return True
 
 
+# Findings, organs, and what else a film is spoken of
+SUBJECT = re.compile("|".join(word.pattern for word in (*FINDING.values(), *ORGAN.values())) + "|" + cues(r"""
+    lungs?\b|bones?\b|(?:hemi)?diaphragms?\b|angles?\b|remainder\b|rest\b|exam\w*|study\b|views?\b|ct\b
+    evaluation\b|assessment\b"""))
+JOINT = re.compile(r",| (?:and|or|with|after|following|since|post|despite|due|from|for) ")
+CLOSED = re.compile(r"\b(?:and|or|nor)\b")
+# Between two items of a list: " at the base, "
+LISTED = re.compile(rf"(?!.*(?:{STOP.pattern}|{NEW_ITEM.pattern}))[^,:]{{0,40}}(?:,|/|,? (?:and|or|nor) )"
+                    r"(?!.*\b(?:possib|probab|question|suspect|resolv|remov))[^,:]*")
+# Doubt behind these is about an attribute of the finding, or about the film: "effusion, possibly loculated".
+ASPECT = re.compile(r",(?! if\b)| (?:with|in the setting of|on this|for which) ")
+
+
+def own(right: str) -> str:
+    """What follows a mention -> as much of it as speaks of this mention: up to the phrase of the next one,
+    unless both are items of a list that is closed ("A, B and C are not seen")."""
+    unclosed, end = None, 0
+    for m in SUBJECT.finditer(right):
+        gap = right[end: m.start()]
+        joints = [end + joint.start() for joint in JOINT.finditer(gap)]
+        if joints and not LISTED.fullmatch(gap):
+            return right[:joints[-1] if unclosed is None else unclosed]
+        if CLOSED.search(gap):
+            unclosed = None
+        elif joints and unclosed is None:
+            unclosed = joints[0]
+        end = m.end()
+    return right[:unclosed]
+
+
 def finding_verdict(left: str, mention: str, right: str) -> float:
     """Is the finding that stands between `left` and `right` in its clause present, absent or uncertain?"""
-    verbs = [m.start() for m in STOP.finditer(right)]
-    predicate = right[: verbs[1]] if len(verbs) > 1 else right  # up to the end of what its own verb says
-    if DEVICE.match(mention) and TIP.search(left + right):
+    predicate = own(right)
+    verbs = [m.start() for m in STOP.finditer(predicate)]
+    predicate = predicate[: verbs[1]] if len(verbs) > 1 else predicate  # up to the end of what its verb says
+    if (device := DEVICE.match(mention)) and TIP.search(left + right):
         predicate = re.sub(r"\b(?:not|cannot|poorly|incompletely|obscured)\b.*", "", predicate)
-    if CANNOT_EXCLUDE.search(left) or NOT_EXCLUDED.search(right) or UNLIKELY.match(predicate):
+    if CANNOT_EXCLUDE.search(left) or NOT_EXCLUDED.search(predicate) or UNLIKELY.match(predicate):
         return UNCERTAIN
     for no in list(NO.finditer(left))[-1:]:
         if reaches(left[no.end():], mention + right):
             return UNCERTAIN if NO_NEW.search(left) else ABSENT
-    if COLON_NO.match(right) or GONE.search(predicate):
+    if (COLON_NO.match(right) and not (device and SUBJECT.search(right))) or GONE.search(predicate):
         return ABSENT
     if right.endswith(" none") and not (ANSWERED.match(right) or "," in right and ASIDE.search(left + right)):
         return ABSENT
     for maybe in list(MAYBE_LEFT.finditer(left))[-1:]:
         gap = left[maybe.end():]
-        if not STOP.search(gap) and (maybe[0] != "vs" or reaches(gap, mention + right)):
+        apart = maybe[0] == "vs" or "," in gap and SUBJECT.search(gap)   # "possible A, stable B"
+        if not STOP.search(gap) and (not apart or reaches(gap, mention + right)):
             return UNCERTAIN
-    doubt = (MAYBE_RIGHT.search(predicate) or VERSUS.match(right) or OR_LEFT.search(left)
+    doubt = (MAYBE_RIGHT.search(ASPECT.split(predicate, 1)[0]) or VERSUS.match(right) or OR_LEFT.search(left)
              or OR_RIGHT.search(right))
     return UNCERTAIN if doubt or PROXY.search(mention) else PRESENT
 
@@ -217,28 +285,38 @@ UNSURE = cues(r"""
     (?:may|might|could|possibl[ey]|probabl[ey])(?: \w+){0,2} (?:enlarg|prominen|widen)\w+""")
 NORMAL = cues(r"""
     normal\b|unremarkable\b|upper limits\b|within \w+ limits\b|non-?enlarged\b
-    not (?:\w+ )?(?:enlarged|widened|abnormal|prominent)\b
+    (?:not|neither) (?:(?:\w+|\w+ or \w+|felt to be|thought to be) )?(?:enlarged|widened|abnormal|prominent
+    large|dilated)\b
     (?:no|without) (?:\w+ ){0,4}(?:enlarge\w+|widening|cardiomegaly)\b""")
 LARGE = cues(r"""
     enlargement of\b|enlarg\w+|prominen\w+|widen\w+|increase in\b|increased\b|dilated\b|large\b
-    cardiomegaly\b|abnormal\b""")
+    cardiomegaly\b|abnormal\b|(?:greater|larger|bigger|more) than normal\b
+    (?:above|exceeds?|beyond|outside)\b[^,]* normal\b""")
 VERDICT = re.compile(f"(?P<uncertain>{UNSURE})|(?P<absent>{NORMAL})|(?P<present>{LARGE})")
 # "Mediastinum: enlarged nodes", but not "Heart: enlarged since then"
 OTHER = re.compile(rf"[^,:]*:.*?{LARGE}\b(?! (?:in|since|compared|and|from|again|with)\b|,|$)")
+NEITHER = re.compile(r"\b(?:neither|nor)(?: the)? ?$")
+SAME_SIZE = re.compile(r"stable|unchanged|similar")   # a verdict only where there is no other
 VALUES = {"absent": ABSENT, "uncertain": UNCERTAIN, "present": PRESENT}
 # Adjective ... organ: "normal heart size and mediastinal contour", but not "heart normal and mediastinum".
-ADJECTIVE_GAP = re.compile(r"(?: (?!(?:and|in|with|for|or|to|is|are|appears?) )[\w-]+"
-                           r"(?: (?!(?:is|are|with|within|appears?) )[\w,-]+){0,6})? ?")
+ADJECTIVE_GAP = re.compile(
+    r"(?: (?!(?:and|in|with|for|or|to|is|are|appears?) )[\w-]+"
+    r"(?: (?!(?:is|are|with|within|appears?|behind|near|at|along|to|shifts) )[\w,-]+){0,6})? ?")
 
 
 def organ_verdict(left: str, right: str) -> float:
     """Is the organ between `left` and `right` in its clause enlarged? nan where nothing is said."""
     adjectives = [m for m in VERDICT.finditer(left) if ADJECTIVE_GAP.fullmatch(left[m.end():])]
-    verdict = adjectives[-1] if adjectives else VERDICT.search(right)
+    said = [m for m in VERDICT.finditer(own(right)) if not SAME_SIZE.fullmatch(m[0])]
+    if adjectives and said and "," in left[adjectives[-1].end():]:   # "large effusion, heart size normal"
+        adjectives = []
+    verdict = adjectives[-1] if adjectives else said[0] if said else VERDICT.search(right)
     if not adjectives and verdict and verdict["present"] and OTHER.match(right):
         return nan
     if adjectives and verdict["present"]:  # "no cardiomegaly or widened mediastinum": a finding, as any other
         return finding_verdict(left, "", right)
+    if verdict and verdict["present"] and NEITHER.search(left):
+        return ABSENT
     return (UNCERTAIN if right.endswith("questionable") else VALUES[verdict.lastgroup]) if verdict else nan
 
 
@@ -247,10 +325,14 @@ def organ_verdict(left: str, right: str) -> float:
 
 TYPESET = str.maketrans({letter: meant for letters, meant in (
     ("’‘ʼ´′＇`", "'"), ("–−‑‐", "-"), ("•·●▪◦‣", "; "), ('"“”{}*', ""), ("—", " - "), ("±", "+/-"),
-    ("_", " "), ("…", "..."), ("☐□", "[ ]"), ("☑☒✓✔", "[x]")) for letter in letters})
+    ("_", " "), ("…", "..."), ("\xad", ""), ("&", " and "), ("☐□", "[ ]"), ("☑☒✓✔", "[x]"),
+    ("ﬀ", "ff"), ("ﬁ", "fi"), ("ﬂ", "fl"), ("ﬃ", "ffi"), ("ﬄ", "ffl")) for letter in letters})
 SHORT = (("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
          ("not normal", "abnormal"), ("not only", "also"), ("v/s", "vs"), ("n/a", "not assessed"),
          ("[x]", ";"), ("(+)", ";"), ("+/-", "possible "), ("and/or", "or"), (",", ", "))
+# The point of an abbreviation ends no sentence.
+POINT = re.compile(r"\b((?i:sig|signif|evid|comp|approx|i\.e|e\.g|neg|pl))\.(?=,? [a-z])")
+OPTION = r"(?:none|no|yes|small|mild|moderate|large|severe|trace)\b"   # behind a box: "[ ] small [x] large"
 SLASHED = {"s/p": "status post", "c/w": "consistent with", "c/f": "concern for"}
 # "Pneumothorax: none", "Pneumothorax - no", "Pneumothorax (-)": an answer, with which its clause ends.
 CLOSE = r"\s*(?:\.(?!\d)|[,;)\]]|$)"
@@ -261,19 +343,11 @@ ANSWER = re.compile(r"(?:[:=?-]>?|(?<!\.)\.{2,}) ?"
                     rf"|[(\[](?:{NONE}| ?)[)\]]|(?:(?<=\s)|;\s?)(?:none|nil|neg(?:ative)?|-(?:ve)?){END}"
                     rf"|(?<=\s)no(?={CLOSE})")
 # "Pneumothorax; no": a semicolon with nothing but an answer behind it is a colon.
-SEMICOLON = re.compile(rf" ?;(?= ?(?:{NONE}|none \w+|no evidence|{GONE.pattern}|{NORMAL}|{LARGE}"
-                       r"|(?:possib|probab|uncertain|unclear|unlikely|questionabl|equivoc|maybe)\w*)"
+SEMICOLON = re.compile(rf" ?;(?! not large)(?= ?(?:{NONE}|none \w+|no evidence|{GONE.pattern}|{NORMAL}"
+                       rf"|{LARGE}|(?:possib|probab|uncertain|unclear|unlikely|questionabl|equivoc|maybe)\w*)"
                        rf"{CLOSE})")
-# "None of the following: effusion, edema." Each item is denied, to the end of the sentence, or line by line.
-NONE_HEAD = (r"(?:\b(?:no|none|neither|without|negative|free|not (?:have|show|see))"
-             r"(?: (?:evidence|signs?|of|for|any|all|the|(?:following|below|these)(?: findings?)?"
-             r"|is|are|was|were|seen|present|identified|noted))+"
-             r"|(?:^|(?<=[.;\n] ))(?:no|absent|not (?:seen|present|identified)|(?:pertinent )?negatives?)):")
+# "None of the following: effusion, edema." Each item is denied, to the end of the sentence.
 NONE_OF = re.compile(NONE_HEAD + r" ?((?:[^.]|\.\d)*)")
-BULLET = r"(?:[-*•]|\d+[.)]) "
-ITEM_ALONE = r"(?!.*\b(?:is|are|was|were|has|have|there)\b)[\w(/][\w()/ -]{0,40}[.,;]?(?=\n|$)"
-NONE_LINES = re.compile(rf"(?i)({NONE_HEAD})((?:\n+{BULLET}.+)+|\n?(?:\n{ITEM_ALONE})+)")
-ITEM_LINE = re.compile(rf"(?m)^(?:{BULLET})?(.+?)[.,;]?$")
 # "+effusion, -pneumothorax" is such a list; "-effusion" alone is an item behind a dash, "C5-C6" a range.
 SIGN = re.compile(r"(?<![^\s,;:(/])([+-])(?=[a-z]{3})")
 SIGNED = re.compile(r"(?:^|\W)\+[a-z]{3}|[,;/] ?-[a-z]{3}")
@@ -282,48 +356,15 @@ V = re.compile(r"\b(?!(?:\w|[ivx]+|an|the|is|are|and|with|no|of|grade|type|stage
                r"|factor|nerve|ribs?|levels?|harris)\b)(\w+[,)]?) v\.? (?!(?:and|or|is|leads?|fib|tach)\b)")
 # What only sounds like a finding: "fracture line", "mass effect".
 SOUNDS = re.compile(r"\b(kerley(?: b)?|b|septal|fracture|pleural|fissure|fat|skin|growth|\w*spinal"
-                    r"|\w*tracheal|mediastinal|junction|\w*esophageal)[ -]lines?\b"
+                    r"|\w*tracheal|mediastinal|junction|\w*esophageal|axillary|\w*clavicular)[ -]lines?\b"
                     r"|\b(body|muscle) mass\b|\bmass[ -](effect)")
-# Not "___", "XXXX", "none", "see above": a text without a word of its own says nothing.
-WORDED = re.compile(r"(?i)(?!(?:x+|none|nan?|nil|null|not|assessed|as|same|see|of|the|to|refer|please|above"
-                    r"|below|full|findings?|impression|section|final|report|pending|described|stated)\b)\b[a-z]{2,}")
-
-
-def worded(text: str) -> bool:
-    """Does the text say something of its own? (In other letters than ASCII, that is taken for granted.)"""
-    return not text.isascii() or bool(WORDED.search(text))
-
-
-OPEN = (r"(?:\b(?:(?<![:;|=?-] )(?<!\t)no|not|of|or|and|the|an?|with|without|for|to|in|on|by|is|are|was|be"
-        r"|possible|likely)|[,/])")
-# Tags of HTML, and Markdown's; group 1: those that begin a new line
-TAG = re.compile(r"(?i)</?(?:(p|br|div|li|ul|ol|tr|table|h\d)|b|i|u|em|strong|small|span|font|su[bp]|a|td|th"
-                 r"|html|body|pre|code)(?:\s[^<>]*)?/?>|\*\*|(?<![^\n])#+ ")
-
-
-def plain(text: str) -> str:
-    """Markup goes: <b>, <br>, &nbsp;, ** ..."""
-    text = re.sub(r"\\[rn]|_x000D_", "\n", unescape(text))   # as some exports spell a line break
-    return TAG.sub(lambda tag: "\n- " if tag[0].lower().startswith("<li") else "\n" if tag[1] else " ", text)
-
-
-def one_line(text: str) -> str:
-    """Without markup. Line breaks become blanks, or where they end a sentence (a blank line, a new item, or a
-    capital behind a word that is not OPEN to more) a point; words cut in two are whole again."""
-    text = plain(text).strip()
-    lines = [line.strip() for line in text.splitlines()]
-    if len(lines) > 1:
-        text = NONE_LINES.sub(lambda m: f"{m[1]} {', '.join(ITEM_LINE.findall(m[2]))}.", "\n".join(lines))
-        text = re.sub(rf"(?i)(?<=[a-z])-\n+(?=[a-z])|({OPEN})\n+", lambda m: m[1] and m[1] + " " or "", text)
-        text = re.sub(rf"(?<=[\w)])\n(?=\n|[A-Z][a-z]|{BULLET})", ". ", text)
-    return " ".join(text.split())
-
-
 def clean(text: str) -> list[str]:
     """Report -> its sentences: lower case, one space between words, "a/b" and "and/or" read as "or"."""
-    text = one_line(text).lower().translate(TYPESET)
+    text = POINT.sub(lambda m: m[1].replace(".", ""), one_line(text)).lower().translate(TYPESET)
     text = re.sub(r"\b(ca|(?:c|w)ould|do|does|did|is|are|was|were|has|have)nt\b", r"\1n't", text)
     text = re.sub(r"(?<!:)(?<!: )\[ ?\] *([a-z][^\[.;]*)", r"; no \1;", text)   # "[ ] Effusion [x] Edema"
+    text = re.sub(rf"\[ \] *{OPTION}|\[x\] *(?={OPTION})", "", text)
+    text = re.sub(r"--(?= ?\w)", " - ", text)
     text = NONE_OF.sub(lambda m: "; no " + re.sub(r"[,;]|\band\b", "; no ", m[1]), SEMICOLON.sub(":", text))
     text = re.sub(r"(\(\w+ )?\(?\b(?:\d\d?|[a-h])\) ", lambda m: m[0] if m[1] else "; ", text)  # "2) Edema"
     text = re.sub(r"\b(?:s/p|c/w|c/f)\b", lambda m: SLASHED[m[0]], text)
@@ -349,7 +390,9 @@ def clean(text: str) -> list[str]:
 @lru_cache(maxsize=1 << 16)
 def sentence_mentions(sentence: str) -> tuple[tuple[str, float], ...]:
     """Every mention in a cleaned sentence as (label, verdict). Kept, as sentences repeat."""
-    sentence, found, start = SAME.sub("unchanged", TWICE.sub("with", sentence)), [], 0
+    for pattern, plainer in (*PLAINER, (TWICE, "with"), (SAME, "unchanged")):
+        sentence = pattern.sub(plainer, sentence)
+    found, start = [], 0
     for stop in [*(m.start() for m in CLAUSE.finditer(sentence)), len(sentence)]:
         clause, start = sentence[start:stop], stop
         colon, said = clause.find(":"), []
@@ -398,70 +441,3 @@ def label_all(reports: list[str]) -> Tensor:
     """reports (n) -> labels (n 14) float32. A report seen before costs nothing."""
     values = [label_values(report) for report in reports]
     return torch.tensor(values, dtype=torch.float32).view(-1, len(LABELS))
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Sections. Reports are laid out as " HEADER: text", a blank before the header; names vary and are misspelt.
-# Rules from MIMIC-CXR's section parser (MIT-LCP/mimic-cxr), described and written anew.
-
-KNOWN = (r"(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISONS?|TECHNIQUES?|PROCEDURE"
-         r"|(?:REASON FOR (?:THE )?)?(?:EXAM(?:INATION)?|STUDY)|FINDINGS?(?: ?(?:AND|/) ?IMPRESSIONS?)?"
-         r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATIONS?|ADDENDUM|WET READ|NOTIFICATION|REPORT"
-         r"|INTERPRETATION")
-PARTS = (r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BON[EY]|OSSEOUS|SOFT|LINE|TUBE|DEVICE|AIRWAY|HIL|DIAPHRAGM"
-         r"|AORTA|OTHER)")
-# At the start of a line any capitals (but not "LUNGS:", a part of the findings); a usual name alone on its
-# line, anywhere in capitals, behind a word without ("cough Findings:"), or as the first words of a sentence.
-HEADER = re.compile(rf"(?:^|\n) ?(?!{PARTS})([A-Z][A-Z ()/,-]*):(?=\s|$)|(?:^|\n) *((?i:{KNOWN})) *(?=\n)"
-                    rf"|\b({KNOWN}) ?:|\b[a-z0-9][\w.)]* (?=[A-Z])((?i:{KNOWN})):"
-                    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})) ?:")
-SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
-    ("indication", r"reason for (the )?(exam(ination)?|study)"),
-    ("history", r"clinical (history|information|data|details)|patient history|pfi"),
-    ("impression", r"conclusions?|opinion|i ?m?p\w*s\w*n\w?"),
-    ("findings", r"fin\w*s|finding|chest, two views|report|interpretation"),
-    ("examination", r"exam"),
-    ("recommendations", r"recommendations?"),
-)
-SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum", "indication", "examination",
-                 "technique")
-BESIDE = {"indication", "history", "comparison", "examination", "technique", "procedure", "recommendations"}
-CHEST_VIEW = re.compile(cues(r"""
-    chest|portable|pa and lat|lat(?:eral)? and pa|(?:two|one|frontal|pa|ap|lateral) views?|frontal and
-    frontal (?:semi-)?upright|bone window|ribs"""))
-
-
-def section_name(header: str) -> str:
-    """A header as it stands in a report -> the section's usual name, lower case; its misspelling counts."""
-    name = " ".join(header.lower().split())
-    for known, pattern in SECTION_NAMES:
-        if re.fullmatch(pattern, name):
-            return known
-    for word in SECTION_WORDS:
-        if word in name:
-            return word
-    close = get_close_matches(name, SECTION_WORDS, 1, 0.82)
-    return close[0] if close else "findings" if CHEST_VIEW.search(name) else name
-
-
-def sections(text: str) -> dict[str, str]:
-    """Report -> {section name: its text on one line}; of two sections of one name the last stays.
-
-    Text before the first header is "preamble", a text without headers "full report". Where there is neither
-    findings nor impression, what follows the last section's first blank line is "last_paragraph".
-    """
-    text = "\n".join(plain(text).splitlines())
-    cased = text.upper() if text.islower() and text.isascii() else text
-    header = HEADER.search(cased)
-    parts = [("preamble", text[: header.start(header.lastindex)])] if header else [("full report", text)]
-    while header:
-        following = HEADER.search(cased, header.end())
-        end = following.start(following.lastindex) if following else len(text)
-        parts.append((section_name(header[header.lastindex]), text[header.end(): end]))
-        header = following
-    parts = [(name, body) for name, body in parts if body.strip() or name not in ("impression", "findings")]
-    if not {"impression", "findings"} & {name for name, _ in parts}:
-        name, body = parts.pop()
-        first, *rest = re.split(r"\n ?\n", body, maxsplit=1)
-        parts += [(name, first), *(("last_paragraph", paragraph) for paragraph in rest)]
-    return {name: one_line(body) for name, body in parts}

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chests.labels import LABELS, label, label_all, sections
+from chests.labels import LABELS, label, label_all
+from chests.reports import sections
 
 SENTENCES = [
     "No pleural effusion or pneumothorax.", "Small left pleural effusion.", "The heart is enlarged.",

@@ -3,7 +3,7 @@ test_sentences.py."""
 import pytest
 from test_sentences import check
 
-from chests.labels import sections
+from chests.reports import sections
 
 # A list that is denied as a whole, to the end of its sentence; and what is no such list.
 NONE_OF = r"""

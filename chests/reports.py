@@ -1,0 +1,148 @@
+"""The text of a report: what is markup, what says something, and which sections it has."""
+
+import re
+from difflib import get_close_matches
+from html import unescape
+
+
+def cues(lines: str) -> str:
+    """One alternative a line -> a regular expression, each starting at a word."""
+    return r"\b(?:" + "|".join(line.strip() for line in lines.strip().splitlines()) + ")"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Text on one line
+
+# "None of the following: effusion, edema." What heads a list of what is denied.
+NONE_HEAD = (r"(?:\b(?:no|none|neither|without|negative|free|not (?:have|show|see))"
+             r"(?: (?:evidence|signs?|of|for|any|all|the|(?:following|below|these)(?: findings?)?"
+             r"|is|are|was|were|seen|present|identified|noted))+"
+             r"|(?:^|(?<=[.;\n] ))(?:no|absent|not (?:seen|present|identified)|(?:pertinent )?negatives?)):")
+BULLET = r"(?:[-*•]|\d+[.)]) "
+ITEM_ALONE = r"(?!.*\b(?:is|are|was|were|has|have|there)\b)[\w(/][\w()/ -]{0,40}[.,;]?(?=\n|$)"
+NONE_LINES = re.compile(rf"(?i)({NONE_HEAD})((?:\n+{BULLET}.+)+|\n?(?:\n{ITEM_ALONE})+)")
+ITEM_LINE = re.compile(rf"(?m)^(?:{BULLET})?(.+?)[.,;]?$")
+# Not "___", "XXXX", "none", "see above": a text without a word of its own says nothing.
+WORDED = re.compile(r"(?i)(?!(?:x+|none|nan?|nil|null|not|assessed|as|same|see|of|the|to|refer|please|above"
+                    r"|below|full|findings?|impression|section|final|report|pending|described|stated|provided"
+                    r"|(?:un)?available|done|applicable|missing|tbd|empty|given|data|no (?:report|data))\b)"
+                    r"\b[a-z]{2,}")
+
+
+def worded(text: str) -> bool:
+    """Does the text say something of its own? (In other letters than ASCII, that is taken for granted.)"""
+    return not text.isascii() or bool(WORDED.search(text))
+
+
+OPEN = (r"(?:\b(?:(?<![:;|=?-] )(?<!\t)no|not|of|or|and|the|an?|with|without|for|to|in|on|by|is|are|was|be"
+        r"|possible|likely|(?:the|of) (?:left|right))|[,/])")
+# Tags of HTML, and Markdown's; group 1: those that begin a new line
+TAG = re.compile(r"(?i)</?(?:(p|br|div|li|ul|ol|tr|table|h\d)|b|i|u|em|strong|small|span|font|su[bp]|a|td|th"
+                 r"|html|body|pre|code)(?:\s[^<>]*)?/?>|\*\*|(?<![^\n])#+ ")
+
+
+def plain(text: str) -> str:
+    """Markup goes: <b>, <br>, &nbsp;, ** ..."""
+    text = re.sub(r"\\[rn]|_x000D_", "\n", unescape(text))   # as some exports spell a line break
+    return TAG.sub(lambda tag: "\n- " if tag[0].lower().startswith("<li") else "\n" if tag[1] else " ", text)
+
+
+def one_line(text: str) -> str:
+    """Without markup. Line breaks become blanks, or where they end a sentence (a blank line, a new item, or a
+    capital behind a word that is not OPEN to more) a point; words cut in two are whole again."""
+    text = plain(text).strip()
+    lines = [line.strip(" \t|") for line in text.splitlines()]
+    if len(lines) > 1:
+        text = NONE_LINES.sub(lambda m: f"{m[1]} {', '.join(ITEM_LINE.findall(m[2]))}.", "\n".join(lines))
+        text = re.sub(rf"(?i)(?<=[a-z])-\n+(?=[a-z])|({OPEN})\n+", lambda m: m[1] and m[1] + " " or "", text)
+        text = re.sub(rf"(?<=[\w)])\n(?=\n|[A-Z][a-z]|{BULLET})", ". ", text)
+    return " ".join(text.split())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Sections. Reports are laid out as " HEADER: text", a blank before the header; names vary and are misspelt.
+# Rules from MIMIC-CXR's section parser (MIT-LCP/mimic-cxr), described and written anew.
+
+KNOWN = (r"(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISONS?|TECHNIQUES?|PROCEDURE"
+         r"|(?:REASON FOR (?:THE )?)?(?:EXAM(?:INATION)?|STUDY)|FINDINGS?(?: ?(?:AND|/|&) ?IMPRESSIONS?)?"
+         r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATION(?:S|\(S\))?|ADDENDUM|WET READ|NOTIFICATION"
+         r"|REPORT|INTERPRETATION")
+PARTS = (r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BON[EY]|OSSEOUS|SOFT|LINE|TUBE|DEVICE|AIRWAY|HIL|DIAPHRAGM"
+         r"|AORTA|OTHER)")
+# At the start of a line any capitals (but not "LUNGS:", a part of the findings); a usual name alone on its
+# line, anywhere in capitals, behind a word with a capital ("cough Findings:"), as the first words of a
+# sentence, or in capitals before words that are none ("FINDINGS Heart normal").
+HEADER = re.compile(
+    rf"(?:^|\n) ?(?!{PARTS})([A-Z][A-Z ()/,-]*):(?=\s|$)|(?:^|\n)[ =*_\[-]*((?i:{KNOWN}))[ =*_\]:-]*(?=\n)"
+    rf"|\b({KNOWN}) ?[:：]|\b\w[\w.)]*[ \t|]+(?=[A-Z][a-z])((?i:{KNOWN})):"
+    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})) ?(?::|;| -(?= ))"
+    r"|(?:^|\n|(?<=\. ))(FINDINGS|IMPRESSION)(?= [A-Z]?[a-z])")
+SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
+    ("indication", r"reason for (the )?(exam(ination)?|study)"),
+    ("history", r"clinical (history|information|data|details)|patient history|pfi"),
+    ("impression", r"conclusions?|opinion|i ?m?p\w*s\w*n\w?"),
+    ("findings", r"fin\w*s|finding|chest, two views|report|interpretation"),
+    ("examination", r"exam"),
+    ("recommendations", r"recommendation(s|\(s\))?"),
+)
+SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum", "indication", "examination",
+                 "technique")
+BESIDE = {"indication", "history", "comparison", "examination", "technique", "procedure", "recommendations",
+          "notification"}
+CHEST_VIEW = re.compile(cues(r"""
+    chest|portable|pa and lat|lat(?:eral)? and pa|(?:two|one|frontal|pa|ap|lateral) views?|frontal and
+    frontal (?:semi-)?upright|bone window|ribs"""))
+
+
+# What is about the report; and what a header has to hold to end the findings or the impression
+ABOUT = re.compile(r"communicat|discuss|notif|^end of|dictat|electronic|attending")
+ENDS = re.compile("|".join(BESIDE) + "|addendum|wet read|exam")
+
+
+def section_name(header: str, within: str = "") -> str:
+    """A header as it stands in a report -> the section's usual name, lower case; its misspelling counts.
+
+    Within findings or impression "" for what is a part of them ("RIBS:", "ADDITIONAL FINDINGS:").
+    """
+    name = " ".join(header.lower().split())
+    for known, pattern in SECTION_NAMES:
+        if re.fullmatch(pattern, name):
+            return known
+    if ABOUT.search(name):
+        return "notification"
+    if within in ("findings", "impression") and name not in SECTION_WORDS and not ENDS.search(name):
+        close = get_close_matches(name, SECTION_WORDS, 1, 0.82)
+        return close[0] if close else ""
+    for word in SECTION_WORDS:
+        if word in name:
+            return word
+    close = get_close_matches(name, SECTION_WORDS, 1, 0.82)
+    return close[0] if close else "findings" if CHEST_VIEW.search(name) else name
+
+
+def sections(text: str) -> dict[str, str]:
+    """Report -> {section name: its text on one line}; of two sections of one name the last stays.
+
+    Text before the first header is "preamble", a text without headers "full report". Where there is neither
+    findings nor impression, what follows the last section's first blank line is "last_paragraph".
+    """
+    text = "\n".join(plain(text).splitlines())
+    cased = text.upper() if text.islower() and text.isascii() else text
+    header = HEADER.search(cased)
+    parts = [("preamble", text[: header.start(header.lastindex)])] if header else [("full report", text)]
+    while header:
+        name = section_name(header[header.lastindex], within=parts[-1][0])
+        following = HEADER.search(cased, header.end())
+        end = following.start(following.lastindex) if following else len(text)
+        if name:
+            parts.append((name, text[header.end(): end]))
+        else:
+            name, body = parts.pop()
+            parts.append((name, body + text[header.start(header.lastindex): end]))
+        header = following
+    parts = [(name, body) for name, body in parts if body.strip() or name not in ("impression", "findings")]
+    if not {"impression", "findings"} & {name for name, _ in parts}:
+        name, body = parts.pop()
+        first, *rest = re.split(r"\n ?\n", body, maxsplit=1)
+        parts += [(name, first), *(("last_paragraph", paragraph) for paragraph in rest)]
+    return {name: one_line(body) for name, body in parts}

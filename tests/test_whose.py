@@ -1,0 +1,275 @@
+"""labels.py, sentence by sentence: which finding it is that a phrase speaks of. Lines as in
+test_sentences.py."""
+import pytest
+from test_sentences import check
+
+# What follows is said of this finding, or already of the next.
+WHOSE = r"""
+Other than mild cardiomegaly, the study is unremarkable. | +heart
+The left effusion is no longer appreciated. | -eff
+The previously seen right pneumothorax is no longer appreciated. | -ptx
+Pneumothorax is no longer evident and effusion is small. | -ptx +eff
+Effusion is seen, pneumothorax is not. | +eff -ptx
+Consolidation is not seen and effusions are small. | -cons +eff
+ET tube not in place. | -dev
+Small apical pneumothorax following chest tube removal. | +ptx
+Pneumothorax has increased after removal of the chest tube. | +ptx
+Increased right effusion since chest tube removal. | +eff
+There is a small left apical pneumothorax after the chest tube was removed. | +ptx
+There is a small pneumothorax status post removal of left chest tube. | +ptx
+Left pneumothorax, chest tube removed. | +ptx
+Unchanged effusion, chest tube has been removed. | +eff
+Bibasilar atelectasis, ETT has been removed. | +atel -dev
+Small left effusion, otherwise unremarkable. | +eff
+Right PICC in place, otherwise unremarkable. | +dev
+Cardiomegaly, lungs unremarkable. | +heart
+Small nodule in the right apex, remainder of the lungs unremarkable. | +lesion
+Left effusion unchanged, pneumothorax no longer seen. | +eff -ptx
+Small left effusion, edema resolved. | +eff -edema
+Bibasilar atelectasis with effusion not seen. | +atel -eff
+Moderate cardiomegaly, pulmonary edema has resolved. | +heart -edema
+Left effusion with interval removal of the right chest tube. | +eff -dev
+Stable cardiomegaly and resolved edema. | +heart -edema
+Persistent left lower lobe consolidation, effusion has resolved. | +cons -eff
+Persistent small effusion, right PICC removed. | +eff -dev
+Consolidation in the left lower lobe, left costophrenic angle not visualized. | +cons
+Right chest tube in place, pneumothorax no longer seen. | +dev -ptx
+Pigtail catheter in place, effusion resolved. | +dev -eff
+Left lower lobe pneumonia, apical lordotic view shows nodule is not present. | +pna -lesion
+Rib fractures, pneumothorax excluded. | +fx -ptx
+Pneumothorax is not seen and cardiomegaly is stable. | -ptx +heart
+Effusion has resolved and atelectasis has improved. | -eff +atel
+Edema has resolved and consolidation persists. | -edema +cons
+Edema has resolved and effusions have decreased. | -edema +eff
+Pneumothorax has resolved and atelectasis remains. | -ptx +atel
+Pneumothorax is no longer seen, atelectasis persists. | -ptx +atel
+The lung bases are not clear due to atelectasis. | +atel
+The left hemidiaphragm is not seen due to effusion. | +eff
+The left hemidiaphragm is not visualized secondary to atelectasis. | +atel
+Left hemidiaphragm is no longer seen due to left lower lobe collapse. | +atel
+The right costophrenic angle is not sharp, suggesting a small effusion. | +eff
+Lack of visualization of the left hemidiaphragm due to atelectasis. | +atel
+Post line placement: no pneumothorax. | +dev -ptx
+A pneumothorax cannot be seen. | -ptx
+Effusion cannot be identified. | -eff
+Small pneumothorax not present on the earlier exam. | +ptx
+Pneumothorax absent, effusion present. | -ptx +eff
+Edema mild, effusion not seen | +edema -eff
+Pacemaker is unremarkable. | +dev
+Lines and tubes are unremarkable. | +dev
+Right PICC is unremarkable in position. | +dev
+Right lower lobe opacity and otherwise unremarkable exam. | +opacity
+Left rib fractures, chest otherwise unremarkable. | +fx
+Small right pneumothorax, the NG tube has been removed. | +ptx -dev
+Pulmonary edema has worsened since removal of the Swan-Ganz catheter. | +edema
+Atelectasis at the left base, the costophrenic angle is not seen. | +atel
+There is a left effusion and the pneumothorax has resolved. | +eff -ptx
+Small effusion with no pneumothorax seen and ETT removed. | +eff -ptx -dev
+ETT in place, NGT removed. | +dev
+Right IJ line unchanged and left PICC removed. | +dev
+Pneumothorax following thoracentesis has resolved. | -ptx
+Previously seen pneumothorax after line placement has resolved. | -ptx
+"""
+
+# Doubt about another finding, about an attribute, about the film.
+DOUBT = r"""
+The left base is not well seen due to effusion. | +eff
+Small left effusion and possible pneumonia. | +eff ?pna
+Cardiomegaly and possible mild edema. | +heart ?edema
+Small effusion, possibly increased. | +eff
+Bibasilar opacities, possibly atelectasis. | +opacity ?atel
+Rib fracture, possibly old. | +fx
+Small effusion, pneumonia suspected. | +eff ?pna
+Left effusion, questionable nodule. | +eff ?lesion
+Small left effusion, evaluation limited by rotation. | +eff
+Small left effusion with obscured hemidiaphragm. | +eff
+Left effusion, hemidiaphragm not well seen. | +eff
+Left effusion, incompletely imaged. | +eff
+Right upper lobe mass, CT should be considered. | +lesion
+Rib fractures, dedicated views can be considered. | +fx
+Left basilar atelectasis with pneumonia less likely. | +atel ?pna
+Opacity may reflect atelectasis, small left effusion. | +opacity ?atel +eff
+Possible left lower lobe pneumonia, ETT in place. | ?pna +dev
+Borderline cardiomegaly, small effusion. | ?heart +eff
+Questionable nodule at the right apex, moderate left effusion. | ?lesion +eff
+Possible pneumonia, no effusion, stable cardiomegaly. | ?pna -eff +heart
+Bilateral effusions with overlying atelectasis, underlying consolidation not excluded. | +eff +atel ?cons
+Bibasilar atelectasis, superimposed pneumonia cannot be excluded. | +atel ?pna
+Mild cardiomegaly, superimposed infection cannot be excluded. | +heart ?pna
+Small bilateral effusions with bibasilar opacities, pneumonia cannot be excluded. | +eff +opacity ?pna
+Right lower lobe consolidation and possible small effusion. | +cons ?eff
+Right PICC in place and possible small effusion. | +dev ?eff
+ETT in place, possible pneumonia. | +dev ?pna
+Left rib fracture with possible small pneumothorax. | +fx ?ptx
+Large right pneumothorax with possible tension. | +ptx
+Mild edema, limited exam. | +edema
+Bibasilar atelectasis in the setting of limited inspiration. | +atel
+Atelectasis, possibly related to low volumes. | +atel
+Mass for which biopsy should be considered. | +lesion
+"""
+
+# Verbs that end no denial, and words that stand for one.
+PLAINER = r"""
+Not clear whether this represents pneumonia. | ?pna
+It is unclear whether there is a small effusion. | ?eff
+It is uncertain whether there is a pneumothorax. | ?ptx
+Neg for PTX. | -ptx
+Follow-up radiograph to ensure resolution of pneumonia. | +pna
+Recommend follow-up to document resolution of the left lower lobe pneumonia. | +pna
+Recommend repeat radiograph after treatment to document resolution of right upper lobe consolidation. | +cons
+Followup radiographs are recommended to confirm resolution of the consolidation. | +cons
+Recommend follow-up to assess clearing of the opacity. | +opacity
+Chest radiograph without prior comparison demonstrates small left effusion. | +eff
+Single view without lateral shows a left effusion. | +eff
+CT without contrast shows a right upper lobe mass. | +lesion
+Without comparison, cardiomegaly of uncertain chronicity. | +heart
+No change to suggest pneumonia. | -pna
+Negative pneumothorax. | -ptx
+Neg PTX, neg effusion. | -ptx -eff
+There does not appear to be a pneumothorax. | -ptx
+A pneumothorax does not appear to be present. | -ptx
+Neither lung has consolidation. | -cons
+The left lung does not have an effusion. | -eff
+Neither side has an effusion. | -eff
+No focal opacity is seen to suggest pneumonia. | -opacity -pna
+No findings are seen to suggest CHF. | -edema
+I do not think there is an effusion. | -eff
+Neg for acute fracture. | -fx
+Chest neg for infiltrate. | -opacity
+CXR neg for PNA. | -pna
+"""
+
+# Where a denial ends.
+ENDS = r"""
+No focal consolidation aside from left basilar atelectasis. | -cons +atel
+No pneumothorax post line placement. | -ptx +dev
+No pneumothorax, effusion has increased. | -ptx +eff
+No pneumothorax, cardiomegaly persists. | -ptx +heart
+No pneumothorax, a very small left effusion. | -ptx +eff
+No pneumothorax, RLL consolidation. | -ptx +cons
+No pneumothorax, streaky basilar atelectasis. | -ptx +atel
+No pneumothorax, biapical scarring. | -ptx +opacity
+No effusion, bibasal atelectasis. | -eff +atel
+No more than minimal atelectasis. | +atel
+No more than a small effusion. | +eff
+No less than three rib fractures. | +fx
+No tension component to the left pneumothorax. | +ptx
+"""
+
+# A change or an attribute is denied, not the finding; and what only looks like it.
+CHANGE = r"""
+No sig change in effusion. | +eff
+No pneumothorax from line placement. | -ptx +dev
+No kink in the chest tube. | +dev
+No discontinuity of the pacemaker leads. | +dev
+No migration of the PICC line. | +dev
+No complication from chest tube placement. | +dev
+No changes of CHF. | -edema
+No acute changes of pneumonia. | -pna
+No acute changes, effusion or pneumothorax. | -eff -ptx
+No acute osseous changes, pneumothorax or effusion. | -ptx -eff
+Without acute change or infiltrate. | -opacity
+No displacement of the left clavicle fracture. | +fx
+No shift or enlargement of the pneumothorax. | +ptx
+No evidence of tension in the left pneumothorax. | +ptx
+No air bronchograms within the consolidation. | +cons
+No mediastinal shift from the large effusion. | +eff
+No calcification within the nodule. | +lesion
+No cavitation in the left upper lobe mass. | +lesion
+No loculation of the effusion. | +eff
+No healing of the rib fracture. | +fx
+No air-fluid level in the pneumothorax. | +ptx
+"""
+
+# Hearts and mediastina.
+ORGANS = r"""
+Small left pleural effusion, heart size unremarkable. | +eff -heart
+Bibasilar atelectasis, mediastinum unremarkable. | +atel -ecm
+No changes to suggest heart failure. | -edema
+Prominent pulmonary vessels, heart size normal. | -heart
+Increased interstitial markings, heart size is normal. | -heart
+Enlarged hilar lymph nodes, heart size normal. | -heart
+Normal lung volumes, cardiac silhouette enlarged. | +heart
+Normal pulmonary vascularity, heart enlarged. | +heart
+Unremarkable bony thorax, heart mildly enlarged. | +heart
+Large hiatal hernia behind the heart. | ~heart
+Increased opacity behind the heart. | ~heart +opacity
+Large mass adjacent to the heart. | ~heart +lesion
+Opacity along the right heart border has increased. | ~heart +opacity
+Increased opacity at the right heart border. | ~heart
+Heart size is greater than normal. | +heart
+Heart size exceeds the upper limits of normal. | +heart
+Heart is slightly above normal limits in size. | +heart
+Heart is neither enlarged nor displaced. | -heart
+The heart does not appear to be enlarged. | -heart
+The heart is not dilated. | -heart
+The cardiac silhouette is not significantly or acutely enlarged. | -heart
+The mediastinum does not appear abnormally widened. | -ecm
+The heart is unchanged, mildly enlarged. | +heart
+Small effusion, heart size difficult to assess. | +eff ?heart
+Heart size is not significantly changed and is mildly enlarged. | +heart
+Cardiomegaly with unremarkable mediastinum. | +heart -ecm
+The mediastinum is neither widened nor shifted. | -ecm
+Neither the heart nor the mediastinum is enlarged. | -heart -ecm
+The cardiac silhouette is slightly larger than normal. | +heart
+The heart is more than normal in size. | +heart
+Large bilateral effusions, cardiac silhouette normal. | +eff -heart
+Prominent interstitial markings, mediastinum normal. | -ecm
+Increased AP diameter of the chest, heart normal. | -heart
+Large right upper lobe mass, mediastinum normal. | +lesion -ecm
+Abnormal lung bases, heart normal. | -heart
+Unchanged right lower lobe opacity, heart size is enlarged. | +heart
+Large left effusion shifts the heart to the right. | ~heart
+Prominent fat pad at the heart border. | ~heart
+"""
+
+# British spelling, ligatures, dates, numbers, abbreviations, forms.
+WORDS = r"""
+No haemothorax or pneumothorax. | -ptx -eff
+No pulmonary oedema. | -edema
+No oedema or effusion. | -edema -eff
+Mild interstitial oedema. | +edema
+Pulmonary oedema has worsened. | +edema
+Moderate left and no right pleural effusion. | +eff
+There is a right, but no left, pleural effusion. | +eff
+Findings in keeping with pulmonary oedema. | +edema
+Effusion: [X] none [ ] small [ ] moderate [ ] large | -eff
+Effusion | small | left\nPneumothorax | none | | +eff -ptx
+| Effusion | none |\n| Edema | mild | | -eff +edema
+| Finding | Present |\n|---|---|\n| Effusion | No |\n| Edema | Yes | | -eff +edema
+Haemopneumothorax on the right. | +ptx
+Tumour in the right upper lobe. | +lesion
+No tumour seen. | -lesion
+No pneumothorax, effusions have increased since yesterday. | -ptx +eff
+No pneumothorax & small effusion. | -ptx +eff
+Considerable left effusion. | +eff
+Considerable cardiomegaly. | +heart
+Compared with May 5, left effusion is unchanged. | +eff
+Since May 2019, the effusion has increased. | +eff
+As compared to the study of May 3rd, bibasilar atelectasis. | +atel
+More or less unchanged effusion. | +eff
+Two or three pulmonary nodules. | +lesion
+At least two or three rib fractures. | +fx
+ET tube at or just above the carina. | +dev
+No sig. effusion. | -eff
+No definite (i.e. large) effusion. | -eff
+No complication, e.g. pneumothorax. | -ptx
+No comp. fracture. | -fx
+Interval removal of the right\nSwan-Ganz catheter. | -dev
+Findings in line with pneumonia. | +pna ~dev
+Pleural line at the midclavicular line. | ~dev
+Collapse of the T12 vertebral body. | ~atel
+Rib fractures along the anterior axillary line. | ~dev +fx
+Pleural ﬂuid on the left. | +eff
+Small pleural ef­fusion. | +eff
+Small pneumothorax, not seen on yesterday's film. | +ptx
+Cardiomegaly yes, edema no. | +heart -edema
+"""
+
+KINDS = (WHOSE, DOUBT, PLAINER, ENDS, CHANGE, ORGANS, WORDS)
+
+
+@pytest.mark.parametrize("line", [line for kind in KINDS for line in kind.strip().split("\n")])
+def test_whose(line):
+    """Each sentence says what a reader would say it does."""
+    check(*line.rsplit(" | ", 1))
