@@ -39,22 +39,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from chests.archives import CELLS, DataError, Tally, read_rows
-from chests.images import SMALLEST, ImageError, Row, decode, open_image, safe_path
+from chests.archives import read_rows
+from chests.images import SMALLEST, ImageError, Row, decode, open_image, real, safe_path
 from chests.labels import LABELS, label_values
 from chests.phantom import describe, render
+from chests.tables import CELLS, DataError, Tally
 from storage.files import keep_tensors, write_text
 from storage.weights import read_kept
 
-FRONTAL = re.compile(r"(?<![a-z])(?:pa|ap|frontal|postero-?anterior|antero-?posterior)(?![a-z])"
-                     r"(?!.*(?:axial|ll?d|rld)(?![a-z]))")
+FRONTAL = re.compile(r"(?<![a-z])(?<!non[ -])(?<!not )(?:pa|ap|frontal|postero-?anterior|antero-?posterior)"
+                     r"(?![a-z])(?!.*(?:axial|ll?d|rld)(?![a-z]))")
 SPLITS = {"": "", "train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
           "dev": "val", "test": "test"}
 DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memory
 LOOKED_AT = 256         # images of a larger set whose headers are read when it is indexed
 CACHED_BYTES = 2**29    # phantoms are kept once rendered, up to this size
 CODE = ("chests/archives.py", "data.py", "chests/images.py", "chests/labels.py",
-        "chests/reports.py")   # what an index depends on
+        "chests/reports.py", "chests/tables.py")   # what an index depends on
 UNNAMED = "image "      # begins the names of patients that no table names
 JUDGE_SEED = 1_000_003  # added to the run's seed
 
@@ -190,19 +191,19 @@ class Index:
     notes: Tally     # what is odd, but costs no row
 
 
-def row_fault(folder: Path, row: Row) -> str | None:
-    """Why a row cannot be used, without opening its image; None if it can."""
+def checked(folder: Path, row: Row) -> Row:
+    """A row with its image's path as the file itself has it, the image unopened. Raises ImageError with the
+    reason why the row cannot be used."""
     if row.fault:
-        return row.fault
+        raise ImageError(row.fault)
     if row.view and ("lat" in row.view or not FRONTAL.search(row.view)):
-        return f"not a frontal view (view {row.view!r})"
-    try:
-        safe_path(folder, row.image)
-    except ImageError as error:
-        return str(error)
+        raise ImageError(f"not a frontal view (view {row.view!r})")
+    image = str(safe_path(folder, row.image)).removeprefix(real(str(folder.absolute()))).lstrip("/")
     if not row.report:
-        return "no report, and no labels in CheXpert's or NIH's terms"
-    return None if row.split in SPLITS else f"split is none of {', '.join(filter(None, SPLITS))}"
+        raise ImageError("no report, and no labels in CheXpert's or NIH's terms")
+    if row.split not in SPLITS:
+        raise ImageError(f"split is none of {', '.join(filter(None, SPLITS))}")
+    return row._replace(image=image)
 
 
 def build_index(folder: Path, prompt: str) -> Index:
@@ -215,14 +216,13 @@ def build_index(folder: Path, prompt: str) -> Index:
     shared: dict[tuple, tuple] = {}
     owners: dict[str, str] = {}   # {file: the patient it is first named with}
     for row in tqdm(table, "checking and labelling rows", unit="row", delay=2):
-        if fault := row_fault(folder, row):
-            skipped.add(fault, row.image)
-        else:  # an unknown patient: each file stands for its own, however its path is spelled
+        try:
+            row = checked(folder, row)
+        except ImageError as error:
+            skipped.add(str(error), row.image)
+        else:  # an unknown patient: each file stands for its own
             said = label_values(row.report) if row.labels is None else row.labels
-            file = os.path.normpath(row.image)
-            if not row.patient:
-                file = os.path.relpath(safe_path(folder, row.image), folder.resolve())
-            own = owners.setdefault(file, row.patient or UNNAMED + file)
+            own = owners.setdefault(row.image, row.patient or UNNAMED + row.image)
             if row.patient not in ("", own):
                 notes.add("image named before with another patient, whose it stays", row.image)
             rows.append(row._replace(labels=shared.setdefault(said, said), patient=own))
@@ -256,8 +256,8 @@ def index_folder(folder: Path, prompt: str, cache: Path | None) -> Index:
     tables = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.glob("*")
                     if path.suffix in (".csv", ".gz", ".txt", ".zip") and path.is_file())
     code = [(Path(__file__).parent / name).read_text() for name in CODE]
-    digest = hashlib.sha256(json.dumps([prompt, tables, code]).encode()).hexdigest()[:16]
-    file = cache and cache / f"index-{digest}.jsonl"
+    key = json.dumps([str(folder.resolve()), prompt, tables, code])
+    file = cache and cache / f"index-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     if file and file.is_file():
         try:
             index = read_index(file)
@@ -326,7 +326,8 @@ def assign_splits(rows: list[Row]) -> dict[str, list[int]]:
     """
     sides = [SPLITS[row.split] for row in rows]
     held_out = {row.patient for row, side in zip(rows, sides, strict=True) if side in ("val", "test")}
-    free = sorted({row.patient for row in rows} - held_out, key=lambda p: hashlib.sha256(p.encode()).digest())
+    free = sorted({row.patient for row in rows} - held_out,
+                  key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
     val = 0 if "val" in sides else ceil(len(free) / 10)
     test = 0 if any(sides) else round(len(free) / 10)
     judge = ceil((len(free) - val - test) / 4)

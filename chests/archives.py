@@ -5,8 +5,6 @@ image and trusts no path. To add a layout, write its reader and enter it in LAYO
 it away.
 """
 
-import csv
-import gzip
 import re
 import xml.etree.ElementTree as ET
 import zipfile
@@ -15,115 +13,13 @@ from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from math import nan
 from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
 
 from chests.images import ImageError, Row, safe_path
 from chests.labels import LABELS
 from chests.reports import BESIDE, one_line, sections, worded
-
-
-class DataError(ValueError):
-    """The data set cannot be used; the message names the path, what is wrong and what was expected."""
-
-
-EXAMPLES = 3            # of each kind of fault
-LONGEST = 2**18         # bytes of a report, characters of a table's line that are read
-LARGEST = 2**31         # characters of a table
-MOST_LINES = 2**21
-
-
-class Tally(dict[str, tuple[int, list[str]]]):
-    """{what was found: how often, and the first places}, for the reader of a run's output"""
-
-    def add(self, what: str, where: str) -> None:
-        count, places = self.get(what, (0, []))
-        self[what] = count + 1, places if count >= EXAMPLES else [*places, where]
-
-    def lines(self, verb: str) -> str:
-        return "\n".join(f"data: {verb} {count:,}: {what}: {', '.join(map(repr, places))}"
-                         + (", ..." if count > len(places) else "") for what, (count, places) in self.items())
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Tables
-
-def read_bytes(path: Path, most: int = LONGEST) -> bytes:
-    """The first bytes of a file. Raises OSError, also for what is no plain file: a pipe might never end."""
-    if not path.is_file():
-        raise OSError("no plain file")
-    with open(path, "rb") as file:
-        return file.read(most)
-
-
-def lines_of(text: TextIO) -> Iterator[str]:
-    """A table's lines. Raises OSError beyond what a table may hold: a small gzip can unpack to anything."""
-    size = number = 0
-    while line := text.readline(LONGEST):
-        size, number = size + len(line), number + 1
-        if size > LARGEST or number > MOST_LINES:
-            raise OSError(f"larger than {LARGEST:,} characters or {MOST_LINES:,} lines")
-        yield line
-
-
-CELLS = "line with more or fewer cells than the header"
-WORDS = "nan -nan na n/a n.a. none null (null) nil nat <na> #na #n/a undefined unknown"
-MISSING = {form for word in WORDS.split() for form in (word, word.upper(), word.capitalize())}
-MISSING |= {"NaN", "-NaN", "NaT", "\\N", "-", "--", "?", "."}
-
-
-def given(text: str, notes: Tally, where: str) -> str:
-    """The text; "" where it means missing, which is noted."""
-    if text.strip() not in MISSING:
-        return text
-    notes.add("text that means missing (nan, NA, None, null, -), taken as blank", where)
-    return ""
-
-
-def read_table(path: Path, notes: Tally, needed: Collection[str],
-               more: Collection[str] = ()) -> Iterator[dict[str, str]]:
-    """CSV (RFC 4180, the first line names the columns) -> one dict a line, of the columns asked for.
-
-    Column names are lower case, cells stripped, missing columns and cells of MISSING empty. "a|b" among the
-    needed is satisfied by either. Raises DataError where needed columns are missing. Lines with other cells
-    than the header's are left out. Never holds the whole table.
-    """
-    lines = None
-    try:
-        if not path.is_file():
-            raise OSError("no plain file")
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as text:
-            lines = csv.reader(lines_of(text), strict=True)
-            columns = [name.strip().lower() for name in next(lines, [])]
-            if not all(set(name.split("|")) & set(columns) for name in needed):
-                raise DataError(f"{path}: expected the columns {', '.join(needed).replace('|', ' or ')}; "
-                                f"found {', '.join(map(repr, columns)) or 'none'}")
-            names = [*"|".join(needed).split("|"), *more]
-            if twice := [name for name in names if columns.count(name) > 1]:
-                raise DataError(f"{path}: two columns are named {twice[0]!r}; expected one")
-            places = [(name, columns.index(name)) for name in names if name in columns]
-            blank = dict.fromkeys(names, "")
-            width = max(i for i, name in enumerate(columns, 1) if name)  # NIH's header ends in a comma
-            for cells in lines:
-                if len(cells) != len(columns) and (len(cells) < width or any(cells[width:])):
-                    if any(map(str.strip, cells)):
-                        notes.add(CELLS, f"{path.name}, line {lines.line_num}")
-                    continue
-                row = blank | {name: cells[i].strip() for name, i in places}
-                if not MISSING.isdisjoint(row.values()):
-                    row = {name: given(cell, notes, f"{path.name}, line {lines.line_num}: {name}")
-                           for name, cell in row.items()}
-                yield row
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text: byte 0x{error.object[error.start]:02x} soon after line "
-                        f"{lines.line_num if lines else 0}; save the table as UTF-8") from None
-    except csv.Error as error:
-        raise DataError(f"{path}: line {lines.line_num}: not a CSV table: {error}") from None
-    except (OSError, EOFError, zlib.error) as error:
-        after = f" after line {lines.line_num}" if lines and lines.line_num else ""
-        raise DataError(f"{path}: cannot be read{after}: {error}") from None
+from chests.tables import BESIDE_CELLS, LONGEST, DataError, Tally, given, newest, read_bytes, read_table
 
 
 def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> str:
@@ -195,12 +91,14 @@ VALUES = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, 
 
 
 def cells_to_labels(cells: dict[str, str], where: str, notes: Tally) -> tuple[float, ...]:
-    """Cells of CheXpert's 14 columns ("1.0", "0.0", "-1.0" or empty) -> labels; others are noted, and nan."""
+    """Cells of CheXpert's 14 columns ("1.0", "0.0", "-1.0" or empty) -> labels; others are noted, and nan.
+    No Finding, the first, is 1 or nan: its 0 says what the others do."""
     for column in LABEL_COLUMNS:
         if cells[column] not in VALUES:
             notes.add("label is none of 1, 0, -1 and blank, and taken as blank",
                       f"{where}: {column} {cells[column]}")
-    return tuple(VALUES.get(cells[column], nan) for column in LABEL_COLUMNS)
+    nothing, *findings = (VALUES.get(cells[column], nan) for column in LABEL_COLUMNS)
+    return nothing if nothing == 1 else nan, *findings
 
 
 def compose_report(present: list[str], possible: list[str] = (), absent: list[str] = ()) -> str:
@@ -262,7 +160,10 @@ def mimic_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
     Reports are MIMIC-CXR's: files/p10/p10000032/s50414267.txt, or all in mimic-cxr-reports.zip. A study
     without one gets a report composed from its CheXpert labels.
     """
-    split = mimic_table(folder, "split", ["dicom_id", "split"], notes, lambda cells, _: cells["split"])
+    split = mimic_table(folder, "split", ["dicom_id", "split"], notes,
+                        lambda cells, _: cells["split"].lower())
+    if not split:
+        notes.add("no official split: patients are split anew", "mimic-cxr-2*-split.csv")
     labels = mimic_table(folder, "chexpert", ["study_id", *LABEL_COLUMNS], notes,
                          lambda cells, study: cells_to_labels(cells, f"study {study}", notes))
     read, seen = report_reader(folder, notes), set()
@@ -296,7 +197,7 @@ def mimic_table(folder: Path, name: str, columns: list[str], notes: Tally,
     """
     found, kept = {}, {}
     for path in newest(folder, f"mimic-cxr-2*-{name}.csv*", notes):
-        for cells in read_table(path, notes, columns):
+        for cells in read_table(path, notes, columns, odd=BESIDE_CELLS):
             key = cells[columns[0]]
             if key in found:
                 notes.add(f"{columns[0]} in a second line of the {name} table, left out", key)
@@ -318,7 +219,10 @@ def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
     def read(name: str) -> str:
         try:
             with reports.open(name) if reports else open(safe_path(folder, name), "rb") as file:
-                return file.read(LONGEST).decode("utf-8", "replace")
+                text = file.read(LONGEST).decode("utf-8", "replace")
+            if "\ufffd" in text:
+                notes.add("report is not UTF-8: letters are lost", name)
+            return text
         except KeyError:   # the zip has none
             return ""
         except ImageError as error:
@@ -339,41 +243,48 @@ def openi_xml_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Itera
     """
     place = image_places(folder, OPENI, notes)
     views = openi_views(folder, notes)
-    for file in sorted(path.glob("[!.]*.xml"), key=lambda file: (len(file.name), file.name)):
+    for file in sorted(path.glob("[!.]*.[xX][mM][lL]"), key=lambda file: (len(file.name), file.name)):
+        here = str(file.relative_to(folder))
         try:
-            root = ET.fromstring(read_bytes(file))  # which obeys the encoding that the file declares
+            root = ET.fromstring(read_bytes(safe_path(folder, here)))  # obeys the encoding that it declares
         except (ET.ParseError, OSError, ValueError, LookupError):
-            yield Row(str(file.relative_to(folder)), "", fault="XML file that cannot be read")
+            yield Row(here, "", fault="XML file that cannot be read")
             continue
-        parts = {text.get("Label"): given(text.text or "", notes, f"{file.name}: {text.get('Label')}")
-                 for text in root.iter("AbstractText")}
+        parts = {part.get("Label"): given("".join(part.itertext()), notes, f"{here}: {part.get('Label')}")
+                 for part in root.iterfind(".//{*}AbstractText")}
         report = choose_prompt("", parts.get("FINDINGS", ""), parts.get("IMPRESSION", ""), prompt)
-        patient = root.find("uId")
-        for number, image in enumerate(root.iter("parentImage")):
-            name = image.get("id", "")
+        patient = root.find("{*}uId")
+        images = [image.get("id", "") for image in root.iterfind(".//{*}parentImage")]
+        if not images:
+            notes.add("XML file that names no image", here)
+        for number, name in enumerate(images):
             view = views.get(openi_key(name), "")
             if number and not view:
                 notes.add("further image of a report, likely a lateral: no indiana_projections.csv", name)
             yield Row(place.get(name, name), report, view=view,
-                      patient="" if patient is None else patient.get("id", ""))
+                      patient=file.stem if patient is None else patient.get("id", file.stem))
 
 
 def openi_csv_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """Open-I as on Kaggle: indiana_reports.csv, indiana_projections.csv, images in the folder or below."""
     place = image_places(folder, OPENI, notes)
-    texts = {cells["uid"]: cells for cells in read_table(path, notes, ["uid", "findings", "impression"])}
+    texts = {}
+    for cells in read_table(path, notes, ["uid", "findings", "impression"], odd=BESIDE_CELLS):
+        if texts.setdefault(cells["uid"], cells) is not cells:
+            notes.add("uid in a second line of indiana_reports.csv, left out", cells["uid"])
     for cells in read_table(folder / "indiana_projections.csv", notes, ["uid", "filename", "projection"]):
-        text = texts.get(cells["uid"], {"findings": "", "impression": ""})
-        report = choose_prompt("", text["findings"], text["impression"], prompt)
-        name = cells["filename"]
-        yield Row(place.get(Path(name).stem, name), report, patient=cells["uid"],
-                  view=cells["projection"].lower())
+        uid, name = cells["uid"], cells["filename"]
+        text = texts.get(uid) if uid else None
+        report = choose_prompt("", text["findings"], text["impression"], prompt) if text else ""
+        yield Row(place.get(name) or place.get(Path(name).stem, name), report, patient=uid,
+                  view=cells["projection"].lower(),
+                  fault="" if text else "uid is not in indiana_reports.csv")
 
 
 def openi_views(folder: Path, notes: Tally) -> dict[str, str]:
     """{openi_key: "frontal" or "lateral"}, from indiana_projections.csv if it is there."""
     path = folder / "indiana_projections.csv"
-    table = read_table(path, notes, ["filename", "projection"]) if path.is_file() else []
+    table = (read_table(path, notes, ["filename", "projection"], odd=BESIDE_CELLS) if path.is_file() else [])
     return {openi_key(cells["filename"]): cells["projection"].lower() for cells in table}
 
 
@@ -383,19 +294,37 @@ def openi_key(name: str) -> str:
 
 
 OPENI = ("*", "images/*", "images/images_normalized/*", "images_normalized/*", "png/*", "NLMCXR_png/*")
-NIH = ("images/*", "images_*/images/*", "images_*/*", "*")   # where the archives' own downloads have them
+NIH = ("images/*", "images_[0-9]*/images/*", "images_[0-9]*/*", "*")   # as the archives are downloaded
+
+
+def images_in(folder: Path, patterns: Collection[str]) -> Iterator[Path]:
+    """The pictures that match, as paths inside the folder; hidden ones are left out."""
+    for pattern in patterns:
+        for path in sorted(folder.glob(pattern)):
+            here = path.relative_to(folder)
+            if here.suffix.lower() in (".png", ".jpg", ".jpeg") and not any(p[0] == "." for p in here.parts):
+                yield here
 
 
 def image_places(folder: Path, official: Collection[str], notes: Tally) -> dict[str, str]:
-    """{name without suffix: path inside the folder} of the images in the official places, or else one or two
-    levels below. Of two with one name the first counts, so none in masks/ or thumbs/; the other is noted."""
-    found = {}
-    for pattern in (*official, "*/*", "*/*/*"):
-        for path in sorted(folder.glob(pattern)):
-            if path.suffix.lower() in (".png", ".jpg", ".jpeg") and path.name[0] != ".":
-                here = str(path.relative_to(folder))
-                if found.setdefault(path.stem, here) != here and pattern[0] == "*":
-                    notes.add("image passed over for another of its name", f"{here} for {found[path.stem]}")
+    """{name, with its suffix or without: path inside the folder} of the images in the official places, or
+    where these hold none, one or two levels below. Of two with one name that in the official place counts,
+    and elsewhere neither: one may be in masks/ or thumbs/. What is passed over is noted."""
+    found: dict[str, str] = {}
+    for here in images_in(folder, official):
+        found.setdefault(here.name, str(here))
+        found.setdefault(here.stem, str(here))
+    below, parents, own = [*images_in(folder, ("*/*", "*/*/*"))], {}, {**found}
+    for here in below:
+        parents.setdefault(here.stem, set()).add(here.parent)
+    for here in below:
+        if own and own.get(here.name, str(here)) != str(here):
+            notes.add("image passed over for another of its name", f"{here} for {own[here.name]}")
+        elif not own and len(parents[here.stem]) > 1:
+            notes.add("image in several folders, none of them the archive's own: not used", str(here))
+        elif not own:
+            found.setdefault(here.name, str(here))
+            found.setdefault(here.stem, str(here))
     return found
 
 
@@ -439,13 +368,26 @@ def nih_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Ro
     table = list(read_table(path, notes, ["image index", "finding labels", "patient id"],
                             ["originalimage[width", "height]"]))  # the name's comma makes two columns of it
     listed = folder / "test_list.txt"
-    tests = set(read_bytes(listed, 2**24).decode("utf-8", "replace").split()) if listed.is_file() else set()
+    tests = listed_names(listed) if listed.is_file() else set()
+    if not tests:
+        notes.add("no official split: patients are split anew", listed.name)
+    for name in sorted(tests - {Path(cells["image index"]).stem for cells in table}):
+        notes.add("name in test_list.txt that the table has not", name)
     vocabulary = {term for cells in table for term in known_terms(cells["finding labels"], notes)}
     for cells in table:
         name, terms = cells["image index"], known_terms(cells["finding labels"])
-        yield Row(place.get(Path(name).stem, name), compose_report(terms), terms_to_labels(terms, vocabulary),
-                  cells["patient id"], "test" if name in tests else "",
+        yield Row(place.get(name) or place.get(Path(name).stem, name), compose_report(terms),
+                  terms_to_labels(terms, vocabulary), cells["patient id"],
+                  "test" if Path(name).stem in tests else "",
                   aspect=true_aspect(cells["originalimage[width"], cells["height]"]))
+
+
+def listed_names(path: Path) -> set[str]:
+    """test_list.txt -> its names, without suffixes. Raises DataError."""
+    try:
+        return {Path(name).stem for name in read_bytes(path, 2**24).decode("utf-8-sig").split()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
 
 
 # A layout's name, the file or folder that gives it away, its reader; the first that is found counts.
@@ -459,14 +401,6 @@ LAYOUTS = (
     ("CheXpert", "train.csv", chexpert_rows),
     ("NIH ChestX-ray14", "Data_Entry_2017*.csv", nih_rows),
 )
-
-
-def newest(folder: Path, pattern: str, notes: Tally) -> list[Path]:
-    """The last by name of the files that match, as one or none; that there are others is noted."""
-    paths = sorted(folder.glob(pattern))
-    if len(paths) > 1:
-        notes.add(f"older table passed over for {paths[-1].name}", ", ".join(p.name for p in paths[:-1]))
-    return paths[-1:]
 
 
 def read_rows(folder: Path, prompt: str, notes: Tally) -> tuple[str, list[Row]]:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from chests.archives import Tally, read_table
+from chests.tables import Tally, read_table
 from storage.files import read_text, write_text
 from storage.pictures import grey, png_text, save_png
 from training.ranks import rank, ranks

@@ -68,13 +68,14 @@ def open_image(path: Path) -> Image.Image:
     """Opens an image and checks its header; pixels are not decoded yet. Raises ImageError with the reason."""
     try:
         image = Image.open(path, formats=FORMATS)
+        frames = getattr(image, "n_frames", 1)
     except Image.DecompressionBombError:
         raise ImageError("too large (decompression bomb)") from None
     except Exception:  # Pillow raises many kinds on hostile headers
         raise ImageError("not a readable image") from None
     short, long = sorted(image.size)
     reason = ("too large (decompression bomb)" if short * long > Image.MAX_IMAGE_PIXELS
-              else "several images in one file" if getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
+              else "several images in one file" if frames > 1 and image.format != "MPO"
               else f"smaller than {SMALLEST} pixels" if short < SMALLEST
               else f"narrower than 1:{NARROWEST}" if long > NARROWEST * short else None)
     if reason:
@@ -87,14 +88,16 @@ def to_grey(image: Image.Image) -> Image.Image:
     """Any mode -> 8-bit grey; what is transparent becomes black.
 
     Deep integers are scaled by the depth that all but the brightest thousandth needs (dead pixels), or
-    twentieth where the rest is far brighter (a marker), as scanners store 10 to 14 bits in 16; floats by the
-    greatest of these values.
+    twentieth, or all but the greatest value (a marker, a border), where the rest is far brighter, as scanners
+    store 10 to 14 bits in 16; floats by the greatest of these values.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         deep = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=-1)
         least, bulk, most = np.quantile(deep, (0.001, 0.95, 0.999))
         if least < 0:   # Hounsfield's, or beyond what Pillow holds
             raise ImageError("grey values below 0, or none")
+        dimmer = deep[deep < deep.max()]
+        bulk = min(bulk, np.quantile(dimmer, 0.999)) if dimmer.size else bulk
         depths = () if image.mode == "F" else (8, 10, 12, 14, 15 if image.mode == "I" else 16)   # I: a sign
         deep, most = deep.clip(min=0), (bulk if 0 < 4 * bulk <= most else most) or deep.max() or 1
         top = next((2**bits - 1 for bits in depths if most < 2**bits), most)
@@ -123,8 +126,9 @@ def read_image(path: Path, size: int, fit: str, aspect: float | None = None) -> 
         try:
             image.draft("L", (4 * size, 4 * size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
             grey = to_grey(ImageOps.exif_transpose(image))
-            share = np.cumsum(grey.histogram()) / (grey.width * grey.height)
-            if np.ptp(np.searchsorted(share, (0.001, 0.999))) < DULLEST:
+            found = np.array(grey.histogram())
+            share = found.cumsum() / found.sum()
+            if min(np.ptp(np.searchsorted(share, (0.001, 0.999))), np.count_nonzero(found)) < DULLEST:
                 raise ImageError(f"blank, or nearly: fewer than {DULLEST} of 256 grey values")
             if image.mode[0] in "IF" and getattr(image, "tag_v2", {}).get(262) == 0:
                 grey = ImageOps.invert(grey)  # "0 is white": Pillow turns shallow TIFFs itself, deep ones not

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from chests import archives
-from chests.archives import DataError, Tally, compose_from_labels, read_rows
+from chests import tables
+from chests.archives import compose_from_labels, read_rows
 from chests.labels import LABELS, label
+from chests.tables import DataError, Tally
 from data import load
 
 EFFUSION = LABELS.index("Pleural Effusion")
@@ -270,6 +271,114 @@ def test_images_count_where_the_archive_has_them(tmp_path, capsys):
     assert "older table passed over for Data_Entry_2017_v2020.csv: 'Data_Entry_2017.csv'" in printed
 
 
+def nih(folder: Path, names: list[str], places: list[str], listed: bytes = b"00000000_000.png\n") -> None:
+    """ChestX-ray14 with these images in each of the places"""
+    put(folder, {f"{place}/{name}": None for place in places for name in names} | {
+        "Data_Entry_2017.csv": "Image Index,Finding Labels,Patient ID\n"
+                               + "".join(f"{name},Effusion,{name}\n" for name in names)})
+    (folder / "test_list.txt").write_bytes(listed)
+
+
+def test_a_mask_never_stands_in_for_a_missing_image(tmp_path, capsys):
+    """An image that is missing where the archive has its own is missing, whatever lies elsewhere; where the
+    archive's places hold none, a name found in two folders is used from neither; hidden folders count for
+    nothing."""
+    names = [f"{i:08}_000.png" for i in range(8)]
+    nih(tmp_path / "a", names, ["images", "masks", "images_masks", ".thumbs"])
+    (tmp_path / "a/images" / names[5]).unlink()
+    assert sorted(loaded(tmp_path / "a")) == [f"images/{name}" for name in names if name != names[5]]
+    nih(tmp_path / "b", names, ["xrays", "masks"])
+    (tmp_path / "b/masks" / names[5]).unlink()
+    with pytest.raises(DataError, match="1 of 8 rows usable"):
+        load(str(tmp_path / "b"))
+    assert "noted 14: image in several folders, none of them the archive's own" in capsys.readouterr().out
+
+
+def test_the_image_that_a_table_names_is_read(tmp_path):
+    """x.png, where x.jpg lies beside it."""
+    names = [f"{i:08}_000.png" for i in range(5)]
+    nih(tmp_path, names, ["images"])
+    put(tmp_path, {f"images/{name[:-4]}.jpg": None for name in names})
+    assert sorted(loaded(tmp_path)) == [f"images/{name}" for name in names]
+
+
+def test_the_official_test_list_is_kept_or_refused(tmp_path, capsys):
+    """With a byte order mark or without suffixes it means the same; in UTF-16 it is refused; its absence and
+    names that the table has not are noted."""
+    names = [f"{i:08}_000.png" for i in range(8)]
+    for listed in (b"00000000_000.png\nzebra.png\n", b"\xef\xbb\xbf00000000_000.png\nzebra.png",
+                   b"00000000_000 zebra"):
+        nih(tmp_path, names, ["images"], listed)
+        assert load(str(tmp_path), size=16)["test"].patients == [names[0]]
+    assert "noted 1: name in test_list.txt that the table has not: 'zebra'" in capsys.readouterr().out
+    nih(tmp_path, names, ["images"], "00000000_000.png\n".encode("utf-16"))
+    with pytest.raises(DataError, match="test_list.txt: cannot be read as UTF-8"):
+        load(str(tmp_path), size=16)
+    (tmp_path / "test_list.txt").unlink()
+    load(str(tmp_path), size=16)
+    assert "no official split: patients are split anew" in capsys.readouterr().out
+
+
+def test_no_finding_of_0_is_not_mentioned(tmp_path):
+    """CheXpert's valid.csv has 0 where others are blank. "No Finding: 0" is no finding to deny."""
+    row = ["0.0"] * 14
+    row[EFFUSION] = "1.0"
+    head, images = f"Path,Frontal/Lateral,{','.join(LABELS)}\n", [f"train/patient{i}/a.jpg" for i in range(6)]
+    put(tmp_path, dict.fromkeys(images) | {
+        "train.csv": head + "".join(f"{image},Frontal,{','.join(row)}\n" for image in images)})
+    train = load(str(tmp_path), size=16)["train"]
+    assert train.reports[0].startswith("Pleural effusion. No widened mediastinum or cardiomegaly or")
+    assert isnan(train.labels[0, 0]) and label(train.reports[0])[EFFUSION] == 1
+
+
+def test_a_report_is_its_own_uids(tmp_path, capsys):
+    """Of two reports with one uid the first counts; a film without a uid, or of one that is in no report, has
+    none, and that is said."""
+    projections = PROJECTIONS + "nan,x.png,Frontal\n9.0,y.png,Frontal\n"
+    put(tmp_path, {"indiana_projections.csv": projections, "x.png": None, "y.png": None,
+                   "indiana_reports.csv": "uid,findings,impression\n"
+                   + "".join(f"{i},Clear.,Normal {i}.\n" for i in range(4)) + "3,,Edema.\n,,Somebody's.\n"}
+        | {f"images/{i}_IM-000{i}-{j}.dcm.png": None for i in range(4) for j in (1, 2)})
+    assert sorted(loaded(tmp_path).values()) == [f"Normal {i}." for i in range(4)]
+    printed = capsys.readouterr().out
+    assert "noted 1: uid in a second line of indiana_reports.csv, left out: '3'" in printed
+    assert "skipped 2: uid is not in indiana_reports.csv: 'x.png', 'y.png'" in printed
+
+
+def test_xml_files_are_read_whole(tmp_path, capsys):
+    """Markup within a section, a namespace, capitals in the suffix; without a uId a file is one patient;
+    one that names no image is noted."""
+    texts = {f"{i}.xml": XML.format(i=i) for i in range(5)}
+    texts["0.xml"] = texts["0.xml"].replace("No 0.", "There is <b>no</b> effusion. <i>Large</i> mass.")
+    texts["1.xml"] = texts["1.xml"].replace("<eCitation>", '<eCitation xmlns="http://x.org">')
+    texts["2.XML"] = texts.pop("2.xml").replace("<uId", "<other")
+    texts["page.xml"] = "<html><body>Not found</body></html>"
+    put(tmp_path, {f"ecgen-radiology/{name}": text for name, text in texts.items()}
+        | {f"CXR{i}_{name}.png": None for i in range(5) for name in (f"1_IM-000{i}-1", f"IM-000{i}-2")})
+    reports = loaded(tmp_path)
+    assert len(reports) == 10
+    assert reports["CXR0_1_IM-0000-1.png"] == "There is no effusion. Large mass."
+    chests = load(str(tmp_path), size=16)
+    assert len({name for name, part in chests.items() for row in part.rows if "CXR2_" in row.image}) == 1
+    assert "XML file that names no image: 'ecgen-radiology/page.xml'" in capsys.readouterr().out
+
+
+def test_mimic_as_it_may_come(mimic, capsys):
+    """Splits in capitals, a backup beside a table, a report in another encoding; without the split table
+    that is said."""
+    split = mimic / "mimic-cxr-2.0.0-split.csv.gz"
+    split.write_bytes(gzip.compress(gzip.decompress(split.read_bytes()).upper().replace(b"DICOM_ID,SPLIT\nD0",
+                                    b"dicom_id,split\nd0").replace(b"\nD", b"\nd")))
+    split.with_suffix(".gz.bak").write_bytes(b"not a table")
+    report = mimic / "files/p10/p10000000/s50000000.txt"
+    report.write_bytes(REPORT.encode().replace(b"Small", b"na\xefve small"))
+    assert [row.patient for row in load(str(mimic), size=16)["val"].rows] == ["10000003"]
+    assert "report is not UTF-8: letters are lost: 'files/p10/p10000000" in capsys.readouterr().out
+    split.unlink()
+    load(str(mimic), size=16)
+    assert "no official split: patients are split anew" in capsys.readouterr().out
+
+
 def test_odd_xml_files_cost_one_row_each(tmp_path, capsys):
     """What macOS leaves behind is no report; a file's own encoding is obeyed; one in none, or a pipe, is
     counted and named; images that may be laterals are counted."""
@@ -315,7 +424,7 @@ def test_tables_without_end(tmp_path, monkeypatch):
     """A table that unpacks to more than any archive holds is refused where it passes that; so is a pipe."""
     path = tmp_path / "mimic-cxr-2.0.0-metadata.csv.gz"
     path.write_bytes(gzip.compress(b"dicom_id,subject_id,study_id,ViewPosition\n" + b"a,1,1,PA\n" * 10**5))
-    monkeypatch.setattr(archives, "MOST_LINES", 1000)
+    monkeypatch.setattr(tables, "MOST_LINES", 1000)
     with pytest.raises(DataError, match="after line 1000: larger than .* characters or 1,000 lines"):
         load(str(tmp_path))
     path.write_bytes(gzip.compress(b"\0" * 2**24))

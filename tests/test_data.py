@@ -217,7 +217,7 @@ def test_decoding_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch
     """One worker or eight: the same images in the same order."""
     rows = good_rows(tmp_path, 40)
     for i, row in enumerate(rows):
-        ramp = Image.linear_gradient("L").resize((40, 40)).point(lambda grey, i=i: max(grey, 5 * i))
+        ramp = Image.linear_gradient("L").resize((40, 40)).point(lambda grey, i=i: max(grey, 3 * i))
         ramp.save(tmp_path / row["image"])
     write_table(tmp_path, rows)
     order = [Row(row["image"], "") for row in rows]
@@ -226,7 +226,7 @@ def test_decoding_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch
         monkeypatch.setattr(os, "cpu_count", lambda workers=workers: workers)
         decoded.append(np.stack(list(images.decode(tmp_path, order, 16, "crop"))))
     assert (decoded[0] == decoded[1]).all()
-    assert decoded[0][12:, 0, 8].tolist() == [5 * i for i in range(12, 40)]
+    assert decoded[0][12:, 0, 8].tolist() == [3 * i for i in range(12, 40)]
 
 
 def test_a_stream_gives_the_images_of_each_step(hostile, monkeypatch, capsys):
@@ -304,6 +304,24 @@ def test_lines_of_other_length_are_skipped(tmp_path, capsys):
     assert "8 of 11 rows usable\ndata: skipped 3: line with more or fewer cells" in capsys.readouterr().out
 
 
+def test_a_header_that_ends_in_a_comma_hides_no_comma_too_many(tmp_path):
+    """The empty last column that spreadsheets write does not make room for an unquoted comma."""
+    rows = good_rows(tmp_path)
+    lines = [f"{row['image']},{row['report'].replace(',', '')},{row['patient_id']}," for row in rows]
+    lines[7] = "good7.png,Heart size is normal, large left effusion,p7"
+    (tmp_path / "metadata.csv").write_text("image,report,patient_id,\n" + "\n".join(lines) + "\n")
+    assert len(all_rows(load(str(tmp_path), size=16))) == 7
+
+
+@pytest.mark.parametrize("text", ["#NAME?", "#REF!", "Not available", "not provided.", "No report", "TBD"])
+def test_a_text_that_says_there_is_none_is_no_report(tmp_path, text):
+    """A spreadsheet's error, and words for "there is no report", are no normal film."""
+    rows = good_rows(tmp_path)
+    rows[0]["report"] = text
+    write_table(tmp_path, rows)
+    assert len(all_rows(load(str(tmp_path), size=16))) == 7
+
+
 def test_a_column_named_twice_is_refused(tmp_path):
     """Which of two columns of one name counts is not for the reader of a table to guess."""
     good_rows(tmp_path)
@@ -338,7 +356,8 @@ def test_prompt_choice():
     ("", True), ("PA", True), ("AP", True), ("ap supine", True), ("AP portable", True),
     ("Frontal", True), ("posteroanterior", True), ("['PA', '']", True), ("L", False), ("LL", False),
     ("Lateral", False), ("LLAT", False), ("RAO", False), ("AP LLD", False), ("AP AXIAL", False),
-    ("XTABLE LATERAL", False), ("Axial", False), ("COSTAL", False), ("bilateral", False)])
+    ("XTABLE LATERAL", False), ("non-frontal", False), ("not frontal", False), ("Axial", False),
+    ("COSTAL", False), ("bilateral", False)])
 def test_only_frontal_views(tmp_path, capsys, view, frontal):
     """A view that is named counts only where it is known to be frontal; the reason names what it was."""
     rows = good_rows(tmp_path, 9)
@@ -421,7 +440,7 @@ def test_unknown_patients(tmp_path, capsys):
 
 def test_a_file_is_one_patient_however_its_path_is_spelled(tmp_path):
     """Without patient names a file that two rows spell differently, or reach by a link, is not in train by
-    the one and in val by the other."""
+    the one and in val by the other. With names, too, it is its first one's."""
     rows = good_rows(tmp_path, patient_id="")
     (tmp_path / "linked.png").symlink_to("good1.png")
     again = [("./good0.png", "val"), ("linked.png", "val"), (".\\good2.png", "val"), ("good3.png", "test")]
@@ -429,6 +448,11 @@ def test_a_file_is_one_patient_however_its_path_is_spelled(tmp_path):
     write_table(tmp_path, rows)
     chests = load(str(tmp_path))
     assert (len(chests["train"]) + len(chests["judge"]), len(chests["val"]), len(chests["test"])) == (4, 3, 1)
+    named = [row | {"patient_id": f"q{i}", "split": ""} for i, row in enumerate(rows)]
+    write_table(tmp_path, named)
+    chests = load(str(tmp_path))
+    sides = [{row.image for row in chests[name].rows} for name in ("train", "judge", "val")]
+    assert len(set.union(*sides)) == sum(map(len, sides))
 
 
 def test_a_file_has_one_patient(tmp_path, capsys):
@@ -482,6 +506,36 @@ def test_a_burnt_in_marker_does_not_blacken_a_film(tmp_path, bits):
     Image.fromarray(deep).save(tmp_path / "a.png")
     read = images.read_image(tmp_path / "a.png", 48, "crop")
     assert abs(read[20:].astype(int) - np.asarray(picture())[20:]).max() <= 8
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_a_hot_border_does_not_blacken_a_film(tmp_path, bits):
+    """Nor does a border of the greatest value, of a fifth of the pixels."""
+    deep = np.asarray(picture()).astype(np.uint16) * ((2**bits - 1) // 255)
+    deep[:3], deep[-3:], deep[:, :3], deep[:, -3:] = [65535] * 4
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    read = images.read_image(tmp_path / "a.png", 48, "crop")[8:40, 8:40].astype(int)
+    assert abs(read - np.asarray(picture())[8:40, 8:40]).max() <= 8
+
+
+def test_a_file_whose_end_is_damaged_costs_one_row(tmp_path):
+    """Looking for further pictures in a file may fail in many ways: the row is skipped, the set is not."""
+    rows = good_rows(tmp_path, 9)
+    picture().save(tmp_path / "good0.tif")
+    damaged = bytearray((tmp_path / "good0.tif").read_bytes())
+    first = struct.unpack_from("<I", damaged, 4)[0]
+    entries = struct.unpack_from("<H", damaged, first)[0]
+    struct.pack_into("<I", damaged, first + 2 + 12 * entries, len(damaged))   # the next: nothing in it
+    (tmp_path / "good0.tif").write_bytes(damaged + bytes(6))
+    write_table(tmp_path, [rows[0] | {"image": "good0.tif"}, *rows[1:]])
+    assert len(all_rows(load(str(tmp_path), size=16))) == 8
+
+
+def test_a_mask_is_no_film(tmp_path):
+    """Black and white alone are fewer grey values than any film has."""
+    picture().point(lambda grey: 255 * (grey > 100)).save(tmp_path / "a.png")
+    with pytest.raises(images.ImageError, match="fewer than 16 of 256 grey values"):
+        images.read_image(tmp_path / "a.png", 48, "crop")
 
 
 @pytest.mark.parametrize("pixels", [np.full((48, 48), np.nan), np.full((48, 48), -9.0),
