@@ -292,7 +292,7 @@ def images_digest(folder: Path, rows: list[Row], size: int, fit: str) -> str:
         path = f"{folder}/{row.image}"
         file = os.stat(path) if os.path.exists(path) else None  # else gone since it was indexed
         key.append((row.image, row.aspect, file and file.st_size, file and file.st_mtime_ns))
-    return hashlib.sha256(json.dumps(["v2", size, fit, key]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([size, fit, key]).encode()).hexdigest()[:16]
 
 
 def decode_all(folder: Path, rows: list[Row], size: int, fit: str,

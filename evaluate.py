@@ -284,7 +284,7 @@ def judge_pipelines(run: Path, pipes: dict[str, sample.Pipeline], yard: Yardstic
         if name in ("anchor", "cxrl"):
             pairs += nearest_pairs(yard, images, rows[name]["nearest"], train, name)
     save_png(picture_grid(pairs), run / "samples" / "nearest_pairs.png",
-                    synthetic="the first and third row; the other rows are training images")
+             synthetic="the first and third row; the other rows are training images")
     return rows
 
 
@@ -370,6 +370,9 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
     pipes = {name: sample.Pipeline.load(folder, device) for name, folder in folders.items()}
     sets = data or load_sets(run, config, pipes["anchor"])
     test = sets["test"]
+    for name, pipe in pipes.items():
+        if (side := pipe.latent_shape[1] * pipe.vae.config.factor) != test.size:
+            raise ValueError(f"--control {folders[name]}: draws {side} pixels a side; expected {test.size}")
     check_prompts("--reports", reports, test)
     foreign = read_images(images, test.size, config.get("fit", "crop"), taken={*pipes})
     judge = load_judge(run / "state" / "judge.safetensors", sets["judge"], device)

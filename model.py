@@ -7,7 +7,8 @@ Rombach et al. 2022 (arXiv 2112.10752) describe the network, Vaswani et al. 2017
 """
 import json
 import math
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from storage.files import read_json
 from storage.weights import is_count, load_strict, read_config, read_weights, require, write_folder
 
 # -------------------------------------------------------------------------------- configuration
@@ -348,6 +350,15 @@ class UNet2DConditionModel(nn.Module):
         """Write config.json and diffusion_pytorch_model.safetensors, as diffusers does."""
         require(not lora_layers(self), "LoRA", "in this UNet", "merge_lora or save_lora")
         write_folder(folder, self.state_dict(), "diffusion_pytorch_model", {**FIXED, **asdict(self.config)})
+
+
+def read_unet_config(folder: Path | str) -> UNetConfig:
+    """FOLDER/config.json as StableDiffusionPipeline takes it, which puts 64 in place of a smaller sample_size
+    in files of diffusers below 0.9."""
+    config = read_config(folder, UNetConfig, FIXED)
+    version = read_json(Path(folder) / "config.json").get("_diffusers_version")
+    old = isinstance(version, str) and re.match(r"0\.[0-8]\.", version)
+    return replace(config, sample_size=64) if old and (config.sample_size or 64) < 64 else config
 
 
 # -------------------------------------------------------------------------------- LoRA

@@ -13,6 +13,7 @@ Each network is calibrated on real pairs: their spread is the unit of its reward
 its FLOOR in spreads below the median pair is no example to learn from.
 """
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from chests.labels import LABELS, label_all
 from pretrained.densenet import DenseNet121
 from pretrained.vit import CLIPPair
 from storage.files import read_json, read_text, write_json
-from storage.weights import read_config, read_kept, read_weights, require, write_folder
+from storage.weights import check_numbers, read_config, read_kept, read_weights, require, write_folder
 from text_encoder import EOS, Tokenizer, info_nce
 from training.ranks import rank, ranks, reduce_over_ranks
 
@@ -83,8 +84,10 @@ class Frozen(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: Path):
         try:
-            net = cls(read_config(folder, RewardConfig, {}))
-            net.load_state_dict(read_weights(folder, "model")[0])
+            net, weights = cls(read_config(folder, RewardConfig, {})), read_weights(folder, "model")[0]
+            net.load_state_dict(weights)
+            check_numbers(weights)
+            require(net.spread > 0, "spread", net.spread.item(), "more than 0")
         except Exception as error:   # missing, truncated or foreign files: one message for all
             message = f"{folder}: not a reward network (config.json + model.safetensors): {error}"
             raise ValueError(message) from error
@@ -268,9 +271,13 @@ class DiagnosisNet(Frozen):
             shapes = [list(t.shape) for t in (head, bias, points)]
             if shapes != [[len(names), 1024], [len(names)], [len(names)]]:
                 raise ValueError(f"{len(names)} labels for {len(head)} outputs, or another width: {shapes}")
-            if not all(weight.isfinite().all() for weight in (head, bias, *net.trunk.state_dict().values())):
-                raise ValueError("values that are not finite numbers")
-            if not rows.keys() & set(LABELS):
+            check_numbers({key: weight for key, weight in weights.items() if key != "op_threshs"})
+            known = [name for name in (XRV_NAMES.get(name, name) for name in names) if name in LABELS]
+            if len(set(known)) < len(known):
+                raise ValueError(f"a label that two outputs have: {', '.join(known)}")
+            if not all(point.isnan() or 0 < point < 1 for point in points):
+                raise ValueError(f"op_threshs {points.tolist()}: expected numbers between 0 and 1, or nan")
+            if not known:
                 raise ValueError(f"none of its labels is one of {', '.join(LABELS)}")
         except Exception as error:   # missing, truncated or foreign files: one message for all
             message = f"{path}: not a DenseNet-121 with a list of labels beside it: {error}"
@@ -388,7 +395,9 @@ class CLIPConsistency(Frozen):
         net, path = cls(CLIPPair.from_pretrained(folder)), Path(folder) / "reward.json"
         scale = read_json(path, missing={"median": 0.0, "spread": 1.0})   # a folder of its authors'
         for name in ("median", "spread"):
-            require(isinstance(scale.get(name), float), f"{path}: {name}", scale.get(name), "a number")
+            good = isinstance(scale.get(name), float) and abs(scale[name]) < math.inf
+            require(good and (name == "median" or scale[name] > 0), f"{path}: {name}", scale.get(name),
+                    "a finite number, a spread above 0")
             getattr(net, name).fill_(scale[name])
         return net.eval()
 
@@ -422,6 +431,11 @@ class Rewards:
         """(images: b 1 h w in [0, 1]) -> {"align", "diag", "consist"}: (b,) float32 each, without gradient"""
         return {name: net.score(images, reports) for name, net in self.named().items()}
 
+    def total(self, images: Tensor, reports: list[str], weights: dict[str, float]) -> Tensor:
+        """(images: b 1 h w in [0, 1]) -> b: the scores, each in its unit, weighted and summed"""
+        scores, units = self.scores(images, reports), self.units()
+        return sum(weights[name] / units[name] * score for name, score in scores.items())
+
     def raw_scores(self, images: Tensor, reports: list[str]) -> dict[str, Tensor]:
         """The same with gradient, in one pass: for a small batch."""
         return {name: net.raw_score(images, reports) for name, net in self.named().items()}
@@ -437,6 +451,15 @@ class Rewards:
     def floors(self) -> dict[str, Tensor]:
         """The score below which a real pair is no example to learn from."""
         return {name: net.median - FLOOR[name] * net.spread for name, net in self.named().items()}
+
+
+def run_weights(run: Path) -> dict[str, float]:
+    """The weights of the rewards in a run, from its config.json. Raises ValueError."""
+    config = read_json(run / "config.json")
+    for name in NAMES:
+        require(type(config.get(f"w_{name}")) in (int, float), f"{run / 'config.json'}: w_{name}",
+                config.get(f"w_{name}"), "a number")
+    return {name: config[f"w_{name}"] for name in NAMES}
 
 
 def compare(scores: dict[str, Tensor], reference: dict[str, Tensor] | None) -> dict[str, Tensor]:

@@ -91,7 +91,7 @@ class RLConfig:
     ace_lr: Annotated[float, "their peak learning rate"] = 1e-3
     lora_rank: Annotated[int, "train a LoRA of this rank on the attention layers; 0 trains every weight"] = 0
     checkpointing: Annotated[bool, "recompute activations in the update: less memory, more time"] = False
-    offload: Annotated[bool, "text encoder, VAE and rewards leave the GPU while the UNet is updated"] = False
+    offload: Annotated[bool, "what the update has no use for leaves the GPU meanwhile"] = False
     rl_batch: Annotated[int, "images per forward pass in the rollout; halve if out of memory"] = 128
     rl_micro: Annotated[int, "(image, step) pairs per pass of the update; halve if out of memory"] = 64
 
@@ -120,13 +120,13 @@ def start_policy(folder: Path, device: torch.device,
     if config.lora_rank:
         if device.type == "cuda":
             pipe.unet.to(torch.bfloat16)
-        tuned = add_lora(pipe.unet, config.lora_rank)
-        anchor = replace(pipe, unet=LoRASnapshot(pipe.unet))
+        name, tuned = "lora", add_lora(pipe.unet, config.lora_rank)
     else:
-        anchor = replace(pipe, unet=copy.deepcopy(pipe.unet))
-        tuned = pipe.unet.requires_grad_(True)
+        name, tuned = "unet", pipe.unet
+    anchor = freeze(pipe)
+    tuned.requires_grad_(True)
     pipe.unet.gradient_checkpointing = config.checkpointing
-    modules = {"lora" if config.lora_rank else "unet": tuned}
+    modules = {name: tuned}
     groups = [{"params": list(tuned.parameters()), "peak": config.rl_lr}]
     if config.ace:
         with torch.no_grad():
@@ -137,7 +137,7 @@ def start_policy(folder: Path, device: torch.device,
 
 
 def freeze(pipe: Pipeline) -> Pipeline:
-    """The policy as it is now, for the KL to hold to; what is not trained is shared with it."""
+    """The policy as it is now, to compare it with or to hold it to; what is not trained is shared with it."""
     unet = LoRASnapshot(pipe.unet) if lora_layers(pipe.unet) else copy.deepcopy(pipe.unet)
     return replace(pipe, unet=unet, ace=copy.deepcopy(pipe.ace))   # called without gradient only
 

@@ -14,8 +14,8 @@ if __name__ == "__main__":   # before the imports below, which take seconds
     command.begin("the same command draws what is missing")
 
 import argparse
-import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -30,13 +30,13 @@ from torch import Tensor
 
 from ace import ACE
 from chests.drawn import draw, plan, read_reports, write_table
-from model import UNet2DConditionModel
-from rewards import NAMES, Rewards
+from model import UNet2DConditionModel, read_unet_config
+from rewards import Rewards, run_weights
 from storage.files import holding, read_json, write_json
 from storage.pictures import grey, picture_grid, read_png, save_png
-from storage.weights import require
+from storage.weights import digest, require
 from text_encoder import CLIPTextModel, Tokenizer
-from training.ranks import rank, start_ranks, wait_for_ranks
+from training.ranks import rank, start_ranks, wait_for_ranks, whole_job
 from vae import AutoencoderKL, at_once
 
 # --------------------------------------------------------------------------------------------- noise schedule
@@ -131,7 +131,7 @@ class Schedule:
         """Read a diffusers scheduler/ folder; ValueError names file and key.
 
         It means what DDIMScheduler.from_config makes of it once StableDiffusionPipeline has set steps_offset
-        to 1: keys that a sampler lacks are DDIM's. PNDM alone has an own set_alpha_to_one, false.
+        to 1: keys that are not there are DDIM's.
         """
         path = Path(folder) / "scheduler_config.json"
         raw = read_json(path)
@@ -141,7 +141,7 @@ class Schedule:
         for key in REQUIRED:
             if key not in raw:
                 raise ValueError(f"{path}: {key} is missing")
-        raw = {"set_alpha_to_one": raw["_class_name"] != "PNDMScheduler"} | raw | {"steps_offset": 1}
+        raw = {"set_alpha_to_one": True} | raw | {"steps_offset": 1}
         names = ScheduleConfig.__dataclass_fields__
         try:
             return cls(ScheduleConfig(**{k: v for k, v in raw.items() if k in names}), device)
@@ -264,15 +264,17 @@ class Pipeline:
         folder = Path(folder)
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder}: no model_index.json: not a (complete) diffusers pipeline folder")
-        fast = torch.channels_last   # for convolutions
+        fast, ace = torch.channels_last, folder / "ace"   # fast for convolutions
+        tuned = os.path.lexists(ace) or read_json(folder / "model_index.json").get("_ace") is True
         pipe = cls(
             UNet2DConditionModel.from_pretrained(folder / "unet").to(device, memory_format=fast).eval(),
             AutoencoderKL.from_pretrained(folder / "vae").to(device, memory_format=fast).eval(),
             CLIPTextModel.from_pretrained(folder / "text_encoder").to(device).eval(),
             Tokenizer.from_pretrained(folder / "tokenizer"),
             Schedule.from_pretrained(folder / "scheduler", device),
-            ACE.from_pretrained(folder / "ace").to(device).eval() if (folder / "ace").is_dir() else None,
+            ACE.from_pretrained(ace).to(device).eval() if tuned else None,
         )
+        pipe.unet.config = read_unet_config(folder / "unet")
         pipe.check(folder)
         return pipe
 
@@ -309,6 +311,7 @@ class Pipeline:
             "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
             "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
             "scheduler": ["diffusers", "DDIMScheduler"], "safety_checker": [None, None],
+            "_ace": self.ace is not None,   # diffusers passes over what begins with _
             "feature_extractor": [None, None], "requires_safety_checker": False})
 
     @property
@@ -316,10 +319,10 @@ class Pipeline:
         return self.schedule.a.device
 
     def digest(self) -> str:
-        """Of the weights: some numbers of every tensor; training changes all of them."""
+        """Of what a picture depends on beside report, seed and settings"""
         parts = [part for part in (self.unet, self.vae, self.text, self.ace) if part is not None]
-        some = [p.detach().flatten()[:64].float().cpu() for part in parts for p in part.parameters()]
-        return hashlib.sha256(torch.cat(some).numpy().tobytes()).hexdigest()[:16]
+        tokens, configs = self.tokenizer, [asdict(part.config) for part in (*parts, self.schedule)]
+        return digest(parts, [*configs, tokens.vocab, tokens.merges, tokens.max_length, tokens.pad])
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -395,21 +398,12 @@ def run_settings(run: Path) -> dict:
     return {**found, "revision": config.get("git", "unknown")}
 
 
-def liking(run: Path, device: torch.device) -> Callable[[Tensor, list[str]], Tensor]:
-    """(images: b c h w, reports) -> b: the sum of RUN/rewards' scores, each in its unit, with the weights of
-    the run's reinforcement learning."""
-    config = read_json(run / "config.json")
-    nets, weights = Rewards.load(run / "rewards", device), {}
-    for name in NAMES:
-        weights[name] = config.get(f"w_{name}")
-        if type(weights[name]) not in (int, float):
-            raise ValueError(f"--best-of: {run / 'config.json'} has no number w_{name}")
-
-    def score(images: Tensor, reports: list[str]) -> Tensor:
-        scores, units = nets.scores(grey(images), reports), nets.units()
-        return sum(weights[name] / units[name] * scores[name] for name in NAMES)
-
-    return score
+def liking(run: Path, device: torch.device) -> tuple[Callable[[Tensor, list[str]], Tensor], str]:
+    """-> (images: b c h w, reports) -> b: RUN/rewards' scores summed with the weights of the run's
+    reinforcement learning; and a digest of both"""
+    nets, weights = Rewards.load(run / "rewards", device), run_weights(run)
+    return (lambda images, reports: nets.total(grey(images), reports, weights),
+            digest(nets.named().values(), weights))
 
 
 def draw_best(pipe: Pipeline, settings: dict, like: Callable | None, reports: list[str],
@@ -458,6 +452,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.guidance is not None and not (math.isfinite(args.guidance) and args.guidance >= 0):
         raise ValueError(f"--guidance {args.guidance}: expected a finite number >= 0")
     args.grid = args.out.suffix.lower() == ".png" and not args.out.is_dir()
+    args.reports = [args.report.strip()] if args.report is not None else read_reports(args.reports)
+    if not args.reports or not all(args.reports):
+        raise ValueError("the report is empty: expected radiology report text")
     if not args.grid and not args.out.is_dir() and (args.out.suffix or args.out.exists()):
         raise ValueError(f"--out {args.out}: expected a name that ends in .png, or a folder")
     return args
@@ -465,13 +462,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    reports = [args.report.strip()] if args.report is not None else read_reports(args.reports)
-    if not reports or not all(reports):
-        raise ValueError("the report is empty: expected radiology report text")
-    jobs = plan(args.out, args.grid, reports, args.n, args.seed, args.best_of)
+    reports, jobs = args.reports, plan(args.out, args.grid, args.reports, args.n, args.seed, args.best_of)
     run, device = args.run or newest_run(), start_ranks()
     held = args.out.with_name(f".{args.out.name}") if args.grid else args.out
-    with holding(held, f"--out {args.out}") if rank() == 0 else nullcontext():   # all ranks are one holder
+    hold = holding(held, f"--out {args.out}") if rank() == 0 else nullcontext()   # all ranks are one holder
+    with hold, whole_job():
+        wait_for_ranks()
         model = "cxrl" if (run / "cxrl" / "model_index.json").exists() and not args.anchor else "anchor"
         pipe, settings = Pipeline.load(run / model, device), run_settings(run)
         revision, steps = settings.pop("revision"), args.steps or settings["steps"]
@@ -479,7 +475,10 @@ def main(argv: list[str] | None = None) -> None:
         settings |= {"steps": steps, "guidance": float(guidance)}
         about = settings | {"model": model, "revision": revision, "weights": pipe.digest()}
         pipe.schedule.timesteps(steps)   # refuses more than the schedule has
-        like = liking(run, device) if args.best_of > 1 else None
+        like = None
+        if args.best_of > 1:
+            like, rewards = liking(run, device)
+            about |= {"best_of": args.best_of, "rewards": rewards}
         if rank() == 0 and (cut := pipe.tokenizer.cut_count(reports)):
             print(f"{cut} of {len(reports)} reports exceed {pipe.tokenizer.max_length} tokens, and are cut")
         draw(jobs, about, args.batch, partial(draw_best, pipe, settings, like))
@@ -488,7 +487,8 @@ def main(argv: list[str] | None = None) -> None:
             seeds = f"[seeds {jobs[0].seeds[0]}-{jobs[-1].seeds[-1]}]"
             pictures = torch.cat([read_png(job.path) for job in jobs]).split(args.n)
             rows = [(f"{report}  {seeds}", row) for report, row in zip(reports, pictures, strict=True)]
-            save_png(picture_grid(rows), args.out, report="\n".join(reports), seed=args.seed, **about)
+            save_png(picture_grid(rows), args.out, report="\n".join(reports), seed=args.seed, n=args.n,
+                     **about)
         elif rank() == 0:
             write_table(args.out, jobs)
     if rank() == 0:

@@ -109,10 +109,14 @@ class Tokenizer:
                         "vocabulary and merges of vocab.json and merges.txt")
             for i, pair in enumerate(merges):
                 require(len(pair) == 2 and isinstance(pair[0], str), f"merge {i}", pair, "two tokens")
-            pad, max_length = content(config.get("pad_token") or EOS), config.get("model_max_length")
+            pad = content(config.get("pad_token") or EOS)
+            max_length = config.get("model_max_length", config.get("max_len"))
             for token in added_tokens(config, whole, read_json(folder / "added_tokens.json", missing={})):
                 if token not in (BOS, EOS, pad):
                     raise ValueError(f"the added token {token!r} is not supported")
+            for number, token in (config.get("added_tokens_decoder") or {}).items():
+                own = vocab.get(content(token), int(number))
+                require(own == int(number), f"the id of {content(token)!r}", number, f"{own}, as vocab.json")
             if max_length is None or type(max_length) in (int, float) and max_length > 1e20:
                 max_length = 77                        # "not set" is written as 10^30
             require(is_count(max_length) and max_length > 1, "model_max_length", max_length, "2 or more")

@@ -3,8 +3,8 @@
     python benchmarks/decoding.py [--images 128] [--size 256]
 
 Writes made-up JPEG files of MIMIC-CXR-JPG's size (3056 x 2544; 2 MB) to a temporary folder and reads them as
-train.py reads a large set (data.Stream, batches of 8). Prints images a second, and what one image costs in
-processor time.
+train.py reads a large set (FolderChests.stream, batches of 8). Prints images a second, and what one image
+costs in processor time.
 """
 import argparse
 import sys

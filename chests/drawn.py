@@ -2,6 +2,7 @@
 that CheXGenBench (arXiv 2505.10496) reads beside them."""
 import csv
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,14 +16,18 @@ from storage.files import read_text, write_text
 from storage.pictures import grey, png_text, save_png
 from training.ranks import rank, ranks
 
+MOST_ROWS = 256   # reports in a grid
+
 
 def read_reports(path: Path) -> list[str]:
     """One report a line, UTF-8; of a CSV its column report, prompt or annotated_prompt (CheXGenBench's), each
     text once. Raises ValueError."""
     try:
+        if path.suffix.lower() in (".tsv", ".json", ".jsonl", ".xlsx"):
+            raise ValueError(f"{path}: expected a text file with one report a line, or a CSV")
         if not path.name.lower().endswith((".csv", ".csv.gz")):
             lines = read_text(path).removeprefix("\ufeff").split("\n")   # U+2028 parts no reports
-            return [line.strip() for line in lines if line.strip()]
+            return found_in(path, [line.strip() for line in lines if line.strip()])
         notes = Tally()
         rows = [next(filter(None, row.values()), "")
                 for row in read_table(path, notes, ["report|prompt|annotated_prompt"])]
@@ -33,6 +38,12 @@ def read_reports(path: Path) -> list[str]:
     reports = [*dict.fromkeys(filter(None, rows))]
     if len(reports) < len(rows):
         print(f"{path}: {len(rows)} rows, {len(reports)} different reports; the others are left out")
+    return found_in(path, reports)
+
+
+def found_in(path: Path, reports: list[str]) -> list[str]:
+    if not reports:
+        raise ValueError(f"--reports {path}: no report in it")
     return reports
 
 
@@ -56,6 +67,10 @@ def plan(out: Path, grid: bool, reports: list[str], n: int, first: int, best_of:
         for k in range(n):
             seed = first + ((0 if grid else i * n) + k) * best_of
             jobs.append(Job(folder / f"{prefix}{i + 1:05d}_{seed}.png", report, range(seed, seed + best_of)))
+    if len(os.fsencode(jobs[-1].path.name)) > 240:   # files have 255 bytes, while they are written
+        raise ValueError(f"--out {out}: expected a shorter name; its pictures would be {jobs[-1].path.name}")
+    if grid and len(reports) > MOST_ROWS:
+        raise ValueError(f"--out {out}: a grid of {len(reports)} reports; expected {MOST_ROWS}, or a folder")
     if first < 0 or (last := jobs[-1].seeds[-1]) >= 2**32:
         raise ValueError(f"--seed {first}: expected seeds from 0 to 2^32 - 1"
                          + (f"; the last would be {last}" if first >= 0 else ""))

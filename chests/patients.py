@@ -308,5 +308,3 @@ def read_out(seed: int, index: np.ndarray, faults: bool, found: list[list[Findin
     written = [write_report(findings, u) for findings, u in zip(read, luck, strict=True)]
     labels = torch.tensor([values for _, values in written], dtype=torch.float32)
     return [report for report, _ in written], labels.view(len(index), len(LABELS))
-
-

@@ -3,6 +3,7 @@ temporary name until it is whole: a reader sees the old file or the new one, nev
 import json
 import math
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,15 @@ except ImportError:   # Windows has none
 
 
 RUN = ("anchor", "cxrl", "rewards", "samples", "state")      # the folders of a run
-TEMPORARY = ("*.[0-9]*.tmp", ".tmp" + 6 * "[0-9A-Za-z]")     # names of `replacing`, and of safetensors
+# Names of `replacing`, and of safetensors
+TEMPORARY = re.compile(r".+\.(?:jsonl?|safetensors|png|csv|npy|html|txt)\.\d+\.tmp|\.tmp[0-9A-Za-z]{6}")
 
 
 @contextmanager
 def holding(folder: Path, name: str = "") -> Iterator[None]:
     """Make a folder this process's own so long as the block runs: another process is refused, by `name`.
-    Temporary files that killed ones left go at once, where a run has them: below may lie what is others'. A
-    folder that nothing was written to goes in the end."""
+    Temporary files that killed ones left go at once, in the folder and where a run has them. A folder that
+    nothing was written to goes in the end."""
     path, name = folder / ".lock", name or str(folder)
     made = not folder.exists() or [*folder.glob("*")] == [path]   # that one by a process that was killed
     try:
@@ -44,10 +46,11 @@ def holding(folder: Path, name: str = "") -> Iterator[None]:
             raise ValueError(f"{name}: another process is at work in it") from error
         except OSError as error:   # of the file system, on networks
             print(f"{name}: cannot be locked ({error.strerror}); start no other process on it")
-        below = [folder / part for part in RUN if not (folder / part).is_symlink()]
-        found = [p for part in below for name in TEMPORARY for p in part.rglob(name)]
-        for left in (*folder.glob(TEMPORARY[0]), *found):
-            left.unlink()
+        parts = RUN if (folder / "config.json").is_file() else ()   # else what lies below is others'
+        own = [folder / part for part in parts if not (folder / part).is_symlink()]
+        for left in [*folder.iterdir(), *(path for part in own for path in part.rglob("*"))]:
+            if TEMPORARY.fullmatch(left.name) and left.is_file():
+                left.unlink()
         try:
             yield
         finally:

@@ -3,7 +3,9 @@
 Read strictly: every tensor must be there, with its shape, and finite; a key of config.json that would change
 the computation and is not supported is refused; pickles are never opened.
 """
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 
@@ -76,6 +78,22 @@ def read_kept(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     except Exception as error:   # safetensors raises its own, and torch others for types that it lacks
         raise ValueError(f"{path}: missing, truncated, damaged or not a safetensors file: {error}") from error
+
+
+def check_numbers(weights: dict[str, Tensor]) -> None:
+    """Raise ValueError unless all are finite numbers with a fraction (batch norms count, too)."""
+    for key, value in weights.items():
+        sound = value.is_floating_point() and bool(value.isfinite().all())
+        if not sound and not key.endswith("num_batches_tracked"):
+            raise ValueError(f"{key} is {value.dtype} or has values that are not finite numbers")
+
+
+def digest(modules: Iterable[nn.Module], facts: object) -> str:
+    """16 hex characters of some numbers of every tensor, for training changes all, and of what else counts"""
+    some = [t.flatten()[:64].float().cpu() for module in modules for t in module.state_dict().values()]
+    key = hashlib.sha256(torch.cat(some).numpy().tobytes())
+    key.update(json.dumps(facts, sort_keys=True).encode())
+    return key.hexdigest()[:16]
 
 
 class Undrawn(TorchFunctionMode):

@@ -346,7 +346,7 @@ def test_best_of_keeps_what_the_reward_networks_like_best(run, tmp_path):
     said; what candidates are, does not depend on the batch."""
     sample.main(["--reports", str(run / "reports.csv"), "--run", str(run), "--n", "1", "--best-of", "4",
                  "--out", str(tmp_path / "set")])
-    like, pipe = sample.liking(run, torch.device("cpu")), Pipeline.load(run / "anchor")
+    (like, _), pipe = sample.liking(run, torch.device("cpu")), Pipeline.load(run / "anchor")
     winners = []
     for i, report in enumerate(REPORTS):
         seeds = list(range(4 * i, 4 * i + 4))

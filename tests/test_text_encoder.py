@@ -203,7 +203,8 @@ def test_added_tokens_are_refused_by_name(tokenizer, file, value, tmp_path):
     names it, it is refused. CLIP's own special tokens among added ones are not."""
     tokenizer.save_pretrained(tmp_path)
     for name, refused in [("<cxr-style>", True), (EOS, False)]:
-        (tmp_path / file).write_text(json.dumps(value).replace("<cxr-style>", name))
+        text = json.dumps(value).replace("<cxr-style>", name)
+        (tmp_path / file).write_text(text if refused else text.replace("600", str(tokenizer.vocab[EOS])))
         if refused:
             with pytest.raises(ValueError, match="the added token '<cxr-style>' is not supported"):
                 Tokenizer.from_pretrained(tmp_path)

@@ -118,6 +118,9 @@ def refuse_another(name: str, old: dict, new: dict, path: Path, advice: str) -> 
     spelled = isinstance(before, str) and isinstance(now, str)
     if before == now or spelled and os.path.realpath(before) == os.path.realpath(now):
         return
+    if name == "init_digest":
+        raise ValueError(f"--init {new['init']}: its files are not those that {path} was begun with; "
+                         f"{advice}")
     if name == "data_digest":
         raise ValueError(f"--data {new['data']}: its images, reports or labels are not those that {path} was "
                          f"begun with; {advice}")
@@ -133,7 +136,7 @@ def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer,
     try:
         tensors, header = read_kept(path)
         step, seconds, old = int(header["step"]), float(header["seconds"]), json.loads(header["options"])
-        if header.get("stage", stage) != stage or step < 0 or not seconds >= 0 or not isinstance(old, dict):
+        if header["stage"] != stage or step < 0 or not seconds >= 0 or not isinstance(old, dict):
             raise ValueError(f"its header is none of stage {stage}")
         live = weights_and_average(modules, ema)
         moments = check_state(tensors, live, optimizer)

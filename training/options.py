@@ -2,6 +2,7 @@
 begins, and the run folder that keeps them."""
 import argparse
 import dataclasses
+import hashlib
 import os
 import shlex
 import time
@@ -12,8 +13,7 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 import torch
 
 from evaluation.metrics import FEWEST
-from model import FIXED as UNET_FIXED
-from model import UNetConfig
+from model import UNetConfig, read_unet_config
 from rewards import CLIPConsistency, DiagnosisNet, RewardConfig
 from rl import SCORE, RLConfig
 from sample import SampleConfig, Schedule, ScheduleConfig
@@ -214,6 +214,7 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
     for part, name, needed, there in [(rl, "rlcf", "--gradient score", score),
                                       (rl, "clip", "--gradient score", score),
                                       (rl, "credit", "--gradient score", score),
+                                      (rl, "ace_tokens", "--ace", rl.ace), (rl, "ace_lr", "--ace", rl.ace),
                                       (config, "finetune_rank", "--finetune lora", lora)]:
         if not there and (value := getattr(part, name)) != getattr(type(part), name):
             said = "" if value is True else f" {value}"
@@ -252,7 +253,7 @@ def sizes_of(config: TrainConfig) -> Preset:
     sizes = preset(config.preset)
     if config.init is None:
         return sizes
-    unet = read_config(config.init / "unet", UNetConfig, UNET_FIXED)
+    unet = read_unet_config(config.init / "unet")
     vae = read_config(config.init / "vae", VAEConfig, VAE_FIXED)
     if unet.sample_size is None:
         raise ValueError(f"--init {config.init}: unet/config.json has no sample_size")
@@ -263,20 +264,30 @@ def sizes_of(config: TrainConfig) -> Preset:
 # ------------------------------------------------------------------------------------------------ run folder
 
 
-ORIGIN = ("preset", "data_digest", "seed", "fit", "prompt", "init", "finetune", "diagnosis", "consistency",
-          "train_images")
+ORIGIN = ("preset", "data_digest", "seed", "fit", "prompt", "init", "init_digest", "finetune", "diagnosis",
+          "consistency", "train_images")
 # By the first word of an option's name, the stage whose result it shapes; all others shape RL's.
 STAGE_OF = {"vae": "vae", "text": "diffusion", "diffusion": "diffusion", "ema": "diffusion",
             "prompt": "diffusion", "finetune": "diffusion", "reward": "rewards"}
+# The files that mark a stage's result: renamed into place when all of it is written.
+MARKS = {"vae": ["anchor/vae/config.json"], "diffusion": ["anchor/model_index.json"],
+         "rewards": [f"rewards/{n}/config.json" for n in ("posture", "diagnosis", "consistency")],
+         "rl": ["cxrl/model_index.json"], "evaluate": ["evaluation.json"]}
 
 
-def finished(folder: Path, stage: str) -> bool:
-    """Whether the run folder holds the stage's result;
-    each result's last file is renamed into place when all is written."""
-    marks = {"vae": ["anchor/vae/config.json"], "diffusion": ["anchor/model_index.json"],
-             "rewards": [f"rewards/{n}/config.json" for n in ("posture", "diagnosis", "consistency")],
-             "rl": ["cxrl/model_index.json"], "evaluate": ["evaluation.json"]}[stage]
-    return all((folder / mark).exists() for mark in marks)
+def finished(folder: Path, stage: str, quantifier=all) -> bool:
+    """Whether the run folder holds the stage's result; with `any`, a part of it"""
+    return quantifier((folder / mark).exists() for mark in MARKS[stage])
+
+
+def files_digest(folder: Path) -> str:
+    """16 hex characters for the parts of a pipeline folder: of every file its name, size and beginning"""
+    key = hashlib.sha256()
+    for path in sorted(path for part in PARTS for path in (folder / part).rglob("*") if path.is_file()):
+        key.update(f"{path.relative_to(folder)} {path.stat().st_size}".encode())
+        with open(path, "rb") as file:
+            key.update(file.read(2**20))
+    return key.hexdigest()[:16]
 
 
 def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
@@ -285,6 +296,8 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
                for part in (config, sampling, rl) for k, v in dataclasses.asdict(part).items()}
     if config.data != "phantom":
         options["data"] = str(Path(config.data).absolute())
+    if config.init is not None:
+        options["init_digest"] = files_digest(config.init)
     run = Run(config.out, options, start_ranks(), config.seed, config.save_every)
     read_log(run.path("log.jsonl"))
     refuse_other_origin(run)
@@ -296,18 +309,21 @@ def refuse_other_origin(run: Run) -> None:
     """Raise ValueError where RUN/config.json was made with another of ORIGIN, of those known now, or with
     another option of a stage that is done: it would be said of a result that it did not make."""
     old = read_json(run.path("config.json"), missing={})
-    taken = run.options["init"] is not None and run.options["finetune"] == "none"   # what the stages give
-    for name in run.options if old else ():
-        stage = "rl" if taken else STAGE_OF.get(name.split("_")[0], "rl")
-        done = name in old and name not in NOT_RESULT and finished(run.folder, stage)
-        if name in ORIGIN or done:
+    taken = run.options["init"] is not None and run.options["finetune"] == "none"   # vae and diffusion
+    for name in run.options.keys() & old.keys():
+        stage = STAGE_OF.get(name.split("_")[0], "rl")
+        stage = "rl" if taken and stage != "rewards" else stage
+        if name in ORIGIN or name not in NOT_RESULT and finished(run.folder, stage, any):
             refuse_another(name, old, run.options, run.folder, "choose another --out")
+        elif name in ("sample_steps", "eval_reports") and finished(run.folder, "evaluate"):
+            refuse_another(name, old, run.options, run.path("evaluation.json"), "delete it to evaluate anew")
 
 
 def bind(run: Run, sets: dict) -> None:
     """Tie the run to its data: their contents are part of its options from now on, and of config.json."""
     run.options["data_digest"] = {name: chests.digest for name, chests in sets.items()}
     refuse_other_origin(run)
-    if rank() == 0:
+    made = read_json(run.path("config.json"), missing={}) if finished(run.folder, "rl") else {}
+    if rank() == 0:   # whose code made the result stays
         write_json(run.path("config.json"),
-                   {**run.options, "torch": torch.__version__, "git": git_revision()})
+                   {**run.options, "torch": torch.__version__, "git": made.get("git") or git_revision()})
