@@ -131,7 +131,7 @@ class Schedule:
         """Read a diffusers scheduler/ folder; ValueError names file and key.
 
         It means what DDIMScheduler.from_config makes of it once StableDiffusionPipeline has set steps_offset
-        to 1: keys that are not there are DDIM's.
+        to 1: keys that a sampler lacks are DDIM's. PNDM alone has an own set_alpha_to_one, false.
         """
         path = Path(folder) / "scheduler_config.json"
         raw = read_json(path)
@@ -141,7 +141,7 @@ class Schedule:
         for key in REQUIRED:
             if key not in raw:
                 raise ValueError(f"{path}: {key} is missing")
-        raw = {"set_alpha_to_one": True} | raw | {"steps_offset": 1}
+        raw = {"set_alpha_to_one": raw["_class_name"] != "PNDMScheduler"} | raw | {"steps_offset": 1}
         names = ScheduleConfig.__dataclass_fields__
         try:
             return cls(ScheduleConfig(**{k: v for k, v in raw.items() if k in names}), device)

@@ -15,6 +15,7 @@ from model import (
     UNetConfig,
     add_lora,
     merge_lora,
+    read_unet_config,
     save_lora,
 )
 
@@ -359,6 +360,14 @@ def test_keys_that_change_nothing_are_ignored(folder):
     change_config(folder, _diffusers_version="0.6.0", note="x", only_cross_attention=[False, False],
                   upcast_attention=True, dual_cross_attention=None, mid_block_only_cross_attention=False)
     assert UNet2DConditionModel.from_pretrained(folder).config == SMALL
+
+
+@pytest.mark.parametrize("version, side", [("0.6.0", 64), ("0.8.1", 64), ("0.9.0", 8), ("0.30.0", 8),
+                                           (None, 8)])
+def test_a_pipeline_takes_small_old_sizes_for_64(folder, version, side):
+    """StableDiffusionPipeline reads a sample_size under 64 as 64 where diffusers below 0.9 wrote it."""
+    change_config(folder, _diffusers_version=version)
+    assert read_unet_config(folder).sample_size == side
 
 
 # ------------------------------------------------------------------------------------ LoRA

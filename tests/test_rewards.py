@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import rewards
 from chests.labels import LABELS
@@ -192,6 +192,13 @@ def test_folders_round_trip_and_damage_is_named(tmp_path):
     loaded = Rewards.load(tmp_path)
     for name, value in nets.scores(images, REPORTS[:3]).items():
         assert torch.allclose(loaded.scores(images, REPORTS[:3])[name], value, atol=1e-6)
+    path = tmp_path / "posture" / "model.safetensors"
+    weights = load_file(path)
+    for key, value in (("spread", -weights["spread"]), ("median", weights["median"].int())):
+        save_file(weights | {key: value}, path)
+        with pytest.raises(ValueError, match=f"posture: not a reward network.*{key}"):
+            PostureNet.from_pretrained(tmp_path / "posture")
+    save_file(weights, path)
     path = tmp_path / "diagnosis" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="diagnosis: not a reward network"):
@@ -267,7 +274,9 @@ def test_your_own_densenet_is_the_diagnosis_reward(tmp_path):
 @pytest.mark.parametrize("change, words", [
     ({"classifier.weight": torch.zeros(3, 1000)}, "another width"),
     ({"classifier.bias": torch.zeros(1)}, "width"), ({"op_threshs": torch.zeros(2)}, "width"),
-    ({"classifier.bias": torch.full((3,), torch.nan)}, "not finite")])
+    ({"classifier.bias": torch.full((3,), torch.nan)}, "not finite"),
+    ({"classifier.weight": torch.zeros(3, 1024, dtype=torch.int8)}, "not finite"),
+    ({"op_threshs": torch.tensor([0.5, 1.7, torch.nan])}, "between 0 and 1")])
 def test_a_head_of_another_width_is_refused(tmp_path, change, words):
     """Head, bias and operating points are one for each label and as wide as the trunk, and finite."""
     weights = random_densenet(3) | change
@@ -278,7 +287,8 @@ def test_a_head_of_another_width_is_refused(tmp_path, change, words):
 
 
 @pytest.mark.parametrize("labels, words", [('["Hernia", "Mass", "Nodule"]', "none of its labels"),
-                                           ('["Edema"]', "1 labels for 3 outputs"), ("{", "")])
+                                           ('["Edema"]', "1 labels for 3 outputs"), ("{", ""),
+                                           ('["Effusion", "", "Pleural Effusion"]', "two outputs")])
 def test_a_densenet_that_does_not_fit_is_refused(tmp_path, labels, words):
     """One line that names the file and says what is wrong with it."""
     save_file({k: v.contiguous() for k, v in random_densenet(3).items()}, tmp_path / "own.safetensors")

@@ -31,7 +31,7 @@ from sample import (
     seeded_noise,
 )
 from storage import pictures
-from storage.files import write_json
+from storage.files import read_json, write_json
 from text_encoder import CLIPTextModel, TextConfig, Tokenizer
 from vae import AutoencoderKL, VAEConfig, at_once
 
@@ -354,6 +354,27 @@ def test_best_of_keeps_what_the_reward_networks_like_best(run, tmp_path):
         said = pictures.png_text(tmp_path / "set" / f"{i + 1:05d}_{4 * i}.png")
         assert (said["seed"], said["seeds"]) == (str(winners[-1]), f"{seeds[0]}-{seeds[-1]}")
     assert {winner % 4 for winner in winners} != {0}
+
+
+def test_a_picture_is_there_if_all_that_made_it_is_the_same(run, tmp_path):
+    """Another prediction type, another scale of latents, other reward weights: what lies there is of another
+    model, and drawn again. A model whose c_s is gone is none."""
+    own = shutil.copytree(run, tmp_path / "own")
+    command = [REPORTS[0], "--run", str(own), "--n", "1", "--best-of", "2", "--out", str(tmp_path / "set")]
+    (tmp_path / "set").mkdir()
+    said = []
+    for file, change in [(None, {}), ("config.json", {"w_diag": 1.0}),
+                         ("anchor/scheduler/scheduler_config.json", {"prediction_type": "epsilon"}),
+                         ("anchor/vae/config.json", {"scaling_factor": 0.5})]:
+        if file:
+            write_json(own / file, read_json(own / file) | change)
+        sample.main(command)
+        said.append(tuple(sorted(pictures.png_text(tmp_path / "set" / "00001_0.png").items())))
+    assert len(set(said)) == 4 and dict(said[0])["best_of"] == "2"
+    shutil.rmtree(own / "anchor" / "ace", ignore_errors=True)
+    write_json(own / "anchor/model_index.json", read_json(own / "anchor/model_index.json") | {"_ace": True})
+    with pytest.raises(ValueError, match="ace"):
+        sample.main(command)
 
 
 def test_options_of_a_run_are_numbers(run, tmp_path):

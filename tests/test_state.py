@@ -397,6 +397,51 @@ def test_options_of_a_stage_that_is_done_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--vae-steps 7: .*run was begun with 6; choose another --out"):
         options.refuse_other_origin(other)
     options.refuse_other_origin(run_of(tmp_path / "run", vae_steps=6, rounds=9, sample_steps=9))
+    write_json(first.path("rewards", "posture", "config.json"), {})   # one of three
+    with pytest.raises(ValueError, match="--reward-lr 1.0: .*choose another --out"):
+        options.refuse_other_origin(run_of(tmp_path / "run", vae_steps=6, reward_lr=1.0))
+    write_json(first.path("evaluation.json"), {})
+    with pytest.raises(ValueError, match="--sample-steps 9: .*evaluation.json was begun with .*delete it"):
+        options.refuse_other_origin(run_of(tmp_path / "run", vae_steps=6, sample_steps=9))
+
+
+def test_a_result_keeps_the_revision_that_made_it(tmp_path, monkeypatch):
+    """The code may have gone on when a finished run is looked at again; its pictures name what made them."""
+    run = run_of(tmp_path / "run")
+    monkeypatch.setattr(options, "git_revision", lambda: "old")
+    options.bind(run, {})
+    monkeypatch.setattr(options, "git_revision", lambda: "new")
+    write_json(run.path("cxrl", "model_index.json"), {})
+    options.bind(run, {})
+    assert read_json(run.path("config.json"))["git"] == "old"
+
+
+def test_an_init_is_tied_by_what_is_in_it(tmp_path):
+    """Weights or a tokenizer that change behind the folder's name are another --init."""
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "weights").write_bytes(b"1" * 100)
+    first = options.files_digest(tmp_path)
+    (tmp_path / "readme").write_text("no part of it")
+    assert options.files_digest(tmp_path) == first
+    (tmp_path / "unet" / "weights").write_bytes(b"1" * 50 + b"2" + b"1" * 49)
+    assert options.files_digest(tmp_path) != first
+
+
+def test_only_temporary_files_of_a_run_go(tmp_path):
+    """What a killed process left in a run goes at the next start; what only looks like it, and what lies in
+    folders of others, stays."""
+    names = ["a.json.12.tmp", "notes.2024.tmp", "samples/a.png.7.tmp", "samples/.tmpAbC123"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "dir.json.1.tmp").mkdir()
+    with holding(tmp_path):
+        left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} - {".lock"}
+        assert left == set(names[1:])
+    write_json(tmp_path / "config.json", {})
+    with holding(tmp_path):
+        assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+            ".lock", "config.json", "notes.2024.tmp"}
 
 
 def test_compile_without_a_compiler_is_refused(monkeypatch):
