@@ -21,7 +21,7 @@ and is the floor or ceiling of each metric. evaluation/judge.py: what the judge 
                             were not taught to overlook blur, as the judge's are
     fid, kid                against a reference set of other real images, on the judge's features (or, with
                             --features, on those of a DenseNet-121 after its last ReLU: torchxrayvision's
-                            features2, as RoentGen; or on a DINOv2's class token; README.md converts them)
+                            features2, as RoentGen; or on a DINOv2's class token; see docs/recipes.md)
     precision ... coverage  likewise, k = 5
     nearest_train_distance  mean distance to the nearest training image, on features; far below real's: copied
     closer_to_train         share of images nearer to a training image than to any held-out real one, on
@@ -86,7 +86,7 @@ COPIES = 4             # images of one report for MS-SSIM: 6 pairs, as RoentGen
 SSIM_REPORTS = 64      # reports with that many images
 RESAMPLES = 1000       # bootstrap
 FID_RESAMPLES = 200    # of them; each is an eigenvalue problem
-NEAREST = 8192         # training images that nearest_train_distance looks at
+NEAREST = 8192         # training images that are looked at, at most
 PAIRS = 8              # generated images in nearest_pairs.png, of each of anchor and cxrl
 
 # ------------------------------------------------------------------------------------------------ measuring
@@ -232,7 +232,7 @@ def real_groups(yard: Yardstick, test) -> list[Tensor]:
 
 def draw(pipe: sample.Pipeline, yard: Yardstick, settings: dict, name: str) -> tuple[Tensor, list[Tensor]]:
     """-> images: n 1 h w, one a prompt, and the MS-SSIM groups. Seeds do not depend on `pipe`."""
-    first = 10**12 + 10**7 * yard.seed   # far from the seeds of the training stages
+    first = 10**12 + 10**7 * yard.seed   # torch keeps the low 32 bits
     jobs = [(i, 0) for i in range(len(yard.reports))]
     jobs += [(i, copy) for i in range(yard.similar) for copy in range(1, COPIES)]
     images = draw_all(pipe, [yard.reports[i] for i, _ in jobs],
@@ -333,7 +333,7 @@ def judge_quality(yard: Yardstick, sets: dict, real: dict[str, Tensor]) -> dict:
     true posture: on known warps of images near the mean chest, which is also how the judge was taught.
     """
     judge, train = yard.judge, sets["train"]
-    psi = native_posture(train)
+    psi = native_posture(train, NEAREST)
     index = (~psi.isnan().any(1)).nonzero()[:512, 0]
     images, psi = train.images(index).float() / 255, psi[index]
     if train.posture is None:
@@ -372,7 +372,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
     test = sets["test"]
     for name, pipe in pipes.items():
         if (side := pipe.latent_shape[1] * pipe.vae.config.factor) != test.size:
-            raise ValueError(f"--control {folders[name]}: draws {side} pixels a side; expected {test.size}")
+            raise ValueError(f"{folders[name]}: draws images of {side} pixels; expected {test.size}")
     check_prompts("--reports", reports, test)
     foreign = read_images(images, test.size, config.get("fit", "crop"), taken={*pipes})
     judge = load_judge(run / "state" / "judge.safetensors", sets["judge"], device)

@@ -262,8 +262,8 @@ class DiagnosisNet(Frozen):
         path = Path(path)
         try:
             weights = read_kept(path)[0]
-            names = json.loads(read_text(path.with_suffix(".json")))
-            rows = {XRV_NAMES.get(name, name): row for row, name in enumerate(names)}
+            names = [XRV_NAMES.get(name, name) for name in json.loads(read_text(path.with_suffix(".json")))]
+            rows, known = {name: row for row, name in enumerate(names)}, [x for x in names if x in LABELS]
             net = cls(RewardConfig(trunk="densenet121"))
             net.trunk.load_state_dict({k: v for k, v in weights.items() if k.startswith("features.")})
             head, bias = weights["classifier.weight"], weights["classifier.bias"]
@@ -272,7 +272,6 @@ class DiagnosisNet(Frozen):
             if shapes != [[len(names), 1024], [len(names)], [len(names)]]:
                 raise ValueError(f"{len(names)} labels for {len(head)} outputs, or another width: {shapes}")
             check_numbers({key: weight for key, weight in weights.items() if key != "op_threshs"})
-            known = [name for name in (XRV_NAMES.get(name, name) for name in names) if name in LABELS]
             if len(set(known)) < len(known):
                 raise ValueError(f"a label that two outputs have: {', '.join(known)}")
             if not all(point.isnan() or 0 < point < 1 for point in points):

@@ -74,8 +74,8 @@ class RLConfig:
     rounds: Annotated[int, "rollout + update rounds"] = 6
     rollout_steps: Annotated[int, "denoising steps of a rollout; fewer than of a picture serve"] = 10
     reports: Annotated[int, "reports per round; images per round = reports * group"] = 32
-    group: Annotated[int, "images per report; 1: advantages against the whole batch, as plain DDPO"] = 8
-    updates: Annotated[int, "optimizer steps per round; from the second on the clip acts"] = 8
+    group: Annotated[int, "images per report; score, 1: advantages against the whole batch, as in DDPO"] = 8
+    updates: Annotated[int, "optimizer steps per round; score: from the second on the clip acts"] = 8
     rl_lr: Annotated[float, "peak learning rate of the denoiser in RL, decays to 0; 0: frozen"] = 2e-4
     kl: Annotated[float, "weight of the KL to the model that the policy gradient began with"] = 5.0
     mix: Annotated[float, "how far the result lies on the policy gradient's way; 1: at its end"] = 0.5
@@ -91,7 +91,7 @@ class RLConfig:
     ace_lr: Annotated[float, "their peak learning rate"] = 1e-3
     lora_rank: Annotated[int, "train a LoRA of this rank on the attention layers; 0 trains every weight"] = 0
     checkpointing: Annotated[bool, "recompute activations in the update: less memory, more time"] = False
-    offload: Annotated[bool, "what the update has no use for leaves the GPU meanwhile"] = False
+    offload: Annotated[bool, "text encoder (score: VAE and rewards, too) leaves the GPU in updates"] = False
     rl_batch: Annotated[int, "images per forward pass in the rollout; halve if out of memory"] = 128
     rl_micro: Annotated[int, "(image, step) pairs per pass of the update; halve if out of memory"] = 64
 
@@ -486,7 +486,7 @@ def summarise(history: list[dict[str, Tensor]], rewards: dict[str, Tensor],
         stats |= {"ratio_min": over("ratio_min").min(), "ratio_max": over("ratio_max").max(),
                   "ratio_error_first": over("ratio_error")[0]}
     stats |= {f"reward_{name}": reward.mean() for name, reward in rewards.items()}
-    stats["pixel_std"] = images.std(0).mean()   # of this rank's images
+    stats["pixel_std"] = images.std(0, correction=0).mean()   # of this rank's images
     values = torch.stack([v.float() for v in stats.values()]).tolist()
     stats = dict(zip(stats, values, strict=True))
     if not all(torch.isfinite(torch.tensor(values))):

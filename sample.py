@@ -264,15 +264,15 @@ class Pipeline:
         folder = Path(folder)
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder}: no model_index.json: not a (complete) diffusers pipeline folder")
-        fast, ace = torch.channels_last, folder / "ace"   # fast for convolutions
-        tuned = os.path.lexists(ace) or read_json(folder / "model_index.json").get("_ace") is True
+        fast = torch.channels_last   # for convolutions
+        tuned = os.path.lexists(folder / "ace") or read_json(folder / "model_index.json").get("_ace") is True
         pipe = cls(
             UNet2DConditionModel.from_pretrained(folder / "unet").to(device, memory_format=fast).eval(),
             AutoencoderKL.from_pretrained(folder / "vae").to(device, memory_format=fast).eval(),
             CLIPTextModel.from_pretrained(folder / "text_encoder").to(device).eval(),
             Tokenizer.from_pretrained(folder / "tokenizer"),
             Schedule.from_pretrained(folder / "scheduler", device),
-            ACE.from_pretrained(ace).to(device).eval() if tuned else None,
+            ACE.from_pretrained(folder / "ace").to(device).eval() if tuned else None,
         )
         pipe.unet.config = read_unet_config(folder / "unet")
         pipe.check(folder)
@@ -356,7 +356,7 @@ def autocast(device: torch.device):
 
 
 @torch.no_grad()
-def generate(pipe: Pipeline, reports: list[str], seeds: list[int], steps: int = 10, guidance: float = 1.0,
+def generate(pipe: Pipeline, reports: list[str], seeds: list[int], steps: int, guidance: float = 1.0,
              eta: float = 1.0) -> Tensor:
     """One image for each (report, seed) -> b c h w in [0, 1], float32.
 
@@ -432,7 +432,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, help="run folder (default: the newest under runs/)")
     parser.add_argument("--n", type=int, default=4, help="images for each report [4]")
     parser.add_argument("--seed", type=int, default=0,
-                        help="of the first image [0]; the next has the next, in a grid every report the same")
+                        help="of the first image, or candidate [0]; in a grid every report has the same")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the run's)")
     parser.add_argument("--guidance", type=float, help="guidance scale w (default: the run's)")
     parser.add_argument("--anchor", action="store_true", help="the model before reinforcement learning")

@@ -2,7 +2,7 @@
 python train.py [--out runs/phantom] [--preset tiny] [--data phantom] [--stage all] ...
 
     python train.py                                 the whole system on embedded phantoms, minutes on a laptop
-    python train.py --data DIR --out runs/mine      on your own X-rays (images + metadata.csv)
+    python train.py --data DIR --out runs/mine      on your own X-rays, or an archive's as published
     python train.py --stage rl --rounds 40          one stage, once those before it are done
 
 Stages, in order: vae -> diffusion (with the text encoder) -> rewards -> rl -> evaluate. Each is skipped when
@@ -337,6 +337,7 @@ def learn_from_archive(run: Run, config: TrainConfig, rl: RLConfig, train, pipe:
 
 def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, rl: RLConfig) -> None:
     """From RUN/anchor, by what the rewards find right in the archive, then by their gradient -> RUN/cxrl."""
+    torch.manual_seed(run.seed + 5)   # of a LoRA
     pipe, anchor, modules, groups = start_policy(run.path("anchor"), run.device, rl)
     nets = Rewards.load(run.path("rewards"), run.device)
     reports, begun = sets["train"].reports, anchor

@@ -197,7 +197,7 @@ def mimic_table(folder: Path, name: str, columns: list[str], notes: Tally,
     """
     found, kept = {}, {}
     for path in newest(folder, f"mimic-cxr-2*-{name}.csv*", notes):
-        for cells in read_table(path, notes, columns, odd=BESIDE_CELLS):
+        for cells in read_table(path, notes, columns, noted_as=BESIDE_CELLS):
             key = cells[columns[0]]
             if key in found:
                 notes.add(f"{columns[0]} in a second line of the {name} table, left out", key)
@@ -269,7 +269,7 @@ def openi_csv_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Itera
     """Open-I as on Kaggle: indiana_reports.csv, indiana_projections.csv, images in the folder or below."""
     place = image_places(folder, OPENI, notes)
     texts = {}
-    for cells in read_table(path, notes, ["uid", "findings", "impression"], odd=BESIDE_CELLS):
+    for cells in read_table(path, notes, ["uid", "findings", "impression"], noted_as=BESIDE_CELLS):
         if texts.setdefault(cells["uid"], cells) is not cells:
             notes.add("uid in a second line of indiana_reports.csv, left out", cells["uid"])
     for cells in read_table(folder / "indiana_projections.csv", notes, ["uid", "filename", "projection"]):
@@ -284,7 +284,9 @@ def openi_csv_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Itera
 def openi_views(folder: Path, notes: Tally) -> dict[str, str]:
     """{openi_key: "frontal" or "lateral"}, from indiana_projections.csv if it is there."""
     path = folder / "indiana_projections.csv"
-    table = (read_table(path, notes, ["filename", "projection"], odd=BESIDE_CELLS) if path.is_file() else [])
+    if not path.is_file():
+        return {}
+    table = read_table(path, notes, ["filename", "projection"], noted_as=BESIDE_CELLS)
     return {openi_key(cells["filename"]): cells["projection"].lower() for cells in table}
 
 
@@ -311,20 +313,23 @@ def image_places(folder: Path, official: Collection[str], notes: Tally) -> dict[
     where these hold none, one or two levels below. Of two with one name that in the official place counts,
     and elsewhere neither: one may be in masks/ or thumbs/. What is passed over is noted."""
     found: dict[str, str] = {}
-    for here in images_in(folder, official):
-        found.setdefault(here.name, str(here))
+
+    def enter(here: Path) -> None:
+        if (first := found.setdefault(here.name, str(here))) != str(here):
+            notes.add("image passed over for another of its name", f"{here} for {first}")
         found.setdefault(here.stem, str(here))
-    below, parents, own = [*images_in(folder, ("*/*", "*/*/*"))], {}, {**found}
+
+    for here in images_in(folder, official):
+        enter(here)
+    below, own = [*images_in(folder, ("*/*", "*/*/*"))], bool(found)
+    parents: dict[str, set[Path]] = {}
     for here in below:
         parents.setdefault(here.stem, set()).add(here.parent)
     for here in below:
-        if own and own.get(here.name, str(here)) != str(here):
-            notes.add("image passed over for another of its name", f"{here} for {own[here.name]}")
-        elif not own and len(parents[here.stem]) > 1:
-            notes.add("image in several folders, none of them the archive's own: not used", str(here))
+        if own and here.name in found or not own and len(parents[here.stem]) == 1:
+            enter(here)
         elif not own:
-            found.setdefault(here.name, str(here))
-            found.setdefault(here.stem, str(here))
+            notes.add("image in several folders, none of them the archive's own: not used", str(here))
     return found
 
 

@@ -25,26 +25,23 @@ def read_reports(path: Path) -> list[str]:
     try:
         if path.suffix.lower() in (".tsv", ".json", ".jsonl", ".xlsx"):
             raise ValueError(f"{path}: expected a text file with one report a line, or a CSV")
-        if not path.name.lower().endswith((".csv", ".csv.gz")):
+        if path.name.lower().endswith((".csv", ".csv.gz")):
+            notes = Tally()
+            rows = [next(filter(None, row.values()), "")
+                    for row in read_table(path, notes, ["report|prompt|annotated_prompt"])]
+            reports = [*dict.fromkeys(filter(None, rows))]
+            if notes:
+                print(notes.lines("noted"))
+            if len(reports) < len(rows):
+                print(f"{path}: {len(rows)} rows, {len(reports)} different reports; the others are left out")
+        else:
             lines = read_text(path).removeprefix("\ufeff").split("\n")   # U+2028 parts no reports
-            return found_in(path, [line.strip() for line in lines if line.strip()])
-        notes = Tally()
-        rows = [next(filter(None, row.values()), "")
-                for row in read_table(path, notes, ["report|prompt|annotated_prompt"])]
+            reports = [line.strip() for line in lines if line.strip()]
+        if not reports:
+            raise ValueError(f"{path}: no report in it")
+        return reports
     except ValueError as error:
         raise ValueError(f"--reports {error}") from error
-    if notes:
-        print(notes.lines("noted"))
-    reports = [*dict.fromkeys(filter(None, rows))]
-    if len(reports) < len(rows):
-        print(f"{path}: {len(rows)} rows, {len(reports)} different reports; the others are left out")
-    return found_in(path, reports)
-
-
-def found_in(path: Path, reports: list[str]) -> list[str]:
-    if not reports:
-        raise ValueError(f"--reports {path}: no report in it")
-    return reports
 
 
 class Job(NamedTuple):

@@ -65,12 +65,12 @@ def given(text: str, notes: Tally, where: str) -> str:
 
 
 def read_table(path: Path, notes: Tally, needed: Collection[str],
-               more: Collection[str] = (), odd: str = CELLS) -> Iterator[dict[str, str]]:
+               more: Collection[str] = (), noted_as: str = CELLS) -> Iterator[dict[str, str]]:
     """CSV (RFC 4180, the first line names the columns) -> one dict a line, of the columns asked for.
 
     Column names are lower case, cells stripped, missing columns and cells of MISSING empty. "a|b" among the
     needed is satisfied by either. Raises DataError where needed columns are missing. Lines with other cells
-    than the header's are left out, and noted as `odd`. Never holds the whole table.
+    than the header's are left out, and counted `noted_as`. Never holds the whole table.
     """
     lines = None
     try:
@@ -92,7 +92,7 @@ def read_table(path: Path, notes: Tally, needed: Collection[str],
             for cells in lines:
                 if len(cells) < width or any(map(str.strip, cells[width:])):
                     if any(map(str.strip, cells)):
-                        notes.add(odd, f"{path.name}, line {lines.line_num}")
+                        notes.add(noted_as, f"{path.name}, line {lines.line_num}")
                     continue
                 row = blank | {name: cells[i].strip() for name, i in places}
                 if not MISSING.isdisjoint(row.values()):

@@ -172,14 +172,15 @@ def roughen(images: Tensor, generator: torch.Generator) -> Tensor:
     return (images + 0.04 * grain * torch.randn(images.shape, generator=generator)).clamp(0, 1)
 
 
-def native_posture(chests) -> Tensor:
-    """-> n 5. Phantoms: the truth. Real images: identity for the half nearest to the mean chest, else nan.
+def native_posture(chests, most: int | None = None) -> Tensor:
+    """-> n 5, of the first `most`. Phantoms: the truth. Real images: identity for the half nearest to the
+    mean chest, else nan.
 
     Without labels, well-positioned images stand for the canonical pose; known warps of them then teach.
     """
     if chests.posture is not None:
-        return chests.posture
-    parts = torch.arange(len(chests)).split(512)
+        return chests.posture[:most]
+    parts = torch.arange(len(chests))[:most].split(512)
     x = torch.cat([F.interpolate(chests.images(part).float() / 255, (32, 32), mode="area") for part in parts])
     x = (x - reduce(x, "n c h w -> n 1 1 1", "mean")) / x.std((1, 2, 3), keepdim=True).clamp(min=1e-3)
     mean = x.mean(0)

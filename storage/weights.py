@@ -81,7 +81,7 @@ def read_kept(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def check_numbers(weights: dict[str, Tensor]) -> None:
-    """Raise ValueError unless all are finite numbers with a fraction (batch norms count, too)."""
+    """Raise ValueError unless all are finite floating-point numbers (but for what batch norms count)."""
     for key, value in weights.items():
         sound = value.is_floating_point() and bool(value.isfinite().all())
         if not sound and not key.endswith("num_batches_tracked"):

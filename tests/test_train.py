@@ -403,9 +403,19 @@ def test_a_dead_rank_ends_the_job_and_the_same_command_makes_the_updates_of_one_
 
 
 def test_lora_run_ends_with_a_merged_unet_and_a_lora_file(before_rl, same_phantoms):
-    """--lora-rank trains the LoRA and ACE alone; RUN/cxrl holds the anchor's weights plus B A."""
-    train.main(["--out", str(before_rl), *SMOKE, "--stage", "rl", "--lora-rank", "2", "--checkpointing",
-                "--offload"])
+    """--lora-rank trains the LoRA and ACE alone; RUN/cxrl holds the anchor's weights plus B A. What a LoRA
+    begins with is the run's own, whatever else the process has drawn."""
+    flags = [*SMOKE, "--stage", "rl", "--lora-rank", "2", "--checkpointing", "--offload"]
+    again = shutil.copytree(before_rl, before_rl.with_name("again"))
+    train.main(["--out", str(before_rl), *flags])
+    torch.manual_seed(99)
+    train.main(["--out", str(again), *flags, "--rwr-steps", "0"])
+    torch.manual_seed(7)
+    shutil.rmtree(again / "cxrl")
+    first = load_file(again / "state" / "rl.safetensors")
+    (again / "state" / "rl.safetensors").unlink()
+    train.main(["--out", str(again), *flags, "--rwr-steps", "0"])
+    assert all(torch.equal(first[k], v) for k, v in load_file(again / "state" / "rl.safetensors").items())
     anchor = load_file(before_rl / UNET_FILE)
     tuned = load_file(before_rl / "cxrl" / "unet" / "diffusion_pytorch_model.safetensors")
     lora = load_file(before_rl / "cxrl" / "pytorch_lora_weights.safetensors")

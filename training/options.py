@@ -34,7 +34,7 @@ class TrainConfig:
     preset: Annotated[Literal["tiny", "small", "sd15", "sd21"],
                       "sizes of all networks, and every default (--preset sd15 --help); sd15 and sd21 need "
                       "--init"] = "tiny"
-    data: Annotated[str, "phantom, or a folder with images and metadata.csv"] = "phantom"
+    data: Annotated[str, "phantom, or a folder: images + metadata.csv, or a published archive"] = "phantom"
     dry_run: Annotated[bool, "print what would be done and what it takes, and stop"] = False
     stage: Annotated[Literal["all", "vae", "diffusion", "rewards", "rl", "evaluate"],
                      "all in order, or one"] = "all"
@@ -174,8 +174,8 @@ WHY = {"eta": "; with hardly any randomness in a step there is no log-probabilit
        "rollout_steps": "; the last step has no randomness, hence no log-probability",
        "clip": "; it is the whole latent's, DDPO's 1e-4 of a mean is 1.64"}
 # The parts of a pipeline that are read, and those that a picture drawn for a text alone does not pass.
-PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler",
-         "safety_checker", "feature_extractor", "image_encoder"}
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+PASSED_BY = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def check_values(part: TrainConfig | SampleConfig | RLConfig) -> None:
@@ -194,8 +194,8 @@ def check_init(folder: Path) -> None:
         index = read_json(folder / "model_index.json")
     except ValueError as error:
         raise ValueError(f"--init {folder}: expected a diffusers folder: {error}") from error
-    for name, part in index.items():
-        if name not in PARTS and isinstance(part, list) and any(part):   # a ControlNet, a second encoder
+    for name in index.keys() - {*PARTS, *PASSED_BY}:
+        if isinstance(index[name], list) and any(index[name]):   # a ControlNet, a second encoder
             raise ValueError(f"--init {folder}: model_index.json has the part {name}, which is not supported")
     if (folder / "ace").exists():
         raise ValueError(f"--init {folder}: has the c_s of an earlier reinforcement learning (ace/), which "
@@ -275,18 +275,27 @@ MARKS = {"vae": ["anchor/vae/config.json"], "diffusion": ["anchor/model_index.js
          "rl": ["cxrl/model_index.json"], "evaluate": ["evaluation.json"]}
 
 
-def finished(folder: Path, stage: str, quantifier=all) -> bool:
-    """Whether the run folder holds the stage's result; with `any`, a part of it"""
-    return quantifier((folder / mark).exists() for mark in MARKS[stage])
+def finished(folder: Path, stage: str) -> bool:
+    """Whether the run folder holds the stage's result"""
+    return all((folder / mark).exists() for mark in MARKS[stage])
+
+
+def begun(folder: Path, stage: str) -> bool:
+    """Whether it holds a part of it"""
+    return any((folder / mark).exists() for mark in MARKS[stage])
 
 
 def files_digest(folder: Path) -> str:
-    """16 hex characters for the parts of a pipeline folder: of every file its name, size and beginning"""
+    """16 hex characters for a pipeline folder: of every file of its PARTS name, size and, spread over it, 16
+    pieces of 64 KiB"""
     key = hashlib.sha256()
     for path in sorted(path for part in PARTS for path in (folder / part).rglob("*") if path.is_file()):
-        key.update(f"{path.relative_to(folder)} {path.stat().st_size}".encode())
+        size = path.stat().st_size
+        key.update(f"{path.relative_to(folder)} {size}".encode())
         with open(path, "rb") as file:
-            key.update(file.read(2**20))
+            for start in range(0, size, max(size // 16, 2**16)):
+                file.seek(start)
+                key.update(file.read(2**16))
     return key.hexdigest()[:16]
 
 
@@ -310,10 +319,10 @@ def refuse_other_origin(run: Run) -> None:
     another option of a stage that is done: it would be said of a result that it did not make."""
     old = read_json(run.path("config.json"), missing={})
     taken = run.options["init"] is not None and run.options["finetune"] == "none"   # vae and diffusion
-    for name in run.options.keys() & old.keys():
+    for name in (name for name in run.options if name in old):
         stage = STAGE_OF.get(name.split("_")[0], "rl")
         stage = "rl" if taken and stage != "rewards" else stage
-        if name in ORIGIN or name not in NOT_RESULT and finished(run.folder, stage, any):
+        if name in ORIGIN or name not in NOT_RESULT and begun(run.folder, stage):
             refuse_another(name, old, run.options, run.folder, "choose another --out")
         elif name in ("sample_steps", "eval_reports") and finished(run.folder, "evaluate"):
             refuse_another(name, old, run.options, run.path("evaluation.json"), "delete it to evaluate anew")
@@ -324,6 +333,7 @@ def bind(run: Run, sets: dict) -> None:
     run.options["data_digest"] = {name: chests.digest for name, chests in sets.items()}
     refuse_other_origin(run)
     made = read_json(run.path("config.json"), missing={}) if finished(run.folder, "rl") else {}
-    if rank() == 0:   # whose code made the result stays
+    versions = {"torch": torch.__version__, "git": git_revision()}
+    if rank() == 0:   # what made the result stays
         write_json(run.path("config.json"),
-                   {**run.options, "torch": torch.__version__, "git": made.get("git") or git_revision()})
+                   {**run.options, **{name: made.get(name, value) for name, value in versions.items()}})

@@ -59,10 +59,10 @@ def inputs(config: UNetConfig, batch: int, tokens: int, device: torch.device | s
 
 @functools.cache   # stages may ask for the same
 def update_bytes(sizes: Preset, batch: int, lora: int, checkpointing: bool, half: bool, base: torch.dtype,
-                 decoded: int = 0) -> int:
+                 decoded: int = 0, twins: int = 2) -> int:
     """Peak of an update of the UNet, or of a LoRA on a UNet of type `base`, through the decoder for so many
-    of the batch. What is trained is there twice: as a moving average, or as the anchor. half: under bf16
-    autocast, as on CUDA."""
+    of the batch. Of what is trained there are `twins` besides: a moving average, the anchor, what the KL
+    holds to. half: under bf16 autocast, as on CUDA."""
     with FakeTensorMode(), LiveBytes() as live:
         torch.set_default_dtype(base)
         unet = UNet2DConditionModel(sizes.unet)
@@ -72,14 +72,14 @@ def update_bytes(sizes: Preset, batch: int, lora: int, checkpointing: bool, half
         decode = AutoencoderKL(sizes.vae).requires_grad_(False).decode if decoded else None
         if checkpointing and decoded:
             decode = functools.partial(checkpoint, decode, use_reentrant=False)
-        twins, optimizer = [p.detach().clone() for p in tuned], adamw(tuned, 1e-6)
+        copies, optimizer = [p.detach().clone() for p in tuned for _ in range(twins)], adamw(tuned, 1e-6)
         for _ in range(2):                   # from the second on with AdamW's moments
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 out = unet(*inputs(sizes.unet, batch, sizes.text.max_position_embeddings))
                 out = decode(out[:decoded]) if decoded else out
             out.float().square().mean().backward()
             optimizer.step()
-        del twins
+        del copies
         return live.peak
 
 
@@ -105,7 +105,7 @@ def needed_bytes(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, size
     replay = idle + update_bytes(sizes, micro, *policy) if rl.rwr_steps else 0
     return {"rl": max(update, states + decoding, replay),
             "diffusion": idle + update_bytes(sizes, micro, config.finetune_rank * lora, rl.checkpointing,
-                                             half, torch.float32)}
+                                             half, torch.float32, twins=1)}
 
 
 def seconds_a_pass(sizes: Preset, batch: int, device: torch.device) -> float:
