@@ -103,7 +103,7 @@ class RLConfig:
 
 
 # What differs by default with --gradient score.
-SCORE = {"rounds": 12, "updates": 2, "rl_lr": 3e-4, "kl": 0.01, "mix": 1.0, "rlcf": True}
+SCORE = {"rounds": 12, "updates": 2, "rl_lr": 3e-4, "kl": 0.01, "rlcf": True}
 
 
 def start_policy(folder: Path, device: torch.device,

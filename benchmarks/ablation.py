@@ -52,10 +52,11 @@ VARIANTS = {      # name -> what differs from train.py's defaults
     "ACE alone": ["--rl-lr", "0", "--rwr-steps", "0", "--rounds", "12", "--kl", "1", "--mix", "1",
                   "--ace-tokens", "16", "--ace-lr", "0.2"],   # the denoiser frozen
     "score": SCORE,
+    "score, all the way": [*SCORE, "--mix", "1"],
     "score, no RLCF": [*SCORE, "--no-rlcf"],
     "score alone": [*SCORE, "--rwr-steps", "0"],
     "DDPO": [*SCORE, "--rwr-steps", "0", "--credit", "end", "--group", "1", "--reports", "256", "--no-rlcf",
-             "--no-ace"],
+             "--no-ace", "--mix", "1"],
     "posture alone": ["--w-diag", "0", "--w-consist", "0"],
     "diagnosis alone": ["--w-align", "0", "--w-consist", "0"],
     "consistency alone": ["--w-align", "0", "--w-diag", "0"],
