@@ -225,33 +225,38 @@ SUBJECT = re.compile("|".join(word.pattern for word in (*FINDING.values(), *ORGA
     evaluation\b|assessment\b"""))
 JOINT = re.compile(r",| (?:and|or|with|after|following|since|post|despite|due|from|for) ")
 CLOSED = re.compile(r"\b(?:and|or|nor)\b")
-# Between two items of a list: " at the base, "
+# Between two items of a list: " at the base, "; and of one that a plural verb follows: " and the left "
 LISTED = re.compile(rf"(?!.*(?:{STOP.pattern}|{NEW_ITEM.pattern}))[^,:]{{0,40}}(?:,|/|,? (?:and|or|nor) )"
                     r"(?!.*\b(?:possib|probab|question|suspect|resolv|remov))[^,:]*")
+TOGETHER = re.compile(rf"(?!.*(?:{STOP.pattern}))[^,:]{{0,40}} and [^,:]*")
+PLURAL = re.compile(r"(?:(?! and | is | has )[^,:]){0,40} (?:are|were|have)\b")
 # Doubt behind these is about an attribute of the finding, or about the film: "effusion, possibly loculated".
 ASPECT = re.compile(r",(?! if\b)| (?:with|in the setting of|on this|for which) ")
 
 
-def own(right: str) -> str:
-    """What follows a mention -> as much of it as speaks of this mention: up to the phrase of the next one,
-    unless both are items of a list that is closed ("A, B and C are not seen")."""
-    unclosed, end = None, 0
+def own(left: str, right: str) -> str:
+    """What is said behind a mention, that is between `left` and `right`, of this mention: up to the phrase of
+    the next one, or, where both are in a list that is closed ("A, B and C are not seen"), behind the last."""
+    alone = re.search(r"\bthere (?:is|are|was|were)\b", left)   # has its verb already
+    unclosed, start, end = None, 0, 0
     for m in SUBJECT.finditer(right):
         gap = right[end: m.start()]
         joints = [end + joint.start() for joint in JOINT.finditer(gap)]
-        if joints and not LISTED.fullmatch(gap):
-            return right[:joints[-1] if unclosed is None else unclosed]
+        listed = (LISTED.fullmatch(gap)
+                  or not alone and TOGETHER.fullmatch(gap) and PLURAL.match(right, m.end()))
+        if joints and not listed:
+            return right[start:joints[-1]] if unclosed is None else right[:unclosed]
         if CLOSED.search(gap):
-            unclosed = None
+            unclosed, start = None, m.end()
         elif joints and unclosed is None:
             unclosed = joints[0]
         end = m.end()
-    return right[:unclosed]
+    return right[start:] if unclosed is None else right[:unclosed]
 
 
 def finding_verdict(left: str, mention: str, right: str) -> float:
     """Is the finding that stands between `left` and `right` in its clause present, absent or uncertain?"""
-    predicate = own(right)
+    predicate = own(left, right)
     verbs = [m.start() for m in STOP.finditer(predicate)]
     predicate = predicate[: verbs[1]] if len(verbs) > 1 else predicate  # up to the end of what its verb says
     if (device := DEVICE.match(mention)) and TIP.search(left + right):
@@ -307,7 +312,7 @@ ADJECTIVE_GAP = re.compile(
 def organ_verdict(left: str, right: str) -> float:
     """Is the organ between `left` and `right` in its clause enlarged? nan where nothing is said."""
     adjectives = [m for m in VERDICT.finditer(left) if ADJECTIVE_GAP.fullmatch(left[m.end():])]
-    said = [m for m in VERDICT.finditer(own(right)) if not SAME_SIZE.fullmatch(m[0])]
+    said = [m for m in VERDICT.finditer(own(left, right)) if not SAME_SIZE.fullmatch(m[0])]
     if adjectives and said and "," in left[adjectives[-1].end():]:   # "large effusion, heart size normal"
         adjectives = []
     verdict = adjectives[-1] if adjectives else said[0] if said else VERDICT.search(right)

@@ -266,7 +266,49 @@ Small pneumothorax, not seen on yesterday's film. | +ptx
 Cardiomegaly yes, edema no. | +heart -edema
 """
 
-KINDS = (WHOSE, DOUBT, PLAINER, ENDS, CHANGE, ORGANS, WORDS)
+# Several findings in one breath, as reports are written.
+LONG = r"""
+There is persistent moderate left pleural effusion with associated atelectasis, and no pneumothorax is seen on the right. | +eff +atel -ptx
+The endotracheal tube, nasogastric tube and right internal jugular line are unchanged in position, and there is no pneumothorax. | +dev -ptx
+Neither pneumothorax nor effusion is identified following thoracentesis. | -ptx -eff
+Previously described opacity, effusion, and edema have all resolved. | -opacity -eff -edema
+Aside from mild cardiomegaly and small effusions, the chest is unremarkable. | +heart +eff
+No effusions, pneumothorax or focal consolidation are seen, but mild edema cannot be excluded. | -eff -ptx -cons ?edema
+Pneumothorax, pleural effusion, and consolidation are absent. | -ptx -eff -cons
+Consolidation, effusion and pneumothorax are not seen. | -cons -eff -ptx
+Focal consolidation and pleural effusion are not identified. | -cons -eff
+Pleural effusions or pneumothorax are not present. | -eff -ptx
+Pulmonary edema and bilateral pleural effusions have resolved. | -edema -eff
+The pulmonary edema and the effusions have resolved. | -edema -eff
+The left effusion and the right basilar opacity are no longer seen. | -eff -opacity
+Atelectasis, pneumonia, or aspiration could be considered. | ?atel ?pna
+Opacities at the bases may represent atelectasis, aspiration, or pneumonia. | +opacity ?atel ?pna
+Nodular opacity, mass, or pneumonia cannot be excluded. | ?pna
+A small pneumothorax or effusion cannot be excluded. | ?ptx ?eff
+Pneumonia and effusion are unlikely. | ?pna ?eff
+The chest tube and the mediastinal drain have been removed. | -dev
+Both chest tubes have been removed, and there is no pneumothorax. | -dev -ptx
+Cardiomegaly and pulmonary vascular congestion are unchanged. | +heart ?edema
+Moderate cardiomegaly with pulmonary edema and bilateral effusions, right greater than left. | +heart +edema +eff
+Bilateral effusions, right greater than left, with compressive atelectasis, are not significantly changed. | +eff +atel
+No definite pneumothorax, although the apices are obscured by the chin. | -ptx
+Heart size is difficult to assess given the effusion. | ?heart +eff
+Interval resolution of left effusion and persistent right effusion. | +eff
+New right lower lobe opacity, suspicious for pneumonia, and a small effusion. | +opacity ?pna +eff
+Rib fractures on the left, healed, without pneumothorax. | +fx -ptx
+Lungs are clear of consolidation, and pleural effusion and pneumothorax are absent. | -cons -eff -ptx
+There is no focal consolidation, and heart size is enlarged. | -cons +heart
+Mild cardiomegaly is present, and the lungs are clear without effusion. | +heart -eff
+There is no evidence of pneumothorax, effusion is trace. | -ptx +eff
+Left retrocardiac opacity has resolved, and right base atelectasis is unchanged. | -opacity +atel
+Vascular congestion without overt edema or effusion. | -eff
+Stable appearance of the chest with cardiomegaly, sternal wires, and no edema. | +heart -edema
+PICC line, previously in the axilla, now ends in the SVC; no pneumothorax. | +dev -ptx
+Effusions and edema are improved, consolidation has resolved. | +eff +edema -cons
+Effusion, atelectasis and consolidation: none. | -eff -atel -cons
+"""
+
+KINDS = (WHOSE, DOUBT, LONG, PLAINER, ENDS, CHANGE, ORGANS, WORDS)
 
 
 @pytest.mark.parametrize("line", [line for kind in KINDS for line in kind.strip().split("\n")])
