@@ -268,12 +268,12 @@ Cardiomegaly yes, edema no. | +heart -edema
 
 # Several findings in one breath, as reports are written.
 LONG = r"""
-There is persistent moderate left pleural effusion with associated atelectasis, and no pneumothorax is seen on the right. | +eff +atel -ptx
-The endotracheal tube, nasogastric tube and right internal jugular line are unchanged in position, and there is no pneumothorax. | +dev -ptx
+Persistent left effusion with associated atelectasis, and no pneumothorax is seen. | +eff +atel -ptx
+The endotracheal and nasogastric tubes are unchanged, and there is no pneumothorax. | +dev -ptx
 Neither pneumothorax nor effusion is identified following thoracentesis. | -ptx -eff
 Previously described opacity, effusion, and edema have all resolved. | -opacity -eff -edema
 Aside from mild cardiomegaly and small effusions, the chest is unremarkable. | +heart +eff
-No effusions, pneumothorax or focal consolidation are seen, but mild edema cannot be excluded. | -eff -ptx -cons ?edema
+No effusions, pneumothorax or consolidation are seen, but edema cannot be excluded. | -eff -ptx -cons ?edema
 Pneumothorax, pleural effusion, and consolidation are absent. | -ptx -eff -cons
 Consolidation, effusion and pneumothorax are not seen. | -cons -eff -ptx
 Focal consolidation and pleural effusion are not identified. | -cons -eff
@@ -289,8 +289,8 @@ Pneumonia and effusion are unlikely. | ?pna ?eff
 The chest tube and the mediastinal drain have been removed. | -dev
 Both chest tubes have been removed, and there is no pneumothorax. | -dev -ptx
 Cardiomegaly and pulmonary vascular congestion are unchanged. | +heart ?edema
-Moderate cardiomegaly with pulmonary edema and bilateral effusions, right greater than left. | +heart +edema +eff
-Bilateral effusions, right greater than left, with compressive atelectasis, are not significantly changed. | +eff +atel
+Cardiomegaly with pulmonary edema and bilateral effusions, right greater than left. | +heart +edema +eff
+Bilateral effusions, right greater than left, with atelectasis, are not changed. | +eff +atel
 No definite pneumothorax, although the apices are obscured by the chin. | -ptx
 Heart size is difficult to assess given the effusion. | ?heart +eff
 Interval resolution of left effusion and persistent right effusion. | +eff
