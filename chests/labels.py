@@ -97,7 +97,8 @@ STOP = re.compile(cues(r"""
     (?<!consistent )(?<!compatible )with\b|persist(?:s|ed)?\b|remain(?:s|ed)?\b|appear(?:s|ed)?\b
     """) + "|:| - ")
 NO_MORE = re.compile(rf"{STOP.pattern}|" + cues(r"""
-    after\b|following\b|since\b|post\b(?! primary)|positive\b|(?:due|secondary) to\b|only\b
+    after\b|following\b|since\b|(?<!^ )(?<!of )(?<!immediate )post\b(?! primary|-)|positive\b
+    (?:due|secondary) to\b|only\b
     rather\b(?! than)|(?:other|rather) than\b|(?:aside|apart) from\b""") + "|, suggest")   # "no edema after"
 
 # What says the same in words that end no denial: "does not appear to be", "is seen to suggest" ...
@@ -225,11 +226,19 @@ SUBJECT = re.compile("|".join(word.pattern for word in (*FINDING.values(), *ORGA
     evaluation\b|assessment\b"""))
 JOINT = re.compile(r",| (?:and|or|with|after|following|since|post|despite|due|from|for) ")
 CLOSED = re.compile(r"\b(?:and|or|nor)\b")
+# What is said of a finding without a verb: "edema resolved"
+SAID = (rf"{GONE.pattern}|{NOT_EXCLUDED.pattern}|\b(?:not|no|cleared|(?:un)?likely|absent|improved|resolved"
+        r"|removed|possible|suspected|questioned|present)\b")
 # Between two items of a list: " at the base, "; and of one that a plural verb follows: " and the left "
-LISTED = re.compile(rf"(?!.*(?:{STOP.pattern}|{NEW_ITEM.pattern}))[^,:]{{0,40}}(?:,|/|,? (?:and|or|nor) )"
+LISTED = re.compile(rf"(?!.*(?:{STOP.pattern}|{NEW_ITEM.pattern}|{SAID}))[^,:]{{0,40}}"
+                    r"(?:,|/|,? (?:and|or|nor) )"
                     r"(?!.*\b(?:possib|probab|question|suspect|resolv|remov))[^,:]*")
 TOGETHER = re.compile(rf"(?!.*(?:{STOP.pattern}))[^,:]{{0,40}} and [^,:]*")
 PLURAL = re.compile(r"(?:(?! and | is | has )[^,:]){0,40} (?:are|were|have)\b")
+# The rest of a list up to what is said of all its items: ", left effusion, and edema have"
+IN_LIST = rf"(?:(?!(?:{STOP.pattern}|{SAID})|,|:| and | or )[^,:]){{1,50}}"
+TO_ITS_VERB = re.compile(rf"(?:(?:{IN_LIST})?, (?!and |or )){{0,6}}(?:{IN_LIST})?,? (?:and|or) {IN_LIST}"
+                         r"(?= (?:(?:are|were|have)\b|(?:is|was|can|could) ?not\b))")
 # Doubt behind these is about an attribute of the finding, or about the film: "effusion, possibly loculated".
 ASPECT = re.compile(r",(?! if\b)| (?:with|in the setting of|on this|for which) ")
 
@@ -238,6 +247,9 @@ def own(left: str, right: str) -> str:
     """What is said behind a mention, that is between `left` and `right`, of this mention: up to the phrase of
     the next one, or, where both are in a list that is closed ("A, B and C are not seen"), behind the last."""
     alone = re.search(r"\bthere (?:is|are|was|were)\b", left)   # has its verb already
+    rest = None if alone or STOP.search(left) else TO_ITS_VERB.match(right)
+    if rest and (left.count(",") + rest[0].count(",") > 1 or not re.search(", (?:and|or) ", rest[0])):
+        return own("", right[rest.end():])
     unclosed, start, end = None, 0, 0
     for m in SUBJECT.finditer(right):
         gap = right[end: m.start()]

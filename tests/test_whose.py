@@ -308,7 +308,52 @@ Effusions and edema are improved, consolidation has resolved. | +eff +edema -con
 Effusion, atelectasis and consolidation: none. | -eff -atel -cons
 """
 
-KINDS = (WHOSE, DOUBT, LONG, PLAINER, ENDS, CHANGE, ORGANS, WORDS)
+# A list whose items have a side or a size, a predicate without a verb, and "post-procedure".
+SHARED = r"""
+The effusion, the pneumothorax, and the basal consolidation have all cleared. | -eff -ptx -cons
+No evidence of post procedure pneumothorax following left thoracentesis, with decreased effusion. | -ptx +eff
+Pneumothorax not seen, and effusion small. | -ptx +eff
+Pneumonia not excluded, and follow-up CT advised. | ?pna
+Pneumothorax not identified, and lungs clear. | -ptx
+Effusion not seen, and heart size normal. | -eff -heart
+Effusion resolved, and heart size normal. | -eff -heart
+Chest tube removed, and lungs clear. | -dev
+Chest tube removed and no pneumothorax. | -dev -ptx
+Nodule not seen, and CT may be obtained for confirmation. | -lesion
+Right apical nodule no longer seen, and bones intact. | -lesion
+Mass not excluded, or atelectasis. | ?lesion
+Consolidation cleared, and atelectasis at the left base. | -cons +atel
+Pneumonia unlikely, and effusion small. | ?pna +eff
+The right effusion, left effusion, and basal atelectasis have resolved. | -eff -atel
+The right pneumothorax, left effusion and pulmonary edema have resolved. | -ptx -eff -edema
+The left effusion, right basilar opacity, and edema have all cleared. | -eff -opacity -edema
+The endotracheal tube, the nasogastric tube, and the Swan-Ganz catheter have been removed. | -dev
+The endotracheal tube, right chest tube, and left PICC have been removed. | -dev
+Mild edema, small effusions, and bibasilar atelectasis have resolved. | -edema -eff -atel
+Left basilar atelectasis, small effusion, and edema are no longer evident. | -atel -eff -edema
+The opacity, the effusion, and the pneumothorax are no longer seen. | -opacity -eff -ptx
+Pneumothorax, large effusion, and consolidation are not seen. | -ptx -eff -cons
+Pneumothorax, large pleural effusion or focal consolidation is not identified. | -ptx -eff -cons
+Superimposed pneumonia, small effusion, or aspiration cannot be excluded. | ?pna ?eff
+A small left pneumothorax, trace effusion, or nondisplaced rib fracture cannot be excluded. | ?ptx ?eff ?fx
+No post-procedure pneumothorax. | -ptx
+No post biopsy pneumothorax is seen. | -ptx
+There is no post-thoracentesis pneumothorax. | -ptx
+No post-traumatic pneumothorax or rib fracture. | -ptx -fx
+No post operative effusion or pneumothorax. | -eff -ptx
+Small pneumothorax cannot be excluded, and effusion is unchanged. | ?ptx +eff
+Pneumonia cannot be excluded, and edema has improved. | ?pna +edema
+The right effusion, small pneumothorax, and left basal consolidation are no longer seen. | -eff -ptx -cons
+Lobar consolidation, large effusion, and pneumothorax are not identified. | -cons -eff -ptx
+Focal consolidation, large pleural effusion, and overt pulmonary edema are absent. | -cons -eff -edema
+Edema cleared and heart smaller. | -edema
+Pneumothorax resolved and lungs clear. | -ptx
+Fracture not excluded, and dedicated views advised. | ?fx
+No evidence of post-traumatic pneumothorax, hemothorax, or rib fracture. | -ptx -eff -fx
+There is no post-intubation pneumothorax. | -ptx
+"""
+
+KINDS = (WHOSE, DOUBT, LONG, SHARED, PLAINER, ENDS, CHANGE, ORGANS, WORDS)
 
 
 @pytest.mark.parametrize("line", [line for kind in KINDS for line in kind.strip().split("\n")])
