@@ -220,7 +220,7 @@ def reaches(gap: str, after: str) -> bool:
     return True
 
 
-# Findings, organs, and what else a film is spoken of
+# Findings, organs, and what else of a film is spoken of
 SUBJECT = re.compile("|".join(word.pattern for word in (*FINDING.values(), *ORGAN.values())) + "|" + cues(r"""
     lungs?\b|bones?\b|(?:hemi)?diaphragms?\b|angles?\b|remainder\b|rest\b|exam\w*|study\b|views?\b|ct\b
     evaluation\b|assessment\b"""))

@@ -92,8 +92,6 @@ BESIDE = {"indication", "history", "comparison", "examination", "technique", "pr
 CHEST_VIEW = re.compile(cues(r"""
     chest|portable|pa and lat|lat(?:eral)? and pa|(?:two|one|frontal|pa|ap|lateral) views?|frontal and
     frontal (?:semi-)?upright|bone window|ribs"""))
-
-
 # What is about the report; and what a header has to hold to end the findings or the impression
 ABOUT = re.compile(r"communicat|discuss|notif|^end of|dictat|electronic|attending")
 ENDS = re.compile("|".join(BESIDE) + "|addendum|wet read|exam")
@@ -110,14 +108,11 @@ def section_name(header: str, within: str = "") -> str:
             return known
     if ABOUT.search(name):
         return "notification"
-    if within in ("findings", "impression") and name not in SECTION_WORDS and not ENDS.search(name):
-        close = get_close_matches(name, SECTION_WORDS, 1, 0.82)
-        return close[0] if close else ""
-    for word in SECTION_WORDS:
-        if word in name:
-            return word
-    close = get_close_matches(name, SECTION_WORDS, 1, 0.82)
-    return close[0] if close else "findings" if CHEST_VIEW.search(name) else name
+    part = within in ("findings", "impression") and not ENDS.search(name)
+    held = [word for word in SECTION_WORDS if word in name and not part]
+    if held or (held := get_close_matches(name, SECTION_WORDS, 1, 0.82)):
+        return held[0]
+    return "" if part else "findings" if CHEST_VIEW.search(name) else name
 
 
 def sections(text: str) -> dict[str, str]:

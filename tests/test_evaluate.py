@@ -98,6 +98,16 @@ def test_real_images_win_against_noise(result):
     assert result["real"]["auroc"]["value"] > 0.95
 
 
+def test_a_control_of_another_size_is_no_control(run, tmp_path):
+    """Sharpness and likeness of 16 and of 32 pixels would stand in one table."""
+    shutil.copytree(run / "anchor", tmp_path / "small")
+    path = tmp_path / "small" / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"sample_size": config["sample_size"] // 2}))
+    with pytest.raises(ValueError, match="small: draws images of 16 pixels; expected 32"):
+        evaluate.evaluate_run(run, toy_sets(), reports=24, controls=(tmp_path / "small",))
+
+
 def test_systems_are_compared_on_the_same_reports_and_seeds(result):
     """The anchor as its own control has the same numbers, so every paired difference is exactly 0."""
     assert result["control"] == result["anchor"]

@@ -192,6 +192,23 @@ def test_command_line_refuses_bad_values(argv, words):
         sample.main(argv)
 
 
+@pytest.mark.parametrize("name, text, words", [
+    ("many.txt", "Clear.\n" * 257, "--out .*g.png: a grid of 257 reports; expected 256, or a folder"),
+    ("table.tsv", "report\tid\nClear.\t1\n", "--reports .*table.tsv: expected a text file"),
+    ("blank.txt", "\n \n", "^--reports /.*blank.txt: no report in it")])
+def test_files_that_cannot_be_drawn_are_refused_before_a_model_is_loaded(tmp_path, name, text, words):
+    """A picture too high to open, a table read as lines, nothing at all: the flag and the file are named."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        sample.main(["--reports", str(tmp_path / name), "--run", "absent", "--out", str(tmp_path / "g.png")])
+
+
+def test_names_of_pictures_fit_a_file_system(tmp_path):
+    """Names grow by the report and the seed, and while they are written."""
+    with pytest.raises(ValueError, match="expected a shorter name"):
+        sample.main(["x", "--run", "absent", "--out", str(tmp_path / f"{'g' * 240}.png")])
+
+
 def test_reports_file_must_be_utf8(tmp_path):
     """A report file in another encoding is refused with the byte's position, not decoded into nonsense."""
     (tmp_path / "r.txt").write_bytes("Herzgröße normal".encode("latin-1"))

@@ -367,6 +367,7 @@ def test_latents_of_other_images_are_made_again(tmp_path, capsys):
     (["--rlcf"], "--rlcf: needs --gradient score"),
     (["--clip", "0.5"], "--clip 0.5: needs --gradient score"), (["--credit", "end"], "--credit end: needs"),
     (["--finetune-rank", "4"], "--finetune-rank 4: needs --finetune lora"),
+    (["--no-ace", "--ace-tokens", "9"], "--ace-tokens 9: needs --ace"),
     (["--out", ""], "argument '': expected a value"), (["--out="], "'--out=': expected a value"),
     (["--vae-steps", "1" + "0" * 30], "--vae-steps 1000"), (["--init=--"], "--init=--.: expected a value"),
     (["--data", "bad \udcff byte"], "bad .* byte.*: expected a value, in valid UTF-8")])

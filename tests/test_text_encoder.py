@@ -190,6 +190,21 @@ def test_bad_tokenizer_folders_are_refused(tokenizer, name, tmp_path):
     assert str(tmp_path) in str(caught.value)
 
 
+def test_a_length_by_its_old_name_and_ids_that_disagree(tokenizer, tmp_path):
+    """`max_len` is the length where model_max_length is not given; a decoder that numbers a special token
+    otherwise than the vocabulary is refused, as other readers would take its number."""
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["max_len"] = config.pop("model_max_length") - 3
+    path.write_text(json.dumps(config))
+    assert Tokenizer.from_pretrained(tmp_path).max_length == tokenizer.max_length - 3
+    other = tokenizer.vocab[EOS] - 1
+    path.write_text(json.dumps(config | {"added_tokens_decoder": {str(other): {"content": EOS}}}))
+    with pytest.raises(ValueError, match=f"the id of '<.endoftext.>' is '{other}', expected {other + 1}"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("file, value", [
     ("added_tokens.json", {"<cxr-style>": 600}),
     ("tokenizer_config.json", {"added_tokens_decoder": {"600": {"content": "<cxr-style>"}}}),

@@ -319,7 +319,7 @@ def refuse_other_origin(run: Run) -> None:
     another option of a stage that is done: it would be said of a result that it did not make."""
     old = read_json(run.path("config.json"), missing={})
     taken = run.options["init"] is not None and run.options["finetune"] == "none"   # vae and diffusion
-    for name in (name for name in run.options if name in old):
+    for name in filter(old.__contains__, run.options):
         stage = STAGE_OF.get(name.split("_")[0], "rl")
         stage = "rl" if taken and stage != "rewards" else stage
         if name in ORIGIN or name not in NOT_RESULT and begun(run.folder, stage):
