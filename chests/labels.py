@@ -99,6 +99,7 @@ STOP = re.compile(cues(r"""
 NO_MORE = re.compile(rf"{STOP.pattern}|" + cues(r"""
     after\b|following\b|since\b|(?<!^ )(?<!of )(?<!immediate )post\b(?! primary|-)|positive\b
     (?:due|secondary) to\b|only\b
+    and (?:\w+ )?(?:development|placement|insertion|appearance) of\b
     rather\b(?! than)|(?:other|rather) than\b|(?:aside|apart) from\b""") + "|, suggest")   # "no edema after"
 
 # What says the same in words that end no denial: "does not appear to be", "is seen to suggest" ...
@@ -117,7 +118,11 @@ PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
      "possible"),
     (r"\b(?:after|following|since|post) (?:[\w-]+ ){1,4}(?=ha(?:s|ve) (?:\w+ )?resolved)", ""),
     (r"\bpossibly with\b", "possible"),
+    (r"\b(?:no|without) (?:(?:evidence|signs?) of )?(?=(?:[\w-]+ )?(?:hardware|device|line|lead|catheter)s? "
+     r"(?:failure|complications?|loosening|malposition))", ""),
     (r"\bin line with\b", "consistent with"),
+    (r"\bno (?:better|worse|larger|smaller|bigger)\b", "unchanged"),
+    (r"\bnor (?:is|are|was|were|has|have|does|do|can)\b(?: there)?(?: be)?(?: any)?", "nor"),
     (r"\b(mild|small|moderate|one|two|three|more|at) or "
      r"(moderate|severe|large|two|three|four|more|less|just)\b", r"\1 to \2"))]
 
@@ -125,7 +130,7 @@ PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
 # or an attribute: read as "unchanged".
 DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major|much|yet|been|appear"
           r"|evidence[ ]of|sig(?:nif)?)[ ]){0,4}")
-SAME = re.compile(rf"""(?x) \b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?)[ ]{DEGREE}(?:
+SAME = rf"""(?x) (\b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?)[ ]{DEGREE}(?:
     change(?!s?,?[ ]or[ ]\w+\b(?![ ](?:in|of))|s?,[^.]*[ ]or[ ]|s[ ]of[ ]|s?[ ]to[ ]suggest)|(?:in|de)crease
     |improvement|progression|difference|worsening|growth|(?<=interval[ ])enlargement|resolution|clearing
     )s?\b(?:[ ]or[ ]\w+)?(?:[ ](?:in|of)\b)?
@@ -135,7 +140,8 @@ SAME = re.compile(rf"""(?x) \b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?
     |(?:not|never|partly|partially|incompletely|nearly|almost|mostly|largely)[ ]{DEGREE}(?:chang|increas
     |decreas|improv|progress|differ|worse|resolv|cleared|remov|disappear|larger|smaller|bigger)\w*
     |(?:fail\w*|unable)[ ]to[ ](?:resolve|clear|improve|change)\b
-    |(?:partial|incomplete|near(?:[ -](?:complete|total))?)[ ](?:resolution|clearing)[ ]of )""")
+    |(?:partial|incomplete|near(?:[ -](?:complete|total))?)[ ](?:resolution|clearing)[ ]of ))"""
+SAME_LIST = re.compile(rf"{SAME}(?<=in|of)([^;:]*)")   # "no change in the effusion or the edema"
 # "Not free of edema", "no doubt about the edema": two denials affirm.
 TWICE = re.compile(r"\b(?:no|not)(?: \w+ly)? (?:without|free (?:of|from)|clear of|absent|devoid of|doubt)\b")
 NO = re.compile(cues(r"""
@@ -193,8 +199,11 @@ MAYBE_RIGHT = re.compile(cues(r"""
     possib\w+|probably present\b|favou?red(?: over\b|$)|consideration\b|limited\b|question(?:able|ed)\b
     suspected\b|equivocal\b|obscured\b|in the differential\b|if (?:any(?=$|,)|present\b)
     difficult to (?:assess|evaluate)\b
-    (?:poorly|incompletely|not well|suboptimally) \w+|not appreciated\b
+    (?:poorly|incompletely|not well|suboptimally) (?!defined|circumscribed|marginated)\w+|not appreciated\b
     (?:not|cannot be) (?:\w+ )?(?:assessed|evaluated)\b"""))
+# Where doubt ends: "cannot exclude A, with B", "possible A, and B"
+BEYOND = re.compile(r", (?:and|with)\b|\bgiven\b|\bthere (?:is|are)\b")
+ANOTHER = re.compile(r", and (?!.*\bor\b)")
 UNLIKELY = re.compile(r"[^,]*(?<!and )\b(?:unlikely|improbable|less likely|not \w* ?likely|doubt\w*)\b"
                       r"(?! (?:to )?(?:repr|refl))")
 VERSUS = re.compile(r"[\w-]*(?: (?!(?:and|with|or|is|are|due|from|[cw]ould|might)\b|repres|reflec|likely|may"
@@ -246,7 +255,8 @@ ASPECT = re.compile(r",(?! if\b)| (?:with|in the setting of|on this|for which) "
 def own(left: str, right: str) -> str:
     """What is said behind a mention, that is between `left` and `right`, of this mention: up to the phrase of
     the next one, or, where both are in a list that is closed ("A, B and C are not seen"), behind the last."""
-    alone = re.search(r"\bthere (?:is|are|was|were)\b", left)   # has its verb already
+    alone = re.search(r"\b(?:there (?:is|are|was|were)|shows?|demonstrates?|reveals?)\b"
+                      r"(?!.*, and )", left)   # has its verb already
     rest = None if alone or STOP.search(left) else TO_ITS_VERB.match(right)
     if rest and (left.count(",") + rest[0].count(",") > 1 or not re.search(", (?:and|or) ", rest[0])):
         return own("", right[rest.end():])
@@ -254,8 +264,10 @@ def own(left: str, right: str) -> str:
     for m in SUBJECT.finditer(right):
         gap = right[end: m.start()]
         joints = [end + joint.start() for joint in JOINT.finditer(gap)]
-        listed = (LISTED.fullmatch(gap)
+        listed = (LISTED.fullmatch(gap) and not (alone and STOP.search(right, m.end()))
                   or not alone and TOGETHER.fullmatch(gap) and PLURAL.match(right, m.end()))
+        pair = left.count(",") + right.count(",", 0, m.start()) < 2   # "A, and B are seen" is said of B alone
+        listed = listed and not (pair and re.search(", (?:and|or) ", gap))
         if joints and not listed:
             return right[start:joints[-1]] if unclosed is None else right[:unclosed]
         if CLOSED.search(gap):
@@ -273,8 +285,11 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
     predicate = predicate[: verbs[1]] if len(verbs) > 1 else predicate  # up to the end of what its verb says
     if (device := DEVICE.match(mention)) and TIP.search(left + right):
         predicate = re.sub(r"\b(?:not|cannot|poorly|incompletely|obscured)\b.*", "", predicate)
-    if CANNOT_EXCLUDE.search(left) or NOT_EXCLUDED.search(predicate) or UNLIKELY.match(predicate):
+    cannot = CANNOT_EXCLUDE.search(left)
+    beyond = cannot and BEYOND.search(left, cannot.end())
+    if cannot and not beyond or NOT_EXCLUDED.search(predicate) or UNLIKELY.match(predicate):
         return UNCERTAIN
+    left = left[beyond.start():] if beyond else left
     for no in list(NO.finditer(left))[-1:]:
         if reaches(left[no.end():], mention + right):
             return UNCERTAIN if NO_NEW.search(left) else ABSENT
@@ -285,7 +300,7 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
     for maybe in list(MAYBE_LEFT.finditer(left))[-1:]:
         gap = left[maybe.end():]
         apart = maybe[0] == "vs" or "," in gap and SUBJECT.search(gap)   # "possible A, stable B"
-        if not STOP.search(gap) and (not apart or reaches(gap, mention + right)):
+        if not (STOP.search(gap) or ANOTHER.search(gap)) and (not apart or reaches(gap, mention + right)):
             return UNCERTAIN
     doubt = (MAYBE_RIGHT.search(ASPECT.split(predicate, 1)[0]) or VERSUS.match(right) or OR_LEFT.search(left)
              or OR_RIGHT.search(right))
@@ -407,8 +422,10 @@ def clean(text: str) -> list[str]:
 @lru_cache(maxsize=1 << 16)
 def sentence_mentions(sentence: str) -> tuple[tuple[str, float], ...]:
     """Every mention in a cleaned sentence as (label, verdict). Kept, as sentences repeat."""
-    for pattern, plainer in (*PLAINER, (TWICE, "with"), (SAME, "unchanged")):
+    for pattern, plainer in PLAINER:
         sentence = pattern.sub(plainer, sentence)
+    sentence = SAME_LIST.sub(lambda m: m[1] + m[2].replace(" or ", " and "), TWICE.sub("with", sentence))
+    sentence = re.sub(SAME, "unchanged", sentence)
     found, start = [], 0
     for stop in [*(m.start() for m in CLAUSE.finditer(sentence)), len(sentence)]:
         clause, start = sentence[start:stop], stop

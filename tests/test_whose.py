@@ -353,7 +353,40 @@ No evidence of post-traumatic pneumothorax, hemothorax, or rib fracture. | -ptx 
 There is no post-intubation pneumothorax. | -ptx
 """
 
-KINDS = (WHOSE, DOUBT, LONG, SHARED, PLAINER, ENDS, CHANGE, ORGANS, WORDS)
+# Where a doubt or a denial ends, and lists of what has not changed.
+TURNS = r"""
+There is no pleural effusion, nor is there pneumothorax or focal consolidation. | -eff -ptx -cons
+No effusion is identified, nor is a pneumothorax seen. | -eff -ptx
+The heart is not enlarged, nor is the mediastinum widened. | -heart -ecm
+No interval change in small left pleural effusion or left basilar atelectasis. | +eff +atel
+No significant change in cardiomegaly, small effusions, or left basilar atelectasis. | +heart +eff +atel
+No change in tubes or lines, and no pneumothorax. | +dev -ptx
+No shift or enlargement of the pneumothorax. | +ptx
+The consolidation is no worse, and effusion is no better. | +cons +eff
+There is mild cardiomegaly and pleural effusions are not seen. | +heart -eff
+There is mild cardiomegaly, and pleural effusion and pneumothorax are absent. | +heart -eff -ptx
+There is a left lower lobe opacity and effusions have resolved. | +opacity -eff
+Images show small right effusion and pneumothorax is not seen. | +eff -ptx
+The lungs demonstrate residual bibasilar atelectasis, and effusions are no longer seen. | +atel -eff
+There are bibasilar opacities, and lines and tubes have been removed. | +opacity -dev
+Mild interstitial edema and small effusions, and underlying infection cannot be excluded. | +edema +eff ?pna
+Edema, small effusions, and underlying infection cannot be excluded. | ?edema ?eff ?pna
+Cannot exclude left lower lobe pneumonia, and there is no effusion. | ?pna -eff
+Cannot exclude pneumonia or small effusion, with stable cardiomegaly. | ?pna ?eff +heart
+Cannot rule out small pneumothorax, and a right chest tube is in place. | ?ptx +dev
+Pneumonia cannot be excluded at the left base given the effusion, which is moderate. | ?pna +eff
+Left lower lobe pneumonia is suspected, and a small effusion is present. | ?pna +eff
+Possible pneumonia, atelectasis, and effusion. | ?pna
+Opacity is probably atelectasis, and effusion is present. | ?atel +eff
+Interval removal of chest tubes and development of a small pneumothorax. | -dev +ptx
+No development of a pneumothorax. | -ptx
+The mass is not well defined, and no effusion is seen. | +lesion -eff
+The nodule is not well seen. | ?lesion
+No evidence of hardware failure. | +dev
+No hardware. | -dev
+"""
+
+KINDS = (WHOSE, DOUBT, LONG, SHARED, PLAINER, ENDS, CHANGE, ORGANS, WORDS, TURNS)
 
 
 @pytest.mark.parametrize("line", [line for kind in KINDS for line in kind.strip().split("\n")])
