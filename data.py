@@ -40,8 +40,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from chests.archives import read_rows
+from chests.findings import LABELS
 from chests.images import SMALLEST, ImageError, Row, decode, open_image, real, safe_path
-from chests.labels import LABELS, label_values
+from chests.labels import label_values
 from chests.phantom import describe, render
 from chests.tables import CELLS, DataError, Tally
 from storage.files import keep_tensors, write_text
@@ -54,8 +55,8 @@ SPLITS = {"": "", "train": "train", "val": "val", "valid": "val", "validate": "v
 DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memory
 LOOKED_AT = 256         # images of a larger set whose headers are read when it is indexed
 CACHED_BYTES = 2**29    # phantoms are kept once rendered, up to this size
-CODE = ("chests/archives.py", "data.py", "chests/images.py", "chests/labels.py",
-        "chests/reports.py", "chests/tables.py")   # what an index depends on
+CODE = ("data.py", *(f"chests/{name}.py" for name in (
+    "archives", "findings", "images", "labels", "reports", "tables")))   # what an index depends on
 UNNAMED = "image "      # begins the names of patients that no table names
 JUDGE_SEED = 1_000_003  # added to the run's seed
 

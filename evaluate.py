@@ -58,7 +58,7 @@ from tqdm import tqdm
 
 import data as chest_data
 import sample
-from chests.labels import LABELS
+from chests.findings import LABELS
 from evaluation import metrics
 from evaluation.judge import (
     BATCH,

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from chests.labels import LABELS, label_all
+from chests.findings import LABELS
+from chests.labels import label_all
 from pretrained.densenet import DenseNet121
 from pretrained.vit import CLIPPair
 from storage.files import read_json, read_text, write_json

@@ -37,7 +37,7 @@ from chests import (
     archives,  # noqa: E402
     images,  # noqa: E402
 )
-from chests.labels import LABELS  # noqa: E402
+from chests.findings import LABELS  # noqa: E402
 
 METADATA = ("dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,"
             "StudyDate,StudyTime,ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,"

@@ -35,7 +35,7 @@ from tqdm import tqdm  # noqa: E402
 
 import evaluate  # noqa: E402
 import sample  # noqa: E402
-from chests.labels import LABELS  # noqa: E402
+from chests.findings import LABELS  # noqa: E402
 from evaluation import metrics  # noqa: E402
 from evaluation.judge import prompt_labels  # noqa: E402
 from rewards import DiagnosisNet, RewardConfig  # noqa: E402

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from chests.findings import LABELS
 from chests.images import ImageError, Row, safe_path
-from chests.labels import LABELS
 from chests.reports import BESIDE, one_line, sections, worded
 from chests.tables import BESIDE_CELLS, LONGEST, DataError, Tally, given, newest, read_bytes, read_table
 

@@ -20,68 +20,12 @@ from math import isnan, nan
 import torch
 from torch import Tensor
 
+from chests.findings import FINDINGS, LABELS, ORGANS
 from chests.reports import NONE_HEAD, WORDED, cues, one_line
 
-LABELS = (
-    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Lesion", "Lung Opacity", "Edema",
-    "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other",
-    "Fracture", "Support Devices",
-)
 PRESENT, ABSENT, UNCERTAIN = 1.0, 0.0, -1.0
 WINDOW = 300  # characters of context either side of a mention; bounds the time a hostile text can take
 
-# ------------------------------------------------------------------------------------------------------------
-# Mentions. A *finding* is a disease word, present unless the clause says otherwise. An *organ* ("heart size")
-# says nothing until the clause judges it; one never judged is no mention. (The original calls it positive:
-# "the heart and lungs are seen" would be cardiomegaly.) "Other" findings only speak against "No Finding".
-
-FINDINGS = {
-    "Enlarged Cardiomediastinum": r"""
-        widen(?:ed|ing)(?: of)?(?: the)? (?:superior )?mediastin
-        mediastinal (?:widening|enlargement)""",
-    "Cardiomegaly": r"cardiomegaly|(?:cardiac|heart) enlargement|enlargement of the (?:heart|cardiac)",
-    "Lung Lesion": r"""
-        mass(?!ive|achu)|lump(?!ect)|cavitary lesion|(?:adeno)?carcinoma|neoplas|tumou?r
-        (?<!\bcalcified )(?:micro)?nodul(?:es?\b|ar (?:densit|opaci))""",
-    "Lung Opacity": r"""
-        opaci|decreased translucency|increased densit|air-? ?space (?:disease|process)|infiltrat
-        interstitial (?:marking|pattern|lung|disease)|reticular (?:pattern|marking)|reticulation
-        parenchymal scar|(?<!pleural )(?<!parenchymal )scar(?:s|red|ring)?\b
-        peribronchial thickening|(?<!chest )wall thickening""",
-    "Edema": r"""
-        o?edema|(?:congestive )?(?:heart|cardiac) failure|chf|(?:vascular|pulmonary|venous) congestion
-        indistinctness|vascular prominence""",
-    "Consolidation": r"consolidat",
-    "Pneumonia": r"""
-        (?:broncho)?pneumonia|pna\b|infectious
-        (?<!prior )(?<!previous )(?<!old )(?<!granulomatous )infection""",
-    "Atelectasis": r"atelecta|(?<!vertebral )(?<!body )collapse(?!d? vertebra| of (?:the )?[ctl]\d)",
-    "Pneumothorax": r"(?:hydro|ha?emo)?pneumothora|ptx\b|pleural air\b",
-    "Pleural Effusion": r"""
-        pleural (?:fluid|(?:and|or) pericardial effusion)|(?<!pericardial )effusion
-        h(?:ydropneu|a?e)mothora""",
-    "Pleural Other": r"pleural thickening|fibrosis|fibrothorax|pleural scar|pleuro-\w+ scar",
-    "Fracture": r"fractur",
-    "Support Devices": r"""
-        pacer|defib|tubes?\b|(?:ett|ngt|ogt|cvc)\b|swan-ganz|\w*catheter|pacemaker|a?icd\b|picc|lines?\b
-        cannula|drain\b|port-a-cath|mediport|valves?\b|hardware|arthroplast|screw|coils?\b
-        plates?\b(?!-| ?like)|marker|device|apparatus|equipment""",
-    "Other": r"""
-        emphysema|blunt|density|elevation|eventration|scoliosis|degenera|calcifi|hyperinflat|hyperexpan
-        bronchospasm|asthma|hernia|copd|plaque|osteophyt|aortic disease|bronchiolitis|airways disease
-        thickening|cephalization|aspiration|bullae|contusion|atherosclero|osteopenia|metasta|granuloma
-        pneumomediastinum|pneumoperitoneum|osteodystrophy|cuffing|irregular lucency|inflam|fissure
-        hypertension|prominen|kyphosis|bullet|reticula|thoracentesis|bronchitis|volume loss|deformity
-        hemorrhage|hematoma|radiopaque|aerophagia|arthropathy|tracheostomy""",
-}
-ORGANS = {
-    "Enlarged Cardiomediastinum": r"""
-        mediastinum|cardiomediastin(?:um|al)|(?<!diaphragmatic )contour
-        mediastinal (?:configuration|silhouette)|pericardial silhouette""",
-    "Cardiomegaly": r"""
-        heart(?! failure| disease| rate| enlargement| border)|cardiopericardial silhouette
-        cardiac (?:size|shadow|contour|silhouette|and mediastinal)""",
-}
 # "The line ends over the mediastinum", "opacity behind the heart"
 POSITION = r"(?<!over the )(?<!overlying the )(?<!in the )(?<!behind the )(?<!to the )(?<!shifts the )"
 FINDING = {name: re.compile(cues(stems)) for name, stems in FINDINGS.items()}
@@ -98,10 +42,13 @@ STOP = re.compile(cues(r"""
     """) + "|:| - ")
 NO_MORE = re.compile(rf"{STOP.pattern}|" + cues(r"""
     after\b|following\b|since\b|(?<!^ )(?<!of )(?<!immediate )post\b(?! primary|-)|positive\b
-    (?:due|secondary) to\b|only\b
+    (?:due|secondary) to\b|only\b|rule out\b|to exclude\b
     and (?:\w+ )?(?:development|placement|insertion|appearance) of\b
     rather\b(?! than)|(?:other|rather) than\b|(?:aside|apart) from\b""") + "|, suggest")   # "no edema after"
 
+# Either of two places or devices is no doubt about the finding: "mid or lower", "NG or OG"
+PLACE = (r"(?:left|right|upper|mid(?:dle)?|lower|lingul\w+|\w*hilar|(?:bi)?basilar|basal|retrocardiac|apical"
+         r"|lateral|medial|anterior|posterior|interstitial|alveolar|[no]gt?|ett?|\w+gastric|endotracheal|svc)")
 # What says the same in words that end no denial: "does not appear to be", "is seen to suggest" ...
 PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
     (r"\bnot (?:appear|seem|have|believe|think|feel|felt|thought)(?: to (?:be|have)(?: been)?)?(?: that)?"
@@ -113,14 +60,25 @@ PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
     (r"\bneg(?:ative)?(?: for)?(?= (?!chest|exam|study|film|radiograph|x)\w)", "negative for"),
     (r"\b(left|right),? (?:but|and) no (?:left|right)(?:-sided)?,? ", r"\1 "),
     (r"\bwithout (?:iv |intravenous )?(?:contrast|(?:prior )?comparison|lateral)\b,?", ""),
-    (r"\b(?:document|ensure|confirm|assess)(?: for)?(?: complete)? (?:resolution|clearing) of\b", "follow"),
+    (r"\b(?:document|[ei]nsure|confirm|assess|evaluate|verify|check|until|for)(?: for)?(?: the)?"
+     r"(?: complete| full| interval)? (?:resolution|clearing) of\b", "follow"),
     (r"\b(?:un|not )(?:clear|certain|sure) (?:if|whether)(?: there (?:is|are)| this (?:is|represents))?\b",
      "possible"),
     (r"\b(?:after|following|since|post) (?:[\w-]+ ){1,4}(?=ha(?:s|ve) (?:\w+ )?resolved)", ""),
-    (r"\bpossibly with\b", "possible"),
+    (rf"\b({PLACE}(?: lobe| zone| lung)?|pace\w+|a?icd) or "
+     rf"(?=(?:the )?{PLACE}\b(?! or)|(?:a?icd|defib\w+)\b)", r"\1-"),
+    (r"\b(?:(?:possib|probab)ly|perhaps|maybe) with\b", "possible"),
+    (r"\bconcern is for\b", "concern for"),
+    (r"\bnot well-(?=\w)", "not well "),
     (r"\b(?:no|without) (?:(?:evidence|signs?) of )?(?=(?:[\w-]+ )?(?:hardware|device|line|lead|catheter)s? "
      r"(?:failure|complications?|loosening|malposition))", ""),
     (r"\bin line with\b", "consistent with"),
+    (r"\bnormal (?=interstitial marking)|\b(?=interstitial markings (?:are|appear|remain) (?:\w+ly )?"
+     r"(?:normal|unremarkable|within normal|not (?:\w+ly )?(?:increased|prominent)))", "no "),
+    (r"\b(?:one|two|1|2) of (?:the )?((?:[\w-]+ ){1,4})(?:ha(?:s|ve)|was|were) (?:been )?removed\b",
+     r"\1remains"),
+    (r"\bremoval of (?:one|two|1|2) of\b", ""),
+    (r"\bwnl\b", "within normal limits"),
     (r"\bno (?:better|worse|larger|smaller|bigger)\b", "unchanged"),
     (r"\bnor (?:is|are|was|were|has|have|does|do|can)\b(?: there)?(?: be)?(?: any)?", "nor"),
     (r"\b(mild|small|moderate|one|two|three|more|at) or "
@@ -140,14 +98,15 @@ SAME = rf"""(?x) (\b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?)[ ]{DEGRE
     |(?:not|never|partly|partially|incompletely|nearly|almost|mostly|largely)[ ]{DEGREE}(?:chang|increas
     |decreas|improv|progress|differ|worse|resolv|cleared|remov|disappear|larger|smaller|bigger)\w*
     |(?:fail\w*|unable)[ ]to[ ](?:resolve|clear|improve|change)\b
-    |(?:partial|incomplete|near(?:[ -](?:complete|total))?)[ ](?:resolution|clearing)[ ]of ))"""
+    |(?:partial|incomplete|near(?:[ -](?:complete|total))?|some|slight|mild|moderate|marked|significant
+    |substantial|further|ongoing|continued|gradual)[ ](?:interval[ ])?(?:resolution|clearing)[ ]of ))"""
 SAME_LIST = re.compile(rf"{SAME}(?<=in|of)([^;:]*)")   # "no change in the effusion or the edema"
 # "Not free of edema", "no doubt about the edema": two denials affirm.
 TWICE = re.compile(r"\b(?:no|not)(?: \w+ly)? (?:without|free (?:of|from)|clear of|absent|devoid of|doubt)\b")
 NO = re.compile(cues(r"""
     no\b(?! (?:more|less|fewer) than)|without\b|nor\b|neither\b|rather than\b|negative for\b
     not\b(?! (?:seen|present|identified|visuali[sz]ed|noted|evident)(?:,| and))|never\b|nothing\b
-    den(?:y|ies|ied)\b|free (?:of|from)\b|clear of\b|rules? out\b|ruled out\b|excludes?\b|history of\b
+    den(?:y|ies|ied)\b|free (?:of|from)\b|clear of\b|rules out\b|ruled out\b|(?<!to )excludes?\b|history of\b
     lack(?:s|ing)?\b|as opposed to\b|in(?:consistent|compatible) with\b|devoid of\b|fail(?:s|ed|ure)? to\b
     unable to\b|cannot (?:see|find|identify|detect)\b
     (?:resolution|disappearance|removal|drainage|absence|clearing) of\b""")
@@ -155,11 +114,13 @@ NO = re.compile(cues(r"""
 GONE = re.compile(cues(r"""
     (?:not|no longer|cannot be) (?:now |(?!previous)\w+ly )?(?:seen|identified|visuali[sz]ed|visible|present
     evident|demonstrated|noted|detected|observed|apparent|suspected|shown|found|recur(?:red)?)\b(?! (?:before
-    previous|(?:on|in) (?:the |an? )?(?:pr|yesterday|earlier|last|old|outside)))|no longer appreciated\b
-    not (?:persist|in place)\b|(?:is|are|was|were) not$|nonvisuali[sz]ed\b|gone\b|remov(?:ed|al)\b
-    pulled\b(?! back)|disappeared\b|absent\b|resolved\b|cleared\b|excluded\b|ruled out\b
+    previous|(?:on|in) (?:the |an? )?(?:pr|yesterday|earlier|last|old|outside)|in (?:its|their) entirety))
+    no longer appreciated\b|not (?:persist|in place)\b|(?:is|are|was|were) not$|nonvisuali[sz]ed\b|gone\b
+    remov(?:ed|al)\b|pulled\b(?! back)|disappeared\b|absent\b|resolved\b|cleared\b
+    (?<!must be )(?<!should be )(?<!to be )(?:excluded|ruled out)\b
     (?<!not )previously (?:seen|demonstrated)\b(?!.* (?:again|still|persist|remain|unchanged|stable|smaller
     larger|\w+creas))"""))
+UNSURE_PLACE = re.compile(r"\b(?:possib|probab|question)\w* (?:in|within|at|coil|kink|extend|terminat).*")
 TIP = re.compile(r"\b(?:tips?|side ?(?:port|hole)s?)\b")  # where that is not seen, its device is there
 COLON_NO = re.compile(r"[^,:]*: (?:there (?:is|are) )?(?:no|without|not(?! well| clear| assess| evaluat))\b")
 # ", small left effusion" is a new, affirmed item after a denied one, unless a later "or" closes the list.
@@ -185,7 +146,8 @@ NO_NEW = re.compile(r"\b(?:no|without) (?:\w+ )?new ")  # an old one may still b
 CANNOT = (r"(?:not|(?:no evidence|difficult|hard|(?:not |im)possible|unable) to)"
           r"(?: \w+ly)?(?: be)?(?: \w+ly)? ")
 CANNOT_EXCLUDE = re.compile(CANNOT + r"(?:exclud\w*|rul\w* out) ")
-NOT_EXCLUDED = re.compile(CANNOT + r"(?:excluded?|ruled? out)")
+NOT_EXCLUDED = re.compile(CANNOT + r"(?:excluded|ruled out|(?:exclude|rule out)(?=\W*$|,| (?:and|given|on"
+                          r"|with|at|in|by|due|because|based|from|completely|entirely)\b))")
 MAYBE_LEFT = re.compile(cues(r"""
     may\b(?! (?:of )?\d)|might\b|could\b|would\b|possib\w+|probabl\w+|presum\w+|question\w*|suspect\w*
     equivocal\b|either\b|perhaps\b|maybe\b|potential\w*|at most\b|if present\b
@@ -193,22 +155,28 @@ MAYBE_LEFT = re.compile(cues(r"""
     (?:minimal|trace|tiny|small|little|mild|scant),? if any\b
     suspicio\w+ (?:for|of)\b|concern\w* (?:for|of)\b|worrisome for\b|suggest\w* of\b|favor\w*
     consider(?!abl)\w*|likelihood of\b|vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b
-    borderline\b|correlate\b|blunt\w* of .* angles?\b"""))
-MAYBE_RIGHT = re.compile(cues(r"""
-    (?:may|might|could|would|should|can)(?: also)? (?:be (?:present|considered|possible)\b|exist\b|not be \w+)
+    borderline\b|correlate\b|correlation for\b
+    more likely (?:(?!rather )[\w-]+ ){0,6}than\b|(?:rule out|to exclude)\b(?!,)|blunt\w* of .* angles?\b"""))
+MODAL = (r"(?:may|might|could|would|should|can|must|needs?|ha(?:s|ve))(?: also)?(?: (?:have|need))?(?: to)?"
+         r"(?: also)?")
+MAYBE_RIGHT = re.compile(cues(rf"""
+    {MODAL} (?:be (?:present|considered|possible|excluded|ruled out|(?:\w+ )?occult)\b|exist\b|not be \w+)
     possib\w+|probably present\b|favou?red(?: over\b|$)|consideration\b|limited\b|question(?:able|ed)\b
     suspected\b|equivocal\b|obscured\b|in the differential\b|if (?:any(?=$|,)|present\b)
     difficult to (?:assess|evaluate)\b
     (?:poorly|incompletely|not well|suboptimally) (?!defined|circumscribed|marginated)\w+|not appreciated\b
     (?:not|cannot be) (?:\w+ )?(?:assessed|evaluated)\b"""))
 # Where doubt ends: "cannot exclude A, with B", "possible A, and B"
-BEYOND = re.compile(r", (?:and|with)\b|\bgiven\b|\bthere (?:is|are)\b")
+BEYOND = re.compile(r", (?:and|with)\b|\b(?:given|(?<!that )there (?:is|are)|(?:due|secondary) to|because of"
+                    r"|(?:setting|presence) of|adjacent to|superimposed (?:up)?on)\b"
+                    r"|(?:excluded|ruled out)(?! (?:that|is|are)\b|:)")
 ANOTHER = re.compile(r", and (?!.*\bor\b)")
 UNLIKELY = re.compile(r"[^,]*(?<!and )\b(?:unlikely|improbable|less likely|not \w* ?likely|doubt\w*)\b"
                       r"(?! (?:to )?(?:repr|refl))")
 VERSUS = re.compile(r"[\w-]*(?: (?!(?:and|with|or|is|are|due|from|[cw]ould|might)\b|repres|reflec|likely|may"
                     r"|sugges|consis|concern)[\w-]+){0,8},? vs\b")
-OR_LEFT, OR_RIGHT = re.compile(r"\bor (?:[\w-]+ ){0,2}$"), re.compile(r"^[\w-]*(?: [\w-]+)? or\b")
+OR_LEFT = re.compile(r"\bor (?:(?!and |with |no )\w[\w-]* ){0,4}$")
+OR_RIGHT = re.compile(r"[\w-]*(?: [\w-]+| (?:in|at) (?:(?!and |with |no |place )\w[\w-]* ){1,4})? ?\bor\b")
 PROXY = re.compile(r"congestion|indistinctness|vascular prominence")  # these hint at edema, no more
 
 
@@ -231,6 +199,7 @@ def reaches(gap: str, after: str) -> bool:
 
 # Findings, organs, and what else of a film is spoken of
 SUBJECT = re.compile("|".join(word.pattern for word in (*FINDING.values(), *ORGAN.values())) + "|" + cues(r"""
+    malignan|\w*adenopathy|empyema|abscess|tuberculosis|embol|dissection|process\b
     lungs?\b|bones?\b|(?:hemi)?diaphragms?\b|angles?\b|remainder\b|rest\b|exam\w*|study\b|views?\b|ct\b
     evaluation\b|assessment\b"""))
 JOINT = re.compile(r",| (?:and|or|with|after|following|since|post|despite|due|from|for) ")
@@ -243,11 +212,11 @@ LISTED = re.compile(rf"(?!.*(?:{STOP.pattern}|{NEW_ITEM.pattern}|{SAID}))[^,:]{{
                     r"(?:,|/|,? (?:and|or|nor) )"
                     r"(?!.*\b(?:possib|probab|question|suspect|resolv|remov))[^,:]*")
 TOGETHER = re.compile(rf"(?!.*(?:{STOP.pattern}))[^,:]{{0,40}} and [^,:]*")
-PLURAL = re.compile(r"(?:(?! and | is | has )[^,:]){0,40} (?:are|were|have)\b")
+PLURAL = re.compile(r"(?:(?! and | is | has )[^,:]){0,40} (?:are|were|have(?! to))\b")
 # The rest of a list up to what is said of all its items: ", left effusion, and edema have"
 IN_LIST = rf"(?:(?!(?:{STOP.pattern}|{SAID})|,|:| and | or )[^,:]){{1,50}}"
 TO_ITS_VERB = re.compile(rf"(?:(?:{IN_LIST})?, (?!and |or )){{0,6}}(?:{IN_LIST})?,? (?:and|or) {IN_LIST}"
-                         r"(?= (?:(?:are|were|have)\b|(?:is|was|can|could) ?not\b))")
+                         r"(?= (?:(?:are|were|have(?! to))\b|(?:is|was|can|could) ?not\b))")
 # Doubt behind these is about an attribute of the finding, or about the film: "effusion, possibly loculated".
 ASPECT = re.compile(r",(?! if\b)| (?:with|in the setting of|on this|for which) ")
 
@@ -285,11 +254,13 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
     predicate = predicate[: verbs[1]] if len(verbs) > 1 else predicate  # up to the end of what its verb says
     if (device := DEVICE.match(mention)) and TIP.search(left + right):
         predicate = re.sub(r"\b(?:not|cannot|poorly|incompletely|obscured)\b.*", "", predicate)
+    if device:   # where it may end is no doubt that it is there
+        predicate = UNSURE_PLACE.sub("", predicate)
     cannot = CANNOT_EXCLUDE.search(left)
-    beyond = cannot and BEYOND.search(left, cannot.end())
+    beyond = cannot and BEYOND.search(left, cannot.start())
     if cannot and not beyond or NOT_EXCLUDED.search(predicate) or UNLIKELY.match(predicate):
         return UNCERTAIN
-    left = left[beyond.start():] if beyond else left
+    left = left[beyond.end():] if beyond else left
     for no in list(NO.finditer(left))[-1:]:
         if reaches(left[no.end():], mention + right):
             return UNCERTAIN if NO_NEW.search(left) else ABSENT
@@ -303,7 +274,7 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
         if not (STOP.search(gap) or ANOTHER.search(gap)) and (not apart or reaches(gap, mention + right)):
             return UNCERTAIN
     doubt = (MAYBE_RIGHT.search(ASPECT.split(predicate, 1)[0]) or VERSUS.match(right) or OR_LEFT.search(left)
-             or OR_RIGHT.search(right))
+             or OR_RIGHT.match(right))
     return UNCERTAIN if doubt or PROXY.search(mention) else PRESENT
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chests.labels import LABELS
+from chests.findings import LABELS
 
 NORMAL_SHARE = 0.25  # patients without any finding
 UNSURE = 0.08        # share of findings that the reader doubts; half of these are there

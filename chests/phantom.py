@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chests.labels import LABELS
+from chests.findings import LABELS
 from chests.patients import ANATOMY, GRAIN, POSTURE, Finding, hashed, patients, read_out, truth_of, uniform
 
 JITTER = 0.02       # of each posture parameter of a well-positioned film, either way

@@ -25,7 +25,7 @@ from einops import reduce
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from chests.labels import LABELS
+from chests.findings import LABELS
 from rewards import affine, warp
 from storage.files import keep_tensors
 from storage.weights import read_kept

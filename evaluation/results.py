@@ -3,7 +3,7 @@ import math
 
 from torch import Tensor
 
-from chests.labels import LABELS
+from chests.findings import LABELS
 from evaluation import metrics
 
 # Metric -> which way is better.

@@ -386,7 +386,47 @@ No evidence of hardware failure. | +dev
 No hardware. | -dev
 """
 
-KINDS = (WHOSE, DOUBT, LONG, SHARED, PLAINER, ENDS, CHANGE, ORGANS, WORDS, TURNS)
+# Choices that are none, follow-up, degrees, places.
+READ = r"""
+Pneumonia could not be excluded and the ET tube is in good position. | ?pna +dev
+A superimposed pneumonia at the left base cannot be excluded in the setting of moderate effusion. | ?pna +eff
+It cannot be excluded that there is a small pneumothorax. | ?ptx
+Right upper/middle lobe consolidation is consistent with pneumonia. | +cons
+Bilateral perihilar/basilar opacities, likely edema. | +opacity
+NG/OG tube is below the diaphragm. No pneumothorax. | +dev -ptx
+Left chest wall pacemaker/defibrillator. | +dev
+PICC in the SVC or upper right atrium, no pneumothorax. | +dev -ptx
+Atelectasis or left lower lobe consolidation. | ?atel ?cons
+Scarring in the lingula or atelectasis. | ?atel
+Superimposed pneumonia would have to be considered. | ?pna
+Nondisplaced rib fractures may be occult on this study. | ?fx
+The cardiac, mediastinal and hilar contours are normal. | -heart -ecm
+Heart and mediastinum WNL. Lungs clear. | -heart -ecm
+Rule out pneumonia. | ?pna
+CT recommended to exclude mass. | ?lesion
+CT excludes a mass. | -lesion
+A mass or consolidation must be excluded with CT. | ?lesion ?cons
+A fracture has been ruled out. | -fx
+Left upper lobe nodule, malignancy not excluded. | +lesion
+Loculated left effusion, empyema cannot be excluded. | +eff
+Near complete interval resolution of the left pleural effusion. | +eff
+Complete interval resolution of the left pleural effusion. | -eff
+Substantial clearing of the pulmonary edema, now mild. | +edema
+Follow-up recommended until complete clearing of the right lower lobe pneumonia. | +pna
+A follow-up study should be obtained to evaluate for resolution of the effusion. | +eff
+Findings more likely represent atelectasis than consolidation. | ?cons
+Clinical correlation for infection is advised. | ?pna
+Interval removal of one of two right chest tubes. | +dev
+Both chest tubes have been removed. | -dev
+Interstitial markings are not increased. | -opacity
+Interstitial markings are increased. | +opacity
+Increasing left effusion, probably with some underlying atelectasis. | +eff ?atel
+The nodule is not well-seen today. | ?lesion
+ET tube is possibly in the right mainstem bronchus. | +dev
+PICC line is not seen in its entirety but appears to end in the SVC. | +dev
+"""
+
+KINDS = (WHOSE, DOUBT, LONG, SHARED, PLAINER, ENDS, CHANGE, ORGANS, WORDS, TURNS, READ)
 
 
 @pytest.mark.parametrize("line", [line for kind in KINDS for line in kind.strip().split("\n")])
