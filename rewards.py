@@ -27,7 +27,7 @@ from chests.findings import LABELS
 from chests.labels import label_all
 from pretrained.densenet import DenseNet121
 from pretrained.vit import CLIPPair
-from storage.files import read_json, read_text, write_json
+from storage.files import naming, read_json, read_text, write_json
 from storage.weights import check_numbers, read_config, read_kept, read_weights, require, write_folder
 from text_encoder import EOS, Tokenizer, info_nce
 from training.ranks import rank, ranks, reduce_over_ranks
@@ -84,14 +84,12 @@ class Frozen(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path):
-        try:
+        # Missing, truncated or foreign files: one message for all.
+        with naming(f"{folder}: not a reward network (config.json + model.safetensors): ", Exception):
             net, weights = cls(read_config(folder, RewardConfig, {})), read_weights(folder, "model")[0]
             net.load_state_dict(weights)
             check_numbers(weights)
             require(net.spread > 0, "spread", net.spread.item(), "more than 0")
-        except Exception as error:   # missing, truncated or foreign files: one message for all
-            message = f"{folder}: not a reward network (config.json + model.safetensors): {error}"
-            raise ValueError(message) from error
         return net.eval().requires_grad_(False)
 
     def save_pretrained(self, folder: Path) -> None:
@@ -261,7 +259,8 @@ class DiagnosisNet(Frozen):
         where it is there. ValueError names the file and what is wrong in it.
         """
         path = Path(path)
-        try:
+        # Missing, truncated or foreign files: one message for all.
+        with naming(f"{path}: not a DenseNet-121 with a list of labels beside it: ", Exception):
             weights = read_kept(path)[0]
             names = [XRV_NAMES.get(name, name) for name in json.loads(read_text(path.with_suffix(".json")))]
             rows, known = {name: row for row, name in enumerate(names)}, [x for x in names if x in LABELS]
@@ -279,9 +278,6 @@ class DiagnosisNet(Frozen):
                 raise ValueError(f"op_threshs {points.tolist()}: expected numbers between 0 and 1, or nan")
             if not known:
                 raise ValueError(f"none of its labels is one of {', '.join(LABELS)}")
-        except Exception as error:   # missing, truncated or foreign files: one message for all
-            message = f"{path}: not a DenseNet-121 with a list of labels beside it: {error}"
-            raise ValueError(message) from error
         with torch.no_grad():
             for i, label in enumerate(LABELS):
                 net.known[i] = float(label in rows)

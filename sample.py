@@ -32,7 +32,7 @@ from ace import ACE
 from chests.drawn import draw, plan, read_reports, write_table
 from model import UNet2DConditionModel, read_unet_config
 from rewards import Rewards, run_weights
-from storage.files import holding, read_json, write_json
+from storage.files import holding, naming, read_json, write_json
 from storage.pictures import grey, picture_grid, read_png, save_png
 from storage.weights import digest, require
 from text_encoder import CLIPTextModel, Tokenizer
@@ -143,10 +143,8 @@ class Schedule:
                 raise ValueError(f"{path}: {key} is missing")
         raw = {"set_alpha_to_one": raw["_class_name"] != "PNDMScheduler"} | raw | {"steps_offset": 1}
         names = ScheduleConfig.__dataclass_fields__
-        try:
+        with naming(f"{path}: ", ValueError):
             return cls(ScheduleConfig(**{k: v for k, v in raw.items() if k in names}), device)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
 
     def save_pretrained(self, folder: Path) -> None:
         write_json(Path(folder) / "scheduler_config.json",

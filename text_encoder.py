@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from torch import Tensor, nn
 
-from storage.files import read_json, read_text, write_text
+from storage.files import naming, read_json, read_text, write_text
 from storage.weights import is_count, load_strict, read_config, read_weights, require, write_folder
 from training.ranks import gather_from_ranks
 
@@ -44,11 +44,9 @@ class Tokenizer:
             if token not in vocab:
                 raise ValueError(f"the vocabulary lacks the token {token!r}")
         self.vocab, self.merges, self.max_length, self.pad = vocab, merges, max_length, pad
-        try:
+        with naming("vocabulary and merges do not fit together: ", Exception):   # as tokenizers raises
             self.bpe = byte_level(BPE(vocab=vocab, merges=merges, end_of_word_suffix="</w>",
                                       continuing_subword_prefix="", unk_token=EOS))
-        except Exception as error:   # what the tokenizers package raises has no class of its own
-            raise ValueError(f"vocabulary and merges do not fit together: {error}") from error
         # Found in a text, these are never split: with SD 2, whose padding is "!", every "!" is padding.
         self.bpe.add_special_tokens([AddedToken(t, normalized=False) for t in dict.fromkeys((BOS, EOS, pad))])
 
@@ -98,7 +96,7 @@ class Tokenizer:
         config = read_json(folder / "tokenizer_config.json", missing={})
         if "added_tokens_decoder" not in config:   # older folders: the map counts (SD 2: its padding is "!")
             config |= read_json(folder / "special_tokens_map.json", missing={})
-        try:
+        with naming(f"{folder}: not a CLIP tokenizer: ", ValueError, TypeError, AttributeError, KeyError):
             vocab, merges = (whole.get("model", {}).get(key, {}) for key in ("vocab", "merges"))
             merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
             if apart:
@@ -121,8 +119,6 @@ class Tokenizer:
                 max_length = 77                        # "not set" is written as 10^30
             require(is_count(max_length) and max_length > 1, "model_max_length", max_length, "2 or more")
             return cls(vocab, merges, max_length, pad)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise ValueError(f"{folder}: not a CLIP tokenizer: {error}") from error
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write vocab.json, merges.txt and the two small files, as transformers' CLIPTokenizer reads them."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from chests.tables import Tally, read_table
-from storage.files import read_text, write_text
+from storage.files import naming, read_text, write_text
 from storage.pictures import grey, png_text, save_png
 from training.ranks import rank, ranks
 
@@ -22,7 +22,7 @@ MOST_ROWS = 256   # reports in a grid
 def read_reports(path: Path) -> list[str]:
     """One report a line, UTF-8; of a CSV its column report, prompt or annotated_prompt (CheXGenBench's), each
     text once. Raises ValueError."""
-    try:
+    with naming("--reports ", ValueError):
         if path.suffix.lower() in (".tsv", ".json", ".jsonl", ".xlsx"):
             raise ValueError(f"{path}: expected a text file with one report a line, or a CSV")
         if path.name.lower().endswith((".csv", ".csv.gz")):
@@ -40,8 +40,6 @@ def read_reports(path: Path) -> list[str]:
         if not reports:
             raise ValueError(f"{path}: no report in it")
         return reports
-    except ValueError as error:
-        raise ValueError(f"--reports {error}") from error
 
 
 class Job(NamedTuple):

@@ -76,6 +76,15 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def naming(prefix: str, *kinds: type[Exception]) -> Iterator[None]:
+    """What is raised inside, of these kinds, becomes a ValueError that begins so: it names file or flag."""
+    try:
+        yield
+    except kinds as error:
+        raise ValueError(f"{prefix}{error}") from error
+
+
 def append_line(path: Path, line: str) -> None:
     """In one write, so that the end alone can lack: then OSError is raised."""
     with open(path, "ab", buffering=0) as file:
@@ -87,12 +96,10 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    try:
+    with naming(f"{path}: cannot be read: ", OSError, UnicodeDecodeError):
         if not path.is_file():   # a pipe would never end
             raise FileNotFoundError("no such file" if not path.exists() else "not a regular file")
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -105,10 +112,8 @@ def read_json(path: Path, missing: dict | None = None) -> dict:
     if missing is not None and not path.exists():
         return missing
     text = read_text(path)
-    try:
+    with naming(f"{path}: not JSON: ", ValueError, RecursionError):
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, not {type(value).__name__}")
     return value

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from storage.files import keep_tensors, read_json, write_json
+from storage.files import keep_tensors, naming, read_json, write_json
 
 
 def is_count(value: object) -> bool:
@@ -43,10 +43,8 @@ def parse_config(raw: dict, kind: type, fixed: dict, path: Path | str):
         if any((v or None) != (only or None) for v in values):       # null, false and 0 all mean "not used"
             raise ValueError(f"{path}: {key} is {value!r}, but only {only!r} is supported")
     values = {f.name: raw[f.name] for f in fields(kind) if f.name in raw}
-    try:
+    with naming(f"{path}: ", ValueError, TypeError):
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def read_weights(folder: Path | str, stem: str) -> tuple[dict[str, Tensor], Path]:
@@ -71,13 +69,12 @@ def read_weights(folder: Path | str, stem: str) -> tuple[dict[str, Tensor], Path
 
 def read_kept(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A safetensors file -> its tensors and its header."""
-    try:
+    # Exceptions of every kind: safetensors raises its own, and torch others for types that it lacks.
+    with naming(f"{path}: missing, truncated, damaged or not a safetensors file: ", Exception):
         if not path.is_file():
             raise FileNotFoundError("no such file" if not path.exists() else "not a regular file")
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    except Exception as error:   # safetensors raises its own, and torch others for types that it lacks
-        raise ValueError(f"{path}: missing, truncated, damaged or not a safetensors file: {error}") from error
 
 
 def check_numbers(weights: dict[str, Tensor]) -> None:

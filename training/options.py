@@ -18,7 +18,7 @@ from rewards import CLIPConsistency, DiagnosisNet, RewardConfig
 from rl import SCORE, RLConfig
 from sample import SampleConfig, Schedule, ScheduleConfig
 from storage.command import arguments
-from storage.files import git_revision, read_json, write_json
+from storage.files import git_revision, naming, read_json, write_json
 from storage.weights import read_config
 from text_encoder import FIXED as TEXT_FIXED
 from text_encoder import TextConfig
@@ -190,10 +190,8 @@ def check_values(part: TrainConfig | SampleConfig | RLConfig) -> None:
 
 def check_init(folder: Path) -> None:
     """Refuse a pipeline that is more than Stable Diffusion's parts, or already tuned."""
-    try:
+    with naming(f"--init {folder}: expected a diffusers folder: ", ValueError):
         index = read_json(folder / "model_index.json")
-    except ValueError as error:
-        raise ValueError(f"--init {folder}: expected a diffusers folder: {error}") from error
     for name in index.keys() - {*PARTS, *PASSED_BY}:
         if isinstance(index[name], list) and any(index[name]):   # a ControlNet, a second encoder
             raise ValueError(f"--init {folder}: model_index.json has the part {name}, which is not supported")
@@ -228,17 +226,13 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
     schedule = (Schedule(preset(config.preset).schedule) if config.init is None
                 else Schedule.from_pretrained(config.init / "scheduler"))
     for flag, steps in (("sample", sampling.sample_steps), ("rollout", rl.rollout_steps)):
-        try:
+        with naming(f"--{flag}-steps {steps}: ", ValueError):
             schedule.timesteps(steps)
-        except ValueError as error:
-            raise ValueError(f"--{flag}-steps {steps}: {error}") from error
     for flag, read in (("diagnosis", DiagnosisNet.from_densenet),
                        ("consistency", CLIPConsistency.from_pretrained)):
-        try:
+        with naming(f"--{flag} ", ValueError):
             if getattr(config, flag) is not None:
                 read(getattr(config, flag))
-        except ValueError as error:
-            raise ValueError(f"--{flag} {error}") from error
     if config.compile:
         try:   # a number that no kernel in a cache has
             nonce, device = time.time_ns(), "cuda" if torch.cuda.is_available() else "cpu"
