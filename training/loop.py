@@ -258,9 +258,8 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: 
     groups = [{"params": [p for p in m.parameters() if p.requires_grad], "peak": rates[name],
                "muon": scratch and name != "ace"} for name, m in modules.items()]
     parameters, optimizer = [p for group in groups for p in group["params"]], adamw(groups, 0.0)
-    ema = None
-    if ema_decay:
-        ema = {f"{n}.{k}": p.detach().clone() for n, m in modules.items() for k, p in m.named_parameters()}
+    live = {f"{n}.{k}": p.detach() for n, m in modules.items() for k, p in m.named_parameters()}
+    ema = {key: p.clone() for key, p in live.items()} if ema_decay else None
     begin, before = load_state(run, stage, modules, optimizer, ema)
     run.forget(stage, begin)
     start = saved = time.monotonic()
@@ -277,8 +276,7 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: 
             optimizer.step()
             if ema is not None:
                 keep = min(ema_decay, (step + 1) / (step + 10))
-                live = [p.detach() for m in modules.values() for p in m.parameters()]
-                torch._foreach_lerp_(list(ema.values()), live, 1 - keep)
+                torch._foreach_lerp_([*ema.values()], [*live.values()], 1 - keep)
             stop, last = stopped(), step + 1 == steps
             report = (step + 1) % 50 == 0 or last
             save = last or time.monotonic() - saved > run.save_every or (stop and quick(modules))
@@ -297,10 +295,7 @@ def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: 
             if stop:
                 break
     if ema is not None:
-        with torch.no_grad():
-            for name, module in modules.items():
-                for key, parameter in module.named_parameters():
-                    parameter.copy_(ema[f"{name}.{key}"])
+        torch._foreach_copy_([*live.values()], [*ema.values()])
 
 
 def gradients(loss: Loss, step: int, mine: slice, micro: int) -> dict[str, Tensor]:
