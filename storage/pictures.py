@@ -29,13 +29,8 @@ def picture_grid(rows: list[tuple[str, Tensor]], cell: int = 160) -> Image.Image
         for i, image in enumerate((grey(images)[:, 0] * 255).round().byte().cpu()):
             tile = Image.fromarray(image.numpy()).resize((cell, cell), Image.Resampling.BICUBIC)
             block.paste(tile, (i * cell, block.height - cell))
-        blocks.append(block)
-    sheet = Image.new("L", (width, sum(b.height for b in blocks)), 255)
-    y = 0
-    for block in blocks:
-        sheet.paste(block, (0, y))
-        y += block.height
-    return sheet
+        blocks.append(np.asarray(block))
+    return Image.fromarray(np.concatenate(blocks))
 
 
 def save_png(image: Image.Image, path: Path, **text: object) -> None:
