@@ -248,6 +248,5 @@ def label_accuracy(probabilities: Tensor, labels: Tensor) -> Tensor:
 def all_labels_right(probabilities: Tensor, labels: Tensor) -> Tensor:
     """(probabilities: n l, labels: n l in {1, 0, nan = ignored}) -> n, 1 where all of them are met; nan where
     there is none."""
-    known = ~labels.isnan()
-    right = (probabilities > 0.5) == (labels > 0.5)
-    return (right | ~known).all(1).double().where(known.any(1), torch.nan)
+    share = label_accuracy(probabilities, labels)
+    return (share == 1).double().where(~share.isnan(), torch.nan)
