@@ -274,11 +274,6 @@ def finished(folder: Path, stage: str) -> bool:
     return all((folder / mark).exists() for mark in MARKS[stage])
 
 
-def begun(folder: Path, stage: str) -> bool:
-    """Whether it holds a part of it"""
-    return any((folder / mark).exists() for mark in MARKS[stage])
-
-
 def files_digest(folder: Path) -> str:
     """16 hex characters for a pipeline folder: of every file of its PARTS name, size and, spread over it, 16
     pieces of 64 KiB"""
@@ -316,7 +311,8 @@ def refuse_other_origin(run: Run) -> None:
     for name in filter(old.__contains__, run.options):
         stage = STAGE_OF.get(name.split("_")[0], "rl")
         stage = "rl" if taken and stage != "rewards" else stage
-        if name in ORIGIN or name not in NOT_RESULT and begun(run.folder, stage):
+        begun = any(run.path(mark).exists() for mark in MARKS[stage])
+        if name in ORIGIN or name not in NOT_RESULT and begun:
             refuse_another(name, old, run.options, run.folder, "choose another --out")
         elif name in ("sample_steps", "eval_reports") and finished(run.folder, "evaluate"):
             refuse_another(name, old, run.options, run.path("evaluation.json"), "delete it to evaluate anew")
