@@ -80,9 +80,8 @@ class PhantomChests:
     faults: bool  # an archive's: badly positioned exposures, reports that do not fit
 
     def __post_init__(self):
-        texts = describe(range(self.start, self.start + self.count), self.seed, self.faults)
-        self.reports, self.labels = texts.reports, texts.labels
-        self.truth, self.posture = texts.truth, texts.posture
+        self.reports, self.labels, self.truth, self.posture = describe(
+            range(self.start, self.start + self.count), self.seed, self.faults)
         self.patients = [f"phantom {self.seed}:{self.start + i}" for i in range(self.count)]
         keep = self.count * self.size**2 <= CACHED_BYTES
         self.pixels = torch.empty(self.count, 1, self.size, self.size, dtype=torch.uint8) if keep else None

@@ -18,8 +18,8 @@ so that grid_sample(film, affine_grid(M)) is the canonical chest, and a chest th
 Films of an archive (faults=True) show the same patients, but BAD_POSTURE of them are badly positioned.
 Not anatomy to measure by, nor for clinical use.
 """
-from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +33,7 @@ BAD_POSTURE = 0.35  # share of an archive's films that are badly positioned
 NOISE = 0.012       # standard deviation per pixel, of a range of 1
 
 
-@dataclass
-class Phantoms:
+class Phantoms(NamedTuple):
     """What b films show and what is said about them."""
     reports: list[str]
     labels: Tensor     # b 14, what the report says: 1 present, 0 absent, -1 unsure, nan unmentioned
