@@ -23,10 +23,8 @@ WINDOW, SIGMA = 11, 1.5                                      # the Gaussian wind
 def resampling(n: int, resamples: int = 1000, seed: int = 0) -> Tensor:
     """-> 1+r n float64. Row 0 is ones; each other row counts how often n draws with replacement took each."""
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(n, (resamples, n), generator=generator)
-    counts = torch.zeros(resamples, n, dtype=torch.float64)
-    counts.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64))
-    return torch.cat([torch.ones(1, n, dtype=torch.float64), counts])
+    draws = [torch.arange(n), *torch.randint(n, (resamples, n), generator=generator)]
+    return torch.stack([draw.bincount(minlength=n) for draw in draws]).double()
 
 
 def interval(estimates: Tensor, level: float = 0.95) -> tuple[float, float]:
