@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from storage.files import read_json
+from storage.files import keep_tensors, read_json
 from storage.weights import is_count, load_strict, read_config, read_weights, require, write_folder
 
 # -------------------------------------------------------------------------------- configuration
@@ -417,7 +417,8 @@ def save_lora(unet: UNet2DConditionModel, folder: Path | str) -> None:
     weights = {f"unet.{key}": value for key, value in unet.state_dict().items() if ".lora_" in key}
     rank = next(len(value) for key, value in weights.items() if ".lora_A." in key)
     metadata = {"unet.r": rank, "unet.lora_alpha": rank, "unet.target_modules": sorted(lora_layers(unet))}
-    write_folder(folder, weights, "pytorch_lora_weights", lora_adapter_metadata=json.dumps(metadata))
+    keep_tensors(Path(folder) / "pytorch_lora_weights.safetensors", weights,
+                 {"format": "pt", "lora_adapter_metadata": json.dumps(metadata)})
 
 
 @torch.no_grad()

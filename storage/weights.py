@@ -125,9 +125,7 @@ def load_strict(build: Callable[[], nn.Module], weights: dict[str, Tensor], path
     return model
 
 
-def write_folder(folder: Path | str, weights: dict[str, Tensor], stem: str, config: dict | None = None,
-                 **metadata: str) -> None:
+def write_folder(folder: Path | str, weights: dict[str, Tensor], stem: str, config: dict) -> None:
     """Weights, then config.json."""
-    keep_tensors(Path(folder) / f"{stem}.safetensors", weights, {"format": "pt"} | metadata)
-    if config is not None:
-        write_json(Path(folder) / "config.json", config)
+    keep_tensors(Path(folder) / f"{stem}.safetensors", weights, {"format": "pt"})
+    write_json(Path(folder) / "config.json", config)
