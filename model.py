@@ -390,8 +390,7 @@ def add_lora(unet: UNet2DConditionModel, rank: int) -> nn.ModuleList:
     unet.requires_grad_(False)
     for name, module in list(unet.named_modules()):
         if name.endswith((".to_q", ".to_k", ".to_v", ".to_out.0")):
-            parent, _, leaf = name.rpartition(".")
-            setattr(unet.get_submodule(parent), leaf, LoRALinear(module, rank))
+            unet.set_submodule(name, LoRALinear(module, rank))
     layers = lora_layers(unet).values()
     return nn.ModuleList([half for layer in layers for half in (layer.lora_A, layer.lora_B)])
 
