@@ -263,7 +263,7 @@ class DiagnosisNet(Frozen):
         with naming(f"{path}: not a DenseNet-121 with a list of labels beside it: ", Exception):
             weights = read_kept(path)[0]
             names = [XRV_NAMES.get(name, name) for name in json.loads(read_text(path.with_suffix(".json")))]
-            rows, known = {name: row for row, name in enumerate(names)}, [x for x in names if x in LABELS]
+            known = [name for name in names if name in LABELS]
             net = cls(RewardConfig(trunk="densenet121"))
             net.trunk.load_state_dict({k: v for k, v in weights.items() if k.startswith("features.")})
             head, bias = weights["classifier.weight"], weights["classifier.bias"]
@@ -279,12 +279,10 @@ class DiagnosisNet(Frozen):
             if not known:
                 raise ValueError(f"none of its labels is one of {', '.join(LABELS)}")
         with torch.no_grad():
-            for i, label in enumerate(LABELS):
-                net.known[i] = float(label in rows)
-                if label in rows:
-                    net.head.weight[i], net.head.bias[i] = head[rows[label]], bias[rows[label]]
-                    if points[rows[label]].isfinite():
-                        net.threshold[i] = points[rows[label]]
+            ours, theirs = [LABELS.index(label) for label in known], [names.index(label) for label in known]
+            net.known.zero_()[ours] = 1
+            net.head.weight[ours], net.head.bias[ours] = head[theirs].float(), bias[theirs].float()
+            net.threshold[ours] = points[theirs].float().nan_to_num(0.5)
         return net.eval().requires_grad_(False)
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict]:
