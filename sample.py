@@ -86,11 +86,9 @@ class Schedule:
 
     def __init__(self, config: ScheduleConfig, device: torch.device | str = "cpu"):
         self.config = config
-        if config.beta_schedule == "scaled_linear":
-            betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5,
-                                   config.num_train_timesteps) ** 2
-        else:
-            betas = torch.linspace(config.beta_start, config.beta_end, config.num_train_timesteps)
+        power = 2 if config.beta_schedule == "scaled_linear" else 1
+        first, last = config.beta_start ** (1 / power), config.beta_end ** (1 / power)
+        betas = torch.linspace(first, last, config.num_train_timesteps) ** power
         a = torch.cumprod(1 - betas, 0)
         final = torch.ones(1) if config.set_alpha_to_one else a[:1]
         self.a = torch.cat([a, final]).to(device)   # index -1, "before the first timestep", is the last entry
