@@ -255,12 +255,11 @@ class AutoencoderKL(nn.Module):
         config = read_config(folder, VAEConfig, FIXED | BLOCKS)
         weights, path = read_weights(folder, "diffusion_pytorch_model")
         for key in [k for k in weights if ".attentions.0." in k]:
-            module, _, parameter = key.rpartition(".")
-            parent, _, name = module.rpartition(".")
+            *parents, name, parameter = key.split(".")
             value = weights.pop(key)
             if value.ndim == 4:                      # the oldest files have 1x1 convolutions here: c c 1 1
                 value = value.squeeze(3).squeeze(2)
-            weights[f"{parent}.{OLD_NAMES.get(name, name)}.{parameter}"] = value
+            weights[".".join([*parents, OLD_NAMES.get(name, name), parameter])] = value
         return load_strict(lambda: cls(config), weights, path)
 
     def save_pretrained(self, folder: Path | str) -> None:
