@@ -249,8 +249,6 @@ def sizes_of(config: TrainConfig) -> Preset:
         return sizes
     unet = read_unet_config(config.init / "unet")
     vae = read_config(config.init / "vae", VAEConfig, VAE_FIXED)
-    if unet.sample_size is None:
-        raise ValueError(f"--init {config.init}: unet/config.json has no sample_size")
     return dataclasses.replace(sizes, size=unet.sample_size * vae.factor, unet=unet, vae=vae,
                                text=read_config(config.init / "text_encoder", TextConfig, TEXT_FIXED))
 
