@@ -128,15 +128,11 @@ def neighbourhoods(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, Tensor]:
     """
     real, fake = real.double(), fake.double()
     distance = exact_distance(real, fake)                                                   # n m
-    in_real = distance < kth_neighbour(real, k)[:, None]
-    in_fake = distance < kth_neighbour(fake, k)[None]
+    # The nearest of all is the image itself, at 0.
+    in_real = distance < exact_distance(real, real).kthvalue(k + 1, dim=1).values[:, None]
+    in_fake = distance < exact_distance(fake, fake).kthvalue(k + 1, dim=1).values[None]
     return {"precision": in_real.any(0).double(), "density": in_real.double().sum(0) / k,
             "recall": in_fake.any(1).double(), "coverage": in_real.any(1).double()}
-
-
-def kth_neighbour(x: Tensor, k: int) -> Tensor:
-    """(x: n d) -> n, the distance to the k-th nearest other row."""
-    return exact_distance(x, x).kthvalue(k + 1, dim=1).values   # the nearest is the row itself, at 0
 
 
 def exact_distance(x: Tensor, y: Tensor) -> Tensor:
