@@ -35,13 +35,13 @@ class VAEConfig:
     def tiny(cls):
         """Grey 64 px images on two CPU cores: 16 x 16 places keep the ribs, which 8 x 8 lose."""
         return cls(sample_size=64, in_channels=1, out_channels=1, block_out_channels=(16, 32, 64),
-                   latent_channels=4, norm_num_groups=8, scaling_factor=1.0)
+                   norm_num_groups=8, scaling_factor=1.0)
 
     @classmethod
     def small(cls):
         """Grey 256 px images on one GPU."""
         return cls(sample_size=256, in_channels=1, out_channels=1, block_out_channels=(64, 128, 256, 256),
-                   latent_channels=4, scaling_factor=1.0)
+                   scaling_factor=1.0)
 
     @classmethod
     def sd15(cls):
