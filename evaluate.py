@@ -60,21 +60,10 @@ import data as chest_data
 import sample
 from chests.findings import LABELS
 from evaluation import metrics
-from evaluation.judge import (
-    BATCH,
-    IDENTITY,
-    Judge,
-    jitter,
-    load_judge,
-    look,
-    native_posture,
-    ngrams,
-    prompt_labels,
-    reposition,
-)
+from evaluation.judge import BATCH, IDENTITY, Judge, judge_quality, load_judge, look, ngrams, prompt_labels
 from evaluation.metrics import FEWEST
 from evaluation.report import write_report
-from evaluation.results import entry, gains, summary, table
+from evaluation.results import entry, gains, table
 from pretrained.vit import Dinov2
 from rewards import DiagnosisNet
 from storage.files import git_revision, holding, read_json, strict, write_json, write_text
@@ -322,29 +311,6 @@ def one_line(report: str) -> str:
     return " ".join(report.split())
 
 
-# ------------------------------------------------------------------------------------------------ results
-
-
-def judge_quality(yard: Yardstick, sets: dict, real: dict[str, Tensor]) -> dict:
-    """How far the judge itself can be trusted.
-
-    accuracy, auroc: on the true images of the prompts. posture_error: mean L1 of psi on 512 images of the
-    training split, which the judge has not seen and which has an archive's bad positioning. For sets without
-    true posture: on known warps of images near the mean chest, which is also how the judge was taught.
-    """
-    judge, train = yard.judge, sets["train"]
-    psi = native_posture(train, NEAREST)
-    index = (~psi.isnan().any(1)).nonzero()[:512, 0]
-    images, psi = train.images(index).float() / 255, psi[index]
-    if train.posture is None:
-        new = jitter(psi, torch.Generator().manual_seed(yard.seed))
-        images, psi = reposition(images, psi, new), new
-    error = (look(judge, images)["psi"] - psi).abs()
-    return {"train_seed": judge.config.seed, "accuracy_on_real": summary(real["label_accuracy"])["value"],
-            "auroc_on_real": summary(real["auroc"])["value"], "posture_error": error.sum(1).mean().item(),
-            "posture_spread": (psi - IDENTITY).abs().sum(1).mean().item()}
-
-
 # ------------------------------------------------------------------------------------------------ a run
 
 
@@ -393,7 +359,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
         "features": "judge" if features is None else str(features),
         **{name: entry(r) for name, r in rows.items()},
         **{f"{name}_vs_anchor": gains(rows[name], rows["anchor"], rows["real"]) for name in paired},
-        "judge": judge_quality(yard, sets, rows["real"]),
+        "judge": judge_quality(judge, sets["train"], NEAREST, rows["real"], seed),
         "findings": [name for name, used in zip(LABELS, judge.judged.tolist(), strict=True) if used],
     })
     write_report(run, config, result, log)

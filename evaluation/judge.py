@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from chests.findings import LABELS
-from rewards import affine, warp
+from evaluation.results import summary
+from rewards import affine, nearer_half, warp
 from storage.files import keep_tensors
 from storage.weights import read_kept
 
@@ -185,8 +186,7 @@ def native_posture(chests, most: int | None = None) -> Tensor:
     x = (x - reduce(x, "n c h w -> n 1 1 1", "mean")) / x.std((1, 2, 3), keepdim=True).clamp(min=1e-3)
     mean = x.mean(0)
     for _ in range(3):
-        distance = reduce((x - mean) ** 2, "n c h w -> n", "mean")
-        near = distance.argsort(stable=True)[:max(len(x) // 2, 1)]
+        near = nearer_half(x, mean)
         mean = x[near].mean(0)
     psi = torch.full((len(x), len(IDENTITY)), math.nan)
     psi[near] = IDENTITY
@@ -282,3 +282,23 @@ def look(judge: nn.Module, images: Tensor) -> dict[str, Tensor]:
         seen = {"features": seen} if isinstance(seen, Tensor) else seen
         parts.append({name: value.float().cpu() for name, value in seen.items()})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def judge_quality(judge: Judge, train, most: int, real: dict[str, Tensor], seed: int) -> dict:
+    """How far the judge itself can be trusted.
+
+    accuracy, auroc: on the true images of the prompts (`real`, what was measured of them). posture_error:
+    mean L1 of psi on 512 images of the first `most` of the training split, which the judge has not seen and
+    which has an archive's bad positioning. For sets without true posture: on known warps of images near the
+    mean chest, which is also how the judge was taught.
+    """
+    psi = native_posture(train, most)
+    index = (~psi.isnan().any(1)).nonzero()[:512, 0]
+    images, psi = train.images(index).float() / 255, psi[index]
+    if train.posture is None:
+        new = jitter(psi, torch.Generator().manual_seed(seed))
+        images, psi = reposition(images, psi, new), new
+    error = (look(judge, images)["psi"] - psi).abs()
+    return {"train_seed": judge.config.seed, "accuracy_on_real": summary(real["label_accuracy"])["value"],
+            "auroc_on_real": summary(real["auroc"])["value"], "posture_error": error.sum(1).mean().item(),
+            "posture_spread": (psi - IDENTITY).abs().sum(1).mean().item()}
