@@ -1,5 +1,6 @@
 """Pictures for people: labelled grids, and PNG files that say how they were made."""
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +45,11 @@ def save_png(image: Image.Image, path: Path, **text: object) -> None:
 
 def png_text(path: Path) -> dict[str, str]:
     """The text chunks of a PNG; none where it is absent or damaged."""
-    try:
+    with suppress(OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError):
         if path.is_file():   # a pipe would never end
             with Image.open(path) as image:
                 image.load()
                 return dict(image.text)
-    except (OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError):
-        pass
     return {}
 
 
