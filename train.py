@@ -104,8 +104,7 @@ def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
     psnr = 10 * torch.log10(4 / F.mse_loss(back, held_out)).item()
     run.log("vae", config.vae_steps, held_out_psnr=psnr)
     print(f"vae: {psnr:.1f} dB PSNR on held-out images")
-    pairs = torch.cat([held_out[:6], back[:6]]) / 2 + 0.5
-    rows = [("originals", pairs[:6]), ("reconstructions", pairs[6:])]
+    rows = [("originals", held_out[:6] / 2 + 0.5), ("reconstructions", back[:6] / 2 + 0.5)]
     save_png(picture_grid(rows), run.path("samples", "vae.png"))
     vae.save_pretrained(run.path("anchor", "vae"))
 
