@@ -424,6 +424,7 @@ def save_lora(unet: UNet2DConditionModel, folder: Path | str) -> None:
 def merge_lora(unet: UNet2DConditionModel, folder: Path | str) -> UNet2DConditionModel:
     """The UNet of a folder, with this one's LoRA put into its float32 weights: an ordinary UNet."""
     plain = UNet2DConditionModel.from_pretrained(folder)
+    plain.config = unet.config   # as the pipeline takes it (read_unet_config)
     for name, layer in lora_layers(unet).items():
         plain.get_submodule(name).weight += (layer.lora_B.weight @ layer.lora_A.weight).cpu()
     return plain

@@ -422,6 +422,15 @@ def test_a_merged_lora_is_an_ordinary_unet(tmp_path):
         assert torch.equal(UNet2DConditionModel.from_pretrained(tmp_path / "merged")(*batch), merged(*batch))
 
 
+def test_a_merged_lora_keeps_the_pipelines_size(folder):
+    """An old folder's sample_size, which the pipeline takes for 64, stays 64 through a LoRA."""
+    change_config(folder, _diffusers_version="0.6.0")
+    unet = UNet2DConditionModel.from_pretrained(folder)
+    unet.config = read_unet_config(folder)
+    add_lora(unet, rank=2)
+    assert merge_lora(unet, folder).config.sample_size == 64
+
+
 def test_lora_file_opens_in_diffusers(tmp_path):
     """diffusers' load_lora_weights reads the file and computes the same (1e-5 relative)."""
     diffusers = pytest.importorskip("diffusers",
