@@ -31,7 +31,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import ceil
+from math import ceil, isnan
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from chests.archives import read_rows
 from chests.findings import LABELS
-from chests.images import SMALLEST, ImageError, Row, decode, open_image, real, safe_path
+from chests.images import SMALLEST, UNOPENED, ImageError, Row, decode, open_image, real, safe_path
 from chests.labels import label_values
 from chests.phantom import describe, render
 from chests.tables import CELLS, DataError, Tally
@@ -208,7 +208,7 @@ def checked(folder: Path, row: Row) -> Row:
 
 def build_index(folder: Path, prompt: str) -> Index:
     """Reads the tables and reports, looks whether each image is there, labels the reports."""
-    notes, skipped, rows = Tally(), Tally(), []
+    notes, skipped, silent, rows = Tally(), Tally(), Tally(), []
     layout, table = read_rows(folder, prompt, notes)
     if CELLS in notes:
         skipped[CELLS] = notes.pop(CELLS)
@@ -223,9 +223,13 @@ def build_index(folder: Path, prompt: str) -> Index:
         else:  # an unknown patient: each file stands for its own
             said = label_values(row.report) if row.labels is None else row.labels
             own = owners.setdefault(row.image, row.patient or UNNAMED + row.image)
+            if row.labels is None and all(map(isnan, said[1:])):   # but for No Finding
+                silent.add("report that names no finding (they are read in English)", row.image)
             if row.patient not in ("", own):
                 notes.add("image named before with another patient, whose it stays", row.image)
             rows.append(row._replace(labels=shared.setdefault(said, said), patient=own))
+    if sum(count for count, _ in silent.values()) > len(rows) / 2:   # some are: "normal chest"
+        notes |= silent
     if len(rows) > DECODED_ROWS:
         faults = look_at_some(folder, rows)
         for i, fault in faults.items():
@@ -312,7 +316,7 @@ def decode_all(folder: Path, rows: list[Row], size: int, fit: str,
             faults[i] = str(image)
         else:
             pixels[i, 0] = torch.from_numpy(image)
-    if file:
+    if file and not any(fault.startswith(UNOPENED) for fault in faults.values()):   # may be mended
         keep_tensors(file, {"pixels": pixels}, {"faults": json.dumps(faults)})
     return pixels, faults
 
@@ -372,7 +376,7 @@ def load_folder(folder: Path, size: int, fit: str, prompt: str,
     rows, pixels, total = usable_rows(folder, size, fit, prompt, cache)
     unnamed = sum(row.patient.startswith(UNNAMED) for row in rows)
     if unnamed:
-        print(f"data: {unnamed:,} rows name no patient: each counts as its own")
+        print(f"data: {unnamed:,} rows name no patient (in metadata.csv: patient_id): each counts as its own")
     where = assign_splits(rows)
     if not where["train"] or not where["val"]:
         patients = len({row.patient for row in rows})
@@ -385,10 +389,10 @@ def load_folder(folder: Path, size: int, fit: str, prompt: str,
                                None if pixels is None else pixels[index]) for name, index in where.items()}
 
 
-def load_images(folder: Path, size: int, fit: str = "crop") -> FolderChests:
+def load_images(folder: Path, size: int, fit: str = "crop", prompt: str = "report") -> FolderChests:
     """Every usable row of a folder, in its order, as one set: images to be judged. Raises DataError."""
-    rows, pixels, _ = usable_rows(folder, size, fit, "report", None)
-    return FolderChests(folder.name, folder, rows, size, fit, pixels)
+    rows, pixels, _ = usable_rows(folder, size, fit, prompt, None)
+    return FolderChests(folder.resolve().name, folder, rows, size, fit, pixels)
 
 
 # ------------------------------------------------------------------------------------------------------------

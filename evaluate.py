@@ -263,30 +263,29 @@ def nearest_pairs(yard: Yardstick, images: Tensor, nearest: Tensor, train,
              train.images(there).float() / 255)]
 
 
-def judge_pipelines(run: Path, pipes: dict[str, sample.Pipeline], yard: Yardstick, settings: dict,
-                    train) -> dict[str, dict[str, Tensor]]:
-    """-> system: measure(its images); writes RUN/samples/nearest_pairs.png"""
+def judge_pipelines(pipes: dict[str, sample.Pipeline], yard: Yardstick, settings: dict,
+                    train) -> tuple[dict[str, dict[str, Tensor]], list[tuple[str, Tensor]]]:
+    """-> system: measure(its images); rows of picture_grid: nearest_pairs of anchor and CXRL"""
     rows, pairs = {}, []
     for name, pipe in pipes.items():
         images, groups = draw(pipe, yard, settings, name)
         rows[name] = measure(yard, images, groups)
         if name in ("anchor", "cxrl"):
             pairs += nearest_pairs(yard, images, rows[name]["nearest"], train, name)
-    save_png(picture_grid(pairs), run / "samples" / "nearest_pairs.png",
-             synthetic="the first and third row; the other rows are training images")
-    return rows
+    return rows, pairs
 
 
 # Keys of evaluation.json beside the systems.
-ABOUT = {"data", "n", "seed", "git", "device", "seconds", "run_git", "sampling", "controls", "features",
-         "real", "judge", "findings"}
+ABOUT = {"data", "n", "images", "seed", "git", "device", "seconds", "run_git", "sampling", "controls",
+         "features", "real", "judge", "findings"}
 
 
-def read_images(folders: tuple[Path, ...], size: int, fit: str, taken: set[str]) -> list:
-    """Folders of images with metadata.csv; each is a system by its folder's name."""
+def read_images(folders: tuple[Path, ...], size: int, config: dict, taken: set[str]) -> list:
+    """Folders of images with metadata.csv, read as a run's config says; each is a system by its name."""
     sets, taken = [], taken | ABOUT | {f"{name}_vs_anchor" for name in taken}
     for folder in folders:
-        chests = chest_data.load_images(Path(folder), size, fit)
+        chests = chest_data.load_images(Path(folder), size, config.get("fit", "crop"),
+                                        config.get("prompt", "report"))
         if {chests.name, f"{chests.name}_vs_anchor"} & taken:
             raise ValueError(f"--images {folder}: the name is taken; expected another folder name")
         if len(chests) < FEWEST:
@@ -340,13 +339,12 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
         if (side := pipe.latent_shape[1] * pipe.vae.config.factor) != test.size:
             raise ValueError(f"{folders[name]}: draws images of {side} pixels; expected {test.size}")
     check_prompts("--reports", reports, test)
-    foreign = read_images(images, test.size, config.get("fit", "crop"), taken={*pipes})
+    foreign = read_images(images, test.size, config, taken={*pipes})
     judge = load_judge(run / "state" / "judge.safetensors", sets["judge"], device)
     yard = make_yardstick(judge, sets, reports, seed, eyes)
     rows = {"real": measure(yard, test.images(yard.index).float() / 255, real_groups(yard, test))}
-    rows |= judge_pipelines(run, pipes, yard, settings, sets["train"])
-    write_text(run / "prompts.txt", "".join(one_line(r) + "\n" for r in yard.reports))
-    paired = list(pipes)[1:]
+    drawn, pairs = judge_pipelines(pipes, yard, settings, sets["train"])
+    rows, paired = rows | drawn, list(pipes)[1:]
     for chests in foreign:
         rows[chests.name] = judge_folder(yard, chests)
         same_prompts = list(map(one_line, chests.reports)) == list(map(one_line, yard.reports))
@@ -358,10 +356,14 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
         "controls": [str(folder) for folder in controls],
         "features": "judge" if features is None else str(features),
         **{name: entry(r) for name, r in rows.items()},
+        "images": {chests.name: len(chests) for chests in foreign},
         **{f"{name}_vs_anchor": gains(rows[name], rows["anchor"], rows["real"]) for name in paired},
         "judge": judge_quality(judge, sets["train"], NEAREST, rows["real"], seed),
         "findings": [name for name, used in zip(LABELS, judge.judged.tolist(), strict=True) if used],
     })
+    write_text(run / "prompts.txt", "".join(one_line(r) + "\n" for r in yard.reports))
+    save_png(picture_grid(pairs), run / "samples" / "nearest_pairs.png",
+             synthetic="the first and third row; the other rows are training images")
     write_report(run, config, result, log)
     write_json(run / "evaluation.json", result)   # last: it marks the run as judged
     print(table(result))
@@ -390,7 +392,7 @@ def load_sets(run: Path, config: dict, pipe: sample.Pipeline) -> dict:
     digest = {name: chests.digest for name, chests in sets.items()}
     if config.get("data_digest", digest) != digest:   # who is held out may have changed, too
         raise ValueError(f"{config['data']}: its images, reports or labels are not those that {run} was "
-                         "trained on")
+                         "trained on (images of a large set go by size and time: cp -p keeps them)")
     return sets
 
 

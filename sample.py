@@ -29,7 +29,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ace import ACE
-from chests.drawn import draw, plan, read_reports, write_table
+from chests.drawn import check_own, draw, plan, read_reports, write_table
 from model import UNet2DConditionModel, read_unet_config
 from rewards import Rewards, run_weights
 from storage.files import holding, naming, read_json, write_json
@@ -451,7 +451,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args.reports = [args.report.strip()] if args.report is not None else read_reports(args.reports)
     if not args.reports or not all(args.reports):
         raise ValueError("the report is empty: expected radiology report text")
-    if not args.grid and not args.out.is_dir() and (args.out.suffix or args.out.exists()):
+    if not args.grid and not args.out.is_dir() and (args.out.suffix[1:].isalpha() or args.out.exists()):
         raise ValueError(f"--out {args.out}: expected a name that ends in .png, or a folder")
     return args
 
@@ -477,6 +477,7 @@ def main(argv: list[str] | None = None) -> None:
             about |= {"best_of": args.best_of, "rewards": rewards}
         if rank() == 0 and (cut := pipe.tokenizer.cut_count(reports)):
             print(f"{cut} of {len(reports)} reports exceed {pipe.tokenizer.max_length} tokens, and are cut")
+        check_own(args.out, args.grid, jobs)
         draw(jobs, about, args.batch, partial(draw_best, pipe, settings, like))
         wait_for_ranks()
         if rank() == 0 and args.grid:

@@ -20,6 +20,7 @@ import time
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ from training.loop import (
     save_state,
     step_generator,
 )
-from training.options import Preset, TrainConfig, bind, finished, open_run, parse, sizes_of
+from training.options import MARKS, Preset, TrainConfig, bind, finished, open_run, parse, sizes_of
 from training.plan import dry_run
 from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks, whole_job
 from vae import AutoencoderKL
@@ -422,9 +423,12 @@ def main(argv: list[str] | None = None) -> None:
     if config.dry_run:
         if rank() > 0:
             return
+        open_run(config, sampling, rl)   # refuses other options than the run's, and what cannot be read
         if given:
-            Pipeline.load(config.init)   # refuses what cannot be read
+            Pipeline.load(config.init)
         sets = load_sets(config)
+        if config.stage in ("all", "evaluate"):
+            evaluate.check_prompts("--eval-reports", config.eval_reports, sets["test"])
         todo = [stage for stage in wanted if stage not in given and not finished(config.out, stage)]
         drawn = min(config.eval_reports, len(sets["test"]))
         drawn = 2 * (drawn + (evaluate.COPIES - 1) * min(drawn, evaluate.SSIM_REPORTS))
@@ -434,6 +438,12 @@ def main(argv: list[str] | None = None) -> None:
         if needed not in given and not finished(config.out, needed):
             raise ValueError(f"--stage {config.stage}: {config.out} has no result of stage {needed} yet; "
                              "run that first")
+    done = {stage: finished(config.out, stage) for stage in STAGES}
+    for stage, later in combinations(STAGES, 2):
+        if stage in wanted and stage not in given and done[later] and not done[stage]:
+            raise ValueError(f"--out {config.out}: has a result of stage {later} and none of {stage}, which "
+                             f"would be made anew, and not be what {later} was made of; delete "
+                             f"{', '.join(MARKS[later])}, or choose another --out")
     # All ranks are one holder.
     hold = holding(config.out, f"--out {config.out}") if rank() == 0 else nullcontext()
     with hold, whole_job():

@@ -33,11 +33,11 @@ import evaluate  # noqa: E402
 import train  # noqa: E402
 from evaluation import metrics  # noqa: E402
 from evaluation.judge import load_judge  # noqa: E402
-from evaluation.results import BETTER  # noqa: E402
+from evaluation.results import BETTER, summary  # noqa: E402
 from sample import Pipeline  # noqa: E402
-from storage.files import keep_tensors, write_text  # noqa: E402
+from storage.files import keep_tensors, read_json, write_json, write_text  # noqa: E402
 from storage.weights import read_kept  # noqa: E402
-from training import options  # noqa: E402
+from training import loop, options  # noqa: E402
 from training.ranks import start_ranks  # noqa: E402
 
 METRICS = ("posture_deviation", "auroc", "consistency", "fid", "ms_ssim", "precision", "recall", "coverage",
@@ -161,7 +161,7 @@ def table(found: dict[str, dict[int, dict[str, Tensor]]]) -> str:
         cells = []
         for metric in METRICS:
             rows = torch.stack([rows[metric] for rows in seeds.values()]).mean(0)
-            entry = evaluate.summary(rows)
+            entry = summary(rows)
             sign = compared(seeds, found.get("cxrl", {}), metric) if name != "cxrl" else ""
             cells.append("{:.3f} [{:.3f}, {:.3f}]{}".format(entry["value"], *entry["ci95"], sign))
         lines.append(f"| {name} | {len(seeds)} | " + " | ".join(cells) + " |")
@@ -192,7 +192,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=["supervised", *VARIANTS], metavar="NAME",
                         help="rows beside real, anchor and cxrl: supervised; " + "; ".join(VARIANTS))
     args, flags = parser.parse_known_args(argv)
-    options.parse(flags)
+    now = {name: str(value) for part in options.parse(flags) for name, value in vars(part).items()
+           if name not in loop.NOT_RESULT - {"data", "eval_reports", "sample_steps"}}
+    kept = read_json(args.out / "flags.json", missing=now)
+    for name in now:
+        loop.refuse_another(name, kept, now, args.out, "choose another --out")
+    write_json(args.out / "flags.json", now)
     wanted = [name for name in ("real", "anchor", "cxrl", "supervised", *VARIANTS)
               if args.only is None or name in ("real", "anchor", "cxrl", *args.only)]
     for name in dict.fromkeys(wanted):

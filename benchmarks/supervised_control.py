@@ -8,7 +8,6 @@ saves RUN/control and writes RUN/evaluation.json anew with the key "control" bes
 """
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -17,11 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from storage import command  # noqa: E402
 
 if __name__ == "__main__":   # before the imports below, which take seconds
-    command.begin("the same command begins the control anew")
+    command.begin("the same command goes on")
 
 import evaluate  # noqa: E402
 import train  # noqa: E402
 from sample import Pipeline, newest_run  # noqa: E402
+from storage.files import holding  # noqa: E402
 from training import loop, options  # noqa: E402
 from training.latents import latent_cache  # noqa: E402
 from training.ranks import start_ranks  # noqa: E402
@@ -35,12 +35,12 @@ def last_log(run: Path, stage: str) -> dict:
 
 def saved_flags(run: Path) -> list[str]:
     """The flags of a run, from its config.json."""
-    kept = json.loads((run / "config.json").read_text())
+    kept = evaluate.read_config(run)
     kinds = (options.TrainConfig, options.SampleConfig, options.RLConfig)
     names = [f.name for kind in kinds for f in dataclasses.fields(kind)]
     flags = []
     for name in names:
-        flag, value = name.replace("_", "-"), kept[name]
+        flag, value = name.replace("_", "-"), kept.get(name)
         if isinstance(value, bool):
             flags += [f"--{flag}" if value else f"--no-{flag}"]
         elif value is not None:
@@ -74,9 +74,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", nargs="?", type=Path)
     folder = parser.parse_args(argv).run or newest_run()
     flags = saved_flags(folder)
-    control, (config, *_) = train_control(folder, flags), options.parse(flags)
-    evaluate.evaluate_run(folder, train.load_sets(config), config.eval_reports, config.seed, start_ranks(),
-                          controls=(control,))
+    with holding(folder):
+        control, (config, *_) = train_control(folder, flags), options.parse(flags)
+        evaluate.evaluate_run(folder, train.load_sets(config), config.eval_reports, config.seed,
+                              start_ranks(), controls=(control,))
 
 
 if __name__ == "__main__":

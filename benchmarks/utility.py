@@ -38,6 +38,7 @@ import sample  # noqa: E402
 from chests.findings import LABELS  # noqa: E402
 from evaluation import metrics  # noqa: E402
 from evaluation.judge import prompt_labels  # noqa: E402
+from evaluation.results import summary  # noqa: E402
 from rewards import DiagnosisNet, RewardConfig  # noqa: E402
 from storage.files import git_revision, write_json  # noqa: E402
 from training import loop  # noqa: E402
@@ -130,10 +131,10 @@ def measure(run: Path, images: int | None, steps: int, seed: int, device: torch.
 def entry(by_finding: Tensor, real: Tensor, images: int) -> dict:
     """(1+r 14 each) -> macro AUROC, its difference to the classifier taught by real images, and by finding"""
     auroc = metrics.macro(by_finding)
-    findings = {name: evaluate.summary(column) for name, column in zip(LABELS, by_finding.T, strict=True)
+    findings = {name: summary(column) for name, column in zip(LABELS, by_finding.T, strict=True)
                 if not column[0].isnan()}
-    return {"images": images, "auroc": evaluate.summary(auroc), "auroc_by_finding": findings,
-            "difference_to_real": evaluate.summary(auroc - metrics.macro(real))}
+    return {"images": images, "auroc": summary(auroc), "auroc_by_finding": findings,
+            "difference_to_real": summary(auroc - metrics.macro(real))}
 
 
 def table(result: dict) -> str:

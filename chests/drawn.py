@@ -33,7 +33,8 @@ def read_reports(path: Path) -> list[str]:
             if notes:
                 print(notes.lines("noted"))
             if len(reports) < len(rows):
-                print(f"{path}: {len(rows)} rows, {len(reports)} different reports; the others are left out")
+                print(f"{path}: {len(rows)} rows, {rows.count('')} of them blank, {len(reports)} different "
+                      "reports; the others are left out")
         else:
             lines = read_text(path).removeprefix("\ufeff").split("\n")   # U+2028 parts no reports
             reports = [line.strip() for line in lines if line.strip()]
@@ -72,6 +73,23 @@ def plan(out: Path, grid: bool, reports: list[str], n: int, first: int, best_of:
     return jobs
 
 
+def check_own(out: Path, grid: bool, jobs: list[Job]) -> None:
+    """Refuse to replace what is not a synthetic picture, and, in a folder, pictures of other reports. Raises
+    ValueError."""
+    for path, report in [*((job.path, job.report) for job in jobs), *([(out, None)] if grid else [])]:
+        text = png_text(path)
+        if text is not None and "synthetic" not in text:
+            raise ValueError(f"--out {out}: {path} is no picture drawn here, and would be replaced")
+        if text is not None and not grid and text.get("report") != report:
+            raise ValueError(f"--out {out}: {path.name} was drawn for another report; choose another folder")
+    table = out / "prompt_INFO.csv"
+    if not grid and table.exists():
+        named = {row["img_savename"] for row in read_table(table, Tally(), ["img_savename"])}
+        if left := named - {job.path.name for job in jobs}:
+            raise ValueError(f"--out {out}: its prompt_INFO.csv names {len(left)} other pictures, such as "
+                             f"{min(left)}; choose another folder")
+
+
 def draw(jobs: list[Job], about: dict, batch: int,
          best: Callable[[list[str], list[range]], tuple[Tensor, list[int]]]) -> None:
     """Draw this process's share of what is missing; best(reports, seeds) -> b c h w and the seeds taken.
@@ -83,7 +101,7 @@ def draw(jobs: list[Job], about: dict, batch: int,
     batches = [jobs[i:i + batch] for i in range(0, len(jobs), batch)][rank()::ranks()]
     for part in tqdm(batches, "images", unit="batch", disable=rank() > 0):
         missing = [i for i, job in enumerate(part)
-                   if not job.text(about).items() <= png_text(job.path).items()]
+                   if not job.text(about).items() <= (png_text(job.path) or {}).items()]
         if missing:
             images, seeds = best([job.report for job in part], [job.seeds for job in part])
             pixels = (grey(images)[:, 0] * 255).round().byte().cpu().numpy()

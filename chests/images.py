@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 SMALLEST = 16           # pixels of an image's short side
 NARROWEST = 4           # long side over short side
+UNOPENED = "cannot be opened"
 DULLEST = 16            # grey values that a film has at least; 10 bits in 16 of a colour have 4 left
 
 
@@ -71,8 +72,9 @@ def open_image(path: Path) -> Image.Image:
         frames = getattr(image, "n_frames", 1)
     except Image.DecompressionBombError:
         raise ImageError("too large (decompression bomb)") from None
-    except Exception:  # Pillow raises many kinds on hostile headers
-        raise ImageError("not a readable image") from None
+    except Exception as error:  # Pillow raises many kinds on hostile headers
+        refused = isinstance(error, OSError) and error.errno   # by the system, whatever the file holds
+        raise ImageError(f"{UNOPENED}: {error.strerror}" if refused else "not a readable image") from None
     short, long = sorted(image.size)
     reason = ("too large (decompression bomb)" if short * long > Image.MAX_IMAGE_PIXELS
               else "several images in one file" if frames > 1 and image.format != "MPO"

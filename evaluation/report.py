@@ -138,7 +138,7 @@ def metric_table(systems: dict[str, dict], difference: dict[str, dict] | None = 
 def picture(run: Path, name: str, private: bool) -> str:
     """RUN/samples/NAME.png inside the page, or a link to it; nothing where it cannot be read"""
     path, caption = run / "samples" / f"{name}.png", PICTURES[name][0]
-    about = png_text(path)
+    about = png_text(path) or {}
     if not about:
         return ""
     reports, data = about.get("report", "").splitlines(), base64.b64encode(path.read_bytes()).decode()

@@ -68,7 +68,9 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))   # never through a link
+        mode = temporary.stat().st_mode & 0o777
         yield temporary
+        os.chmod(temporary, mode)   # safetensors puts a file there that is its owner's alone
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path}: cannot be written: {error}") from error

@@ -43,14 +43,14 @@ def save_png(image: Image.Image, path: Path, **text: object) -> None:
         image.save(temporary, format="PNG", pnginfo=info)
 
 
-def png_text(path: Path) -> dict[str, str]:
-    """The text chunks of a PNG; none where it is absent or damaged."""
+def png_text(path: Path) -> dict[str, str] | None:
+    """The text chunks of a picture, which a PNG alone has; None where it is absent or damaged."""
     with suppress(OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError):
         if path.is_file():   # a pipe would never end
             with Image.open(path) as image:
                 image.load()
-                return dict(image.text)
-    return {}
+                return dict(getattr(image, "text", {}))
+    return None
 
 
 def read_png(path: Path) -> Tensor:

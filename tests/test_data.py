@@ -304,6 +304,35 @@ def test_lines_of_other_length_are_skipped(tmp_path, capsys):
     assert "8 of 11 rows usable\ndata: skipped 3: line with more or fewer cells" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("many", [3, 5])
+def test_a_set_in_another_language_is_noted(tmp_path, capsys, many):
+    """Reports are read in English: of others nothing is known, which is said where they are the most."""
+    rows = good_rows(tmp_path)
+    for row in rows[:many]:
+        row["report"] = "Derrame izquierdo moderado."
+    write_table(tmp_path, rows)
+    load(str(tmp_path))
+    said = "noted 5: report that names no finding (they are read in English)" in capsys.readouterr().out
+    assert said == (many == 5)
+
+
+def test_a_file_that_may_not_be_read_is_asked_for_again(tmp_path, monkeypatch):
+    """What the system refuses today says nothing of the picture: it is not kept as damaged."""
+    write_table(tmp_path, good_rows(tmp_path))
+    whole = Image.open
+
+    def refused(path, **how):
+        if Path(path).name == "good3.png":
+            raise PermissionError(13, "Permission denied")
+        return whole(path, **how)
+
+    monkeypatch.setattr(Image, "open", refused)
+    kept = tmp_path / "kept"
+    assert "good3.png" not in [row.image for row in all_rows(load(str(tmp_path), cache=kept))]
+    monkeypatch.setattr(Image, "open", whole)
+    assert "good3.png" in [row.image for row in all_rows(load(str(tmp_path), cache=kept))]
+
+
 def test_a_header_that_ends_in_a_comma_hides_no_comma_too_many(tmp_path):
     """The empty last column that spreadsheets write does not make room for an unquoted comma."""
     rows = good_rows(tmp_path)

@@ -13,7 +13,7 @@ from PIL import Image
 from test_judge import FLUID, HEART, ToyChests, trained
 
 import evaluate
-from evaluation.results import BETTER
+from evaluation.results import BETTER, remarks, summary
 from model import UNet2DConditionModel, UNetConfig
 from rewards import DiagnosisNet, RewardConfig
 from sample import Pipeline, Schedule, ScheduleConfig
@@ -236,6 +236,10 @@ def test_images_from_elsewhere_are_measured_by_the_same_yardstick(run, tmp_path)
     for metric in METRICS - {"ms_ssim"}:
         assert result["theirs"][metric] == result["real"][metric], metric
     assert result["theirs_vs_anchor"]["auroc_gap_closed"]["value"] == pytest.approx(1)
+    assert result["images"] == {"theirs": 32}
+    assert not any("do not compare" in line for line in remarks(result))
+    result["images"]["theirs"] = 20
+    assert any(line.startswith("theirs: 20 images; its fid") for line in remarks(result))
     (tmp_path / "cxrl").mkdir()
     shutil.copy(tmp_path / "theirs" / "metadata.csv", tmp_path / "cxrl")
     for i in order:
@@ -269,12 +273,21 @@ def test_a_folder_named_like_a_column_of_the_result_is_refused(name, monkeypatch
     """Images of a folder are a system by its name, which must not hide another key of evaluation.json."""
     monkeypatch.setattr(evaluate.chest_data, "load_images", lambda *_: ToyChests(32, seed=0, name=name))
     with pytest.raises(ValueError, match=f"--images {name}: the name is taken"):
-        evaluate.read_images((Path(name),), 32, "crop", {"anchor", "cxrl"})
+        evaluate.read_images((Path(name),), 32, {}, {"anchor", "cxrl"})
+
+
+def test_images_from_elsewhere_are_read_as_the_runs_own(monkeypatch):
+    """With the run's --fit and --prompt: a judge that reads another section judges another report."""
+    asked = []
+    monkeypatch.setattr(evaluate.chest_data, "load_images",
+                        lambda *args: asked.append(args) or ToyChests(32, seed=0, name="theirs"))
+    evaluate.read_images((Path("theirs"),), 32, {"fit": "pad", "prompt": "findings"}, set())
+    assert asked == [(Path("theirs"), 32, "pad", "findings")]
 
 
 def test_undefined_metrics_are_null():
     """A metric without a value (no label with both classes) is null in the file, not NaN."""
-    assert evaluate.summary(torch.full((5,), math.nan)) == {"value": None, "ci95": [None, None]}
+    assert summary(torch.full((5,), math.nan)) == {"value": None, "ci95": [None, None]}
 
 
 @pytest.mark.parametrize("missing", ["config.json", "anchor/model_index.json", "cxrl/model_index.json"])

@@ -358,6 +358,34 @@ def test_a_drawn_set_can_be_judged(run, tmp_path):
     assert torch.equal(chests.images(torch.tensor([3])) / 255, pictures.read_png(folder / "00002_3.png"))
 
 
+def test_what_is_not_of_this_set_is_not_replaced(run, tmp_path):
+    """A film of the user's, pictures of other reports, another set's table: refused before a model draws. A
+    grid may be drawn for another report, a set may grow, and what is damaged is drawn anew."""
+    reports = tmp_path / "reports.txt"
+    reports.write_text("\n".join(REPORTS))
+    command = ["--reports", str(reports), "--run", str(run), "--n", "1", "--out", str(tmp_path / "set")]
+    sample.main(command)
+    before = contents(tmp_path / "set")
+    reports.write_text("Another report.")
+    with pytest.raises(ValueError, match="00001_0.png was drawn for another report"):
+        sample.main(command)
+    reports.write_text(REPORTS[0])
+    with pytest.raises(ValueError, match=r"prompt_INFO.csv names \d other pictures, such as 00002_1.png"):
+        sample.main(command)
+    assert contents(tmp_path / "set") == before
+    reports.write_text("\n".join([*REPORTS, "One more."]))
+    (tmp_path / "set" / "00001_0.png").write_bytes(b"damaged")
+    sample.main(command)
+    assert before.items() - contents(tmp_path / "set").items() == {
+        ("prompt_INFO.csv", before["prompt_INFO.csv"])}
+    Image.new("L", (9, 9)).save(tmp_path / "film.png")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="film.png is no picture drawn here"):
+            sample.main([REPORTS[0], "--run", str(run), "--n", "1", "--out", str(tmp_path / "film.png")])
+    for report in REPORTS[:2]:
+        sample.main([report, "--run", str(run), "--n", "1", "--out", str(tmp_path / "grid.png")])
+
+
 def test_best_of_keeps_what_the_reward_networks_like_best(run, tmp_path):
     """Of the N candidates of an image the one with the highest weighted sum of rewards is kept, and its seed
     said; what candidates are, does not depend on the batch."""

@@ -146,7 +146,7 @@ def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path):
 def test_a_pipe_or_a_link_is_no_file_of_a_run(tmp_path):
     """Neither is opened, which would never end or reach elsewhere: not as picture, lock or weights."""
     os.mkfifo(tmp_path / "a.png")
-    assert png_text(tmp_path / "a.png") == {}
+    assert png_text(tmp_path / "a.png") is None
     os.mkfifo(tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match="net.safetensors: not a DenseNet-121.*not a regular file"):
         DiagnosisNet.from_densenet(tmp_path / "net.safetensors")
@@ -404,6 +404,41 @@ def test_options_of_a_stage_that_is_done_are_refused(tmp_path):
     write_json(first.path("evaluation.json"), {})
     with pytest.raises(ValueError, match="--sample-steps 9: .*evaluation.json was begun with .*delete it"):
         options.refuse_other_origin(run_of(tmp_path / "run", vae_steps=6, sample_steps=9))
+    write_json(first.path("evaluation.json"), {"n": 77})   # by evaluate.py
+    with pytest.raises(ValueError, match="--eval-reports 9: .*evaluation.json was begun with 77; delete it"):
+        options.refuse_other_origin(run_of(tmp_path / "run", vae_steps=6, eval_reports=9))
+    options.refuse_other_origin(run_of(tmp_path / "run", vae_steps=6, eval_reports=77))
+
+
+def test_a_moved_init_is_the_same_init(tmp_path):
+    """What one brings along goes by its contents, not by where it lies."""
+    old, new = ({"init": path, "init_digest": "same"} for path in ("/a/SD", "/b/SD"))
+    loop.refuse_another("init", old, new, tmp_path, "")
+    with pytest.raises(ValueError, match="--init /b/SD: .*was begun with '/a/SD'"):
+        loop.refuse_another("init", old, new | {"init_digest": "other"}, tmp_path, "")
+    with pytest.raises(ValueError, match="--diagnosis net: its files are not those"):
+        loop.refuse_another("diagnosis_digest", {"diagnosis_digest": "a"},
+                            {"diagnosis_digest": "b", "diagnosis": "net"}, tmp_path, "")
+
+
+def test_a_network_of_ones_own_is_tied_with_its_labels(tmp_path):
+    """FILE.safetensors and the FILE.json beside it, and nothing else of their folder."""
+    file = tmp_path / "net.safetensors"
+    file.write_bytes(b"1" * 100)
+    file.with_suffix(".json").write_text('["Edema"]')
+    first = options.files_digest(file)
+    (tmp_path / "readme").write_text("no part of it")
+    assert options.files_digest(file) == first
+    file.with_suffix(".json").write_text('["Mass"]')
+    assert options.files_digest(file) != first
+
+
+def test_weights_can_be_read_by_whom_the_umask_lets(tmp_path):
+    """safetensors makes its files its owner's alone; ours are as all others of a run."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    keep_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)}, {})
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_a_result_keeps_the_revision_that_made_it(tmp_path, monkeypatch):
@@ -420,6 +455,7 @@ def test_a_result_keeps_the_revision_that_made_it(tmp_path, monkeypatch):
 def test_an_init_is_tied_by_what_is_in_it(tmp_path):
     """Weights or a tokenizer that change behind the folder's name are another --init."""
     (tmp_path / "unet").mkdir()
+    (tmp_path / "model_index.json").write_text("{}")
     (tmp_path / "unet" / "weights").write_bytes(b"1" * 100)
     first = options.files_digest(tmp_path)
     (tmp_path / "readme").write_text("no part of it")

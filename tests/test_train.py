@@ -322,7 +322,7 @@ UNET_FILE = "anchor/unet/diffusion_pytorch_model.safetensors"
 @pytest.fixture
 def before_rl(smoke_run, tmp_path) -> Path:
     """A run that has everything but the result of reinforcement learning."""
-    left_out = shutil.ignore_patterns("cxrl", "rl.safetensors", "rwr.safetensors")
+    left_out = shutil.ignore_patterns("cxrl", "rl.safetensors", "rwr.safetensors", "evaluation.json")
     return Path(shutil.copytree(smoke_run, tmp_path / "run", ignore=left_out))
 
 
@@ -370,9 +370,19 @@ def test_every_stage_that_trains_a_unet_compiles_it(smoke_run, same_phantoms, be
     monkeypatch.setattr(torch, "compile", lambda work: work)           # the check that it works here
     monkeypatch.setattr(UNet2DConditionModel, "compile", lambda unet: compiled.append(unet))
     (before_rl / "anchor" / "model_index.json").unlink()
-    for stage, many in (("diffusion", 1), ("rl", 3)):
-        train.main(["--out", str(before_rl), *SMOKE, "--compile", "--stage", stage])
-        assert len(compiled) == many
+    (before_rl / "rewards").rename(before_rl / "elsewhere")   # a later result would be refused
+    train.main(["--out", str(before_rl), *SMOKE, "--compile", "--stage", "diffusion"])
+    assert len(compiled) == 1
+    (before_rl / "elsewhere").rename(before_rl / "rewards")
+    train.main(["--out", str(before_rl), *SMOKE, "--compile", "--stage", "rl"])
+    assert len(compiled) == 3
+
+
+def test_a_stage_is_not_made_anew_below_a_later_result(before_rl, smoke_run):
+    """evaluation.json would be said of another policy than the one it judged."""
+    shutil.copy(smoke_run / "evaluation.json", before_rl)
+    with pytest.raises(ValueError, match="a result of stage evaluate and none of rl.* delete evaluation"):
+        train.main(["--out", str(before_rl), *SMOKE])
 
 
 def test_a_dead_rank_ends_the_job_and_the_same_command_makes_the_updates_of_one_process(smoke_run, before_rl):

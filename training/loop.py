@@ -115,15 +115,19 @@ def weights_and_average(modules: dict[str, nn.Module], ema: dict | None) -> dict
 def refuse_another(name: str, old: dict, new: dict, path: Path, advice: str) -> None:
     """Raise ValueError where an option of `path` was another; a path may be spelled in many ways."""
     before, now = old.get(name), new[name]
+    if (digest := old.get(f"{name}_digest")) and digest == new.get(f"{name}_digest"):
+        return   # moved, but the same files
     spelled = isinstance(before, str) and isinstance(now, str)
     if before == now or spelled and os.path.realpath(before) == os.path.realpath(now):
         return
-    if name == "init_digest":
-        raise ValueError(f"--init {new['init']}: its files are not those that {path} was begun with; "
-                         f"{advice}")
     if name == "data_digest":
         raise ValueError(f"--data {new['data']}: its images, reports or labels are not those that {path} was "
-                         f"begun with; {advice}")
+                         "begun with (images of a large set go by size and time: cp -p keeps them); "
+                         f"{advice}")
+    if name.endswith("_digest"):
+        flag = name.removesuffix("_digest")
+        raise ValueError(f"--{flag} {new[flag]}: its files are not those that {path} was begun with; "
+                         f"{advice}")
     raise ValueError(f"--{name.replace('_', '-')} {now}: {path} was begun with {before!r}; {advice}")
 
 

@@ -257,7 +257,7 @@ def sizes_of(config: TrainConfig) -> Preset:
 
 
 ORIGIN = ("preset", "data_digest", "seed", "fit", "prompt", "init", "init_digest", "finetune", "diagnosis",
-          "consistency", "train_images")
+          "diagnosis_digest", "consistency", "consistency_digest", "train_images")
 # By the first word of an option's name, the stage whose result it shapes; all others shape RL's.
 STAGE_OF = {"vae": "vae", "text": "diffusion", "diffusion": "diffusion", "ema": "diffusion",
             "prompt": "diffusion", "finetune": "diffusion", "reward": "rewards"}
@@ -272,11 +272,15 @@ def finished(folder: Path, stage: str) -> bool:
     return all((folder / mark).exists() for mark in MARKS[stage])
 
 
-def files_digest(folder: Path) -> str:
-    """16 hex characters for a pipeline folder: of every file of its PARTS name, size and, spread over it, 16
-    pieces of 64 KiB"""
-    key = hashlib.sha256()
-    for path in sorted(path for part in PARTS for path in (folder / part).rglob("*") if path.is_file()):
+def files_digest(root: Path) -> str:
+    """16 hex characters for what one brings along: of every file of a pipeline folder's PARTS, of another
+    folder, or of a .safetensors file and the .json beside it, name, size and, spread over it, 16 pieces of 64
+    KiB"""
+    key, folder = hashlib.sha256(), root if root.is_dir() else root.parent
+    tops = [folder / part for part in PARTS] if (root / "model_index.json").exists() else [folder]
+    files = ([root, root.with_suffix(".json")] if root.is_file()
+             else [path for top in tops for path in top.rglob("*") if path.is_file()])
+    for path in sorted(files):
         size = path.stat().st_size
         key.update(f"{path.relative_to(folder)} {size}".encode())
         with open(path, "rb") as file:
@@ -292,8 +296,9 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
                for part in (config, sampling, rl) for k, v in dataclasses.asdict(part).items()}
     if config.data != "phantom":
         options["data"] = str(Path(config.data).absolute())
-    if config.init is not None:
-        options["init_digest"] = files_digest(config.init)
+    for name in ("init", "diagnosis", "consistency"):
+        if (path := getattr(config, name)) is not None:
+            options[f"{name}_digest"] = files_digest(path)
     run = Run(config.out, options, start_ranks(), config.seed, config.save_every)
     read_log(run.path("log.jsonl"))
     refuse_other_origin(run)
@@ -312,8 +317,11 @@ def refuse_other_origin(run: Run) -> None:
         begun = any(run.path(mark).exists() for mark in MARKS[stage])
         if name in ORIGIN or name not in NOT_RESULT and begun:
             refuse_another(name, old, run.options, run.folder, "choose another --out")
-        elif name in ("sample_steps", "eval_reports") and finished(run.folder, "evaluate"):
-            refuse_another(name, old, run.options, run.path("evaluation.json"), "delete it to evaluate anew")
+        elif (name in ("sample_steps", "eval_reports") and old[name] != run.options[name]
+              and finished(run.folder, "evaluate")):
+            path = run.path("evaluation.json")   # evaluate.py may have made it with another number
+            judged = {name: read_json(path).get("n") if name == "eval_reports" else old[name]}
+            refuse_another(name, judged, run.options, path, "delete it to evaluate anew")
 
 
 def bind(run: Run, sets: dict) -> None:

@@ -134,14 +134,17 @@ def work(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, n: int,
     free += trained * (rl.kl > 0)
     replayed = rl.rwr_steps * config.diffusion_batch
     learned = config.diffusion_steps * config.diffusion_batch
+    taught = 3 - (config.diagnosis is not None) - (config.consistency is not None)
     before = (f"{config.text_steps:,} updates of the text encoder, then " if config.init is None
               else f"--finetune {config.finetune}: ")
     return {
         "vae": (f"{config.vae_steps:,} updates of {config.vae_batch} images", 0),
         "diffusion": (f"{n:,} images to encode; {before}{config.diffusion_steps:,} updates of "
                       f"{config.diffusion_batch} images, {learned / n:.1f} epochs", learned * update),
-        "rewards": (f"3 networks, {config.reward_steps:,} updates of {config.reward_batch} images each", 0),
-        "rl": (f"{rl.rwr_steps:,} updates of {config.diffusion_batch} images from the archive; "
+        "rewards": (f"{taught} networks, {config.reward_steps:,} updates of {config.reward_batch} images "
+                    "each", 0),
+        "rl": (f"{n * (rl.rwr_steps > 0):,} pairs of the archive to score; "
+               f"{rl.rwr_steps:,} updates of {config.diffusion_batch} images from it; "
                f"{rl.rounds} rounds of {images} images, {rl.updates} updates each; "
                f"{trained + free:,.0f} UNet forwards an image, {trained:,} of them with gradient; "
                f"{rl.rounds * queries_per_round(rl):,} reward queries",
@@ -162,8 +165,11 @@ def dry_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, sizes: Pr
         if needs[stage] > there:
             raise ValueError(f"stage {stage}: needs {needs[stage] / 1e9:.1f} GB of memory, {device} has "
                              f"{there / 1e9:.1f}: {hints[stage]}")
-    latents = 2 * n * sizes.unet.in_channels * sizes.unet.sample_size**2 if "diffusion" in stages else 0
-    root = next(path for path in config.out.absolute().parents if path.exists())
+    encoded = "diffusion" in stages or "rl" in stages and rl.rwr_steps and not any(
+        config.out.glob("state/latents-*"))
+    latents = 2 * n * sizes.unet.in_channels * sizes.unet.sample_size**2 if encoded else 0
+    out = config.out.absolute()
+    root = next(path for path in (out, *out.parents) if path.exists())
     if latents > (free := shutil.disk_usage(root).free):
         raise ValueError(f"--out {config.out}: latents need {latents / 1e9:.1f} GB, "
                          f"{free / 1e9:.1f} are free")
