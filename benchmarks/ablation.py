@@ -43,6 +43,7 @@ from training.ranks import start_ranks  # noqa: E402
 METRICS = ("posture_deviation", "auroc", "consistency", "fid", "ms_ssim", "precision", "recall", "coverage",
            "all_labels_right")
 SCORE = ["--gradient", "score"]
+DDPO = [*SCORE, "--rwr-steps", "0", "--credit", "end", "--group", "1", "--reports", "256", "--mix", "1"]
 VARIANTS = {      # name -> what differs from train.py's defaults
     "cxrl": [],
     "no ACE": ["--no-ace"],
@@ -55,8 +56,9 @@ VARIANTS = {      # name -> what differs from train.py's defaults
     "score, all the way": [*SCORE, "--mix", "1"],
     "score, no RLCF": [*SCORE, "--no-rlcf"],
     "score alone": [*SCORE, "--rwr-steps", "0"],
-    "DDPO": [*SCORE, "--rwr-steps", "0", "--credit", "end", "--group", "1", "--reports", "256", "--no-rlcf",
-             "--no-ace", "--mix", "1"],
+    "DDPO": [*DDPO, "--no-rlcf", "--no-ace"],
+    "DDPO + RLCF": [*DDPO, "--no-ace"],
+    "DDPO + RLCF + ACE": DDPO,                     # as published
     "posture alone": ["--w-diag", "0", "--w-consist", "0"],
     "diagnosis alone": ["--w-align", "0", "--w-consist", "0"],
     "consistency alone": ["--w-align", "0", "--w-diag", "0"],

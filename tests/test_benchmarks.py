@@ -185,6 +185,8 @@ def test_ablation_writes_a_table_and_continues(smoke_run, same_phantoms, tmp_pat
     ablation.main(arguments)
     again = capsys.readouterr().out
     assert ", seed 0" not in again and table[3] in again
+    with pytest.raises(ValueError, match="--eval-reports 21: .*was begun with '20'; choose another --out"):
+        ablation.main([*arguments, "--eval-reports", "21"])
     with pytest.raises(SystemExit):
         ablation.main(["--only", "nonsense"])
 

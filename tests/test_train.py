@@ -66,6 +66,9 @@ def test_control_and_evaluation_of_a_run(smoke_run, same_phantoms, tmp_path):
     metrics = ("posture_deviation", "auroc", "label_accuracy", "all_labels_right", "consistency", "fid",
                "kid", "ms_ssim", "precision", "recall", "density", "coverage", "nearest_train_distance")
     three = ("real", "anchor", "cxrl")
+    config = json.loads((run / "config.json").read_text())
+    del config["mix"]   # of a run older than that option
+    (run / "config.json").write_text(json.dumps(config))
     for systems in [(*three, "control"), three]:
         if "control" in systems:
             supervised_control.main([str(run)])
