@@ -20,7 +20,6 @@ import time
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +49,16 @@ from training.loop import (
     save_state,
     step_generator,
 )
-from training.options import MARKS, Preset, TrainConfig, bind, finished, open_run, parse, sizes_of
+from training.options import (
+    Preset,
+    TrainConfig,
+    bind,
+    finished,
+    open_run,
+    parse,
+    refuse_later_results,
+    sizes_of,
+)
 from training.plan import dry_run
 from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks, whole_job
 from vae import AutoencoderKL
@@ -438,12 +446,7 @@ def main(argv: list[str] | None = None) -> None:
         if needed not in given and not finished(config.out, needed):
             raise ValueError(f"--stage {config.stage}: {config.out} has no result of stage {needed} yet; "
                              "run that first")
-    done = {stage: finished(config.out, stage) for stage in STAGES}
-    for stage, later in combinations(STAGES, 2):
-        if stage in wanted and stage not in given and done[later] and not done[stage]:
-            raise ValueError(f"--out {config.out}: has a result of stage {later} and none of {stage}, which "
-                             f"would be made anew, and not be what {later} was made of; delete "
-                             f"{', '.join(MARKS[later])}, or choose another --out")
+    refuse_later_results(config.out, [stage for stage in wanted if stage not in given])
     # All ranks are one holder.
     hold = holding(config.out, f"--out {config.out}") if rank() == 0 else nullcontext()
     with hold, whole_job():
@@ -481,6 +484,9 @@ def do_stage(stage: str, run: Run, config: TrainConfig, sets: dict, sampling: Sa
     wait_for_ranks()   # all have seen the same state of the folder
     start, sizes = time.monotonic(), sizes_of(config)
     if stage == "rl":
+        if rank() == 0 and run.path("evaluation.json").exists():
+            print("rl: evaluation.json judged an earlier result, and goes")
+            run.path("evaluation.json").unlink()
         stage_rl(run, config, sets, sampling, rl)
     elif stage == "vae":
         stage_vae(run, config, sets, sizes)

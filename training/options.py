@@ -272,6 +272,15 @@ def finished(folder: Path, stage: str) -> bool:
     return all((folder / mark).exists() for mark in MARKS[stage])
 
 
+def refuse_later_results(folder: Path, stages: list[str]) -> None:
+    """Raise ValueError where one of the stages would be made anew below the result of one that it feeds."""
+    for stage, later in (("vae", "diffusion"), ("diffusion", "rl"), ("rewards", "rl")):
+        if stage in stages and finished(folder, later) and not finished(folder, stage):
+            raise ValueError(f"--out {folder}: has a result of stage {later} and none of {stage}, which would "
+                             f"be made anew, and not be what {later} was made of; delete "
+                             f"{', '.join(MARKS[later])}, or choose another --out")
+
+
 def files_digest(root: Path) -> str:
     """16 hex characters for what one brings along: of every file of a pipeline folder's PARTS, of another
     folder, or of a .safetensors file and the .json beside it, name, size and, spread over it, 16 pieces of 64
