@@ -49,16 +49,7 @@ from training.loop import (
     save_state,
     step_generator,
 )
-from training.options import (
-    Preset,
-    TrainConfig,
-    bind,
-    finished,
-    open_run,
-    parse,
-    refuse_later_results,
-    sizes_of,
-)
+from training.options import Preset, TrainConfig, bind, finished, given_by_init, open_run, parse, sizes_of
 from training.plan import dry_run
 from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks, whole_job
 from vae import AutoencoderKL
@@ -411,13 +402,6 @@ def before_and_after(run: Run, anchor: Pipeline, pipe: Pipeline, reports: list[s
              revision=git_revision())
 
 
-def given_by_init(config: TrainConfig) -> tuple[str, ...]:
-    """The stages whose result is taken from the folder of --init"""
-    if config.init is None:
-        return ()
-    return ("vae", "diffusion") if config.finetune == "none" else ("vae",)
-
-
 def main(argv: list[str] | None = None) -> None:
     config, sampling, rl = parse(argv, __doc__)
     device, given = start_ranks(), given_by_init(config)
@@ -446,7 +430,6 @@ def main(argv: list[str] | None = None) -> None:
         if needed not in given and not finished(config.out, needed):
             raise ValueError(f"--stage {config.stage}: {config.out} has no result of stage {needed} yet; "
                              "run that first")
-    refuse_later_results(config.out, [stage for stage in wanted if stage not in given])
     # All ranks are one holder.
     hold = holding(config.out, f"--out {config.out}") if rank() == 0 else nullcontext()
     with hold, whole_job():

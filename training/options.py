@@ -272,12 +272,20 @@ def finished(folder: Path, stage: str) -> bool:
     return all((folder / mark).exists() for mark in MARKS[stage])
 
 
-def refuse_later_results(folder: Path, stages: list[str]) -> None:
-    """Raise ValueError where one of the stages would be made anew below the result of one that it feeds."""
+def given_by_init(config: TrainConfig) -> tuple[str, ...]:
+    """The stages whose result is taken from the folder of --init"""
+    if config.init is None:
+        return ()
+    return ("vae", "diffusion") if config.finetune == "none" else ("vae",)
+
+
+def refuse_later_results(config: TrainConfig) -> None:
+    """Raise ValueError where a stage would be made anew below the result of one that it feeds."""
     for stage, later in (("vae", "diffusion"), ("diffusion", "rl"), ("rewards", "rl")):
-        if stage in stages and finished(folder, later) and not finished(folder, stage):
-            raise ValueError(f"--out {folder}: has a result of stage {later} and none of {stage}, which would "
-                             f"be made anew, and not be what {later} was made of; delete "
+        anew = config.stage in ("all", stage) and not finished(config.out, stage)
+        if anew and finished(config.out, later) and stage not in given_by_init(config):
+            raise ValueError(f"--out {config.out}: has a result of stage {later} and none of {stage}, which "
+                             f"would be made anew, and not be what {later} was made of; delete "
                              f"{', '.join(MARKS[later])}, or choose another --out")
 
 
@@ -311,6 +319,7 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
     run = Run(config.out, options, start_ranks(), config.seed, config.save_every)
     read_log(run.path("log.jsonl"))
     refuse_other_origin(run)
+    refuse_later_results(config)
     torch.set_float32_matmul_precision("high")   # TF32 where there is one
     return run
 
