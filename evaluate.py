@@ -356,7 +356,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
         "controls": [str(folder) for folder in controls],
         "features": "judge" if features is None else str(features),
         **{name: entry(r) for name, r in rows.items()},
-        "images": {chests.name: len(chests) for chests in foreign},
+        **({"images": {chests.name: len(chests) for chests in foreign}} if foreign else {}),
         **{f"{name}_vs_anchor": gains(rows[name], rows["anchor"], rows["real"]) for name in paired},
         "judge": judge_quality(judge, sets["train"], NEAREST, rows["real"], seed),
         "findings": [name for name, used in zip(LABELS, judge.judged.tolist(), strict=True) if used],
