@@ -391,6 +391,8 @@ READ = r"""
 Pneumonia could not be excluded and the ET tube is in good position. | ?pna +dev
 A superimposed pneumonia at the left base cannot be excluded in the setting of moderate effusion. | ?pna +eff
 It cannot be excluded that there is a small pneumothorax. | ?ptx
+Neither the effusion nor the atelectasis has changed. | +eff +atel
+Neither effusion nor pneumothorax has been seen. | -eff -ptx
 Right upper/middle lobe consolidation is consistent with pneumonia. | +cons
 Bilateral perihilar/basilar opacities, likely edema. | +opacity
 NG/OG tube is below the diaphragm. No pneumothorax. | +dev -ptx
