@@ -57,8 +57,8 @@ PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
      r"(?=to (?:suggest|indicate))", ""),
     (r"\bevidence that there (?:is|are)\b", "evidence of"),
     (r"\bneither (?:lung|side|hemithorax) has\b", "no"),
-    (r"\bneither ((?:[\w-]+ ){1,5})nor ((?:[\w-]+ ){1,5})ha(?:s|ve) (?:\w+ly )?(?:changed|progressed|increased"
-     r"|decreased|worsened|improved|resolved|cleared)\b", r"unchanged \1and \2"),
+    (r"\bneither ((?:[\w-]+ ){1,5})nor ((?:[\w-]+ ){1,5})ha(?:s|ve) (?:\w+ly )?(?:changed|progressed"
+     r"|(?:in|de)creased|worsened|improved|resolved|cleared)\b", r"unchanged \1and \2"),
     (r"\bneg(?:ative)?(?: for)?(?= (?!chest|exam|study|film|radiograph|x)\w)", "negative for"),
     (r"\b(left|right),? (?:but|and) no (?:left|right)(?:-sided)?,? ", r"\1 "),
     (r"\bwithout (?:iv |intravenous )?(?:contrast|(?:prior )?comparison|lateral)\b,?", ""),
