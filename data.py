@@ -50,6 +50,8 @@ from storage.weights import read_kept
 
 FRONTAL = re.compile(r"(?<![a-z])(?<!non[ -])(?<!not )(?:pa|ap|frontal|postero-?anterior|antero-?posterior)"
                      r"(?![a-z])(?!.*(?:axial|ll?d|rld)(?![a-z]))")
+ENGLISH = re.compile(r"(?i)\b(?:the|is|are|of|with|and|without|clear|acute|unremarkable|left|right|lungs?"
+                     r"|heart|chest|disease|evidence|seen|stable|unchanged)\b")
 SPLITS = {"": "", "train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
           "dev": "val", "test": "test"}
 DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memory
@@ -223,12 +225,12 @@ def build_index(folder: Path, prompt: str) -> Index:
         else:  # an unknown patient: each file stands for its own
             said = label_values(row.report) if row.labels is None else row.labels
             own = owners.setdefault(row.image, row.patient or UNNAMED + row.image)
-            if row.labels is None and all(map(isnan, said[1:])):   # but for No Finding
-                silent.add("report that names no finding (they are read in English)", row.image)
+            if row.labels is None and all(map(isnan, said[1:])) and not ENGLISH.search(row.report):
+                silent.add("report without a finding, or any English (which labels are read from)", row.image)
             if row.patient not in ("", own):
                 notes.add("image named before with another patient, whose it stays", row.image)
             rows.append(row._replace(labels=shared.setdefault(said, said), patient=own))
-    if sum(count for count, _ in silent.values()) > len(rows) / 2:   # some are: "normal chest"
+    if sum(count for count, _ in silent.values()) > len(rows) / 2:   # some are: "normal"
         notes |= silent
     if len(rows) > DECODED_ROWS:
         faults = look_at_some(folder, rows)
