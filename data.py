@@ -210,7 +210,7 @@ def checked(folder: Path, row: Row) -> Row:
 
 def build_index(folder: Path, prompt: str) -> Index:
     """Reads the tables and reports, looks whether each image is there, labels the reports."""
-    notes, skipped, silent, rows = Tally(), Tally(), Tally(), []
+    notes, skipped, foreign, rows = Tally(), Tally(), [], []
     layout, table = read_rows(folder, prompt, notes)
     if CELLS in notes:
         skipped[CELLS] = notes.pop(CELLS)
@@ -226,12 +226,12 @@ def build_index(folder: Path, prompt: str) -> Index:
             said = label_values(row.report) if row.labels is None else row.labels
             own = owners.setdefault(row.image, row.patient or UNNAMED + row.image)
             if row.labels is None and all(map(isnan, said[1:])) and not ENGLISH.search(row.report):
-                silent.add("report without a finding, or any English (which labels are read from)", row.image)
+                foreign.append(row.image)
             if row.patient not in ("", own):
                 notes.add("image named before with another patient, whose it stays", row.image)
             rows.append(row._replace(labels=shared.setdefault(said, said), patient=own))
-    if sum(count for count, _ in silent.values()) > len(rows) / 2:   # some are: "normal"
-        notes |= silent
+    for image in foreign if 2 * len(foreign) > len(rows) else ():   # some are in any set: "normal"
+        notes.add("report without a finding, or any English (which labels are read from)", image)
     if len(rows) > DECODED_ROWS:
         faults = look_at_some(folder, rows)
         for i, fault in faults.items():

@@ -463,6 +463,8 @@ def main(argv: list[str] | None = None) -> None:
     held = args.out.with_name(f".{args.out.name}") if args.grid else args.out
     hold = holding(held, f"--out {args.out}") if rank() == 0 else nullcontext()   # all ranks are one holder
     with hold, whole_job():
+        if rank() == 0:
+            check_own(args.out, args.grid, jobs)
         wait_for_ranks()
         model = "cxrl" if (run / "cxrl" / "model_index.json").exists() and not args.anchor else "anchor"
         pipe, settings = Pipeline.load(run / model, device), run_settings(run)
@@ -477,7 +479,6 @@ def main(argv: list[str] | None = None) -> None:
             about |= {"best_of": args.best_of, "rewards": rewards}
         if rank() == 0 and (cut := pipe.tokenizer.cut_count(reports)):
             print(f"{cut} of {len(reports)} reports exceed {pipe.tokenizer.max_length} tokens, and are cut")
-        check_own(args.out, args.grid, jobs)
         draw(jobs, about, args.batch, partial(draw_best, pipe, settings, like))
         wait_for_ranks()
         if rank() == 0 and args.grid:

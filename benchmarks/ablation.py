@@ -7,7 +7,7 @@ variant is `train.py --stage rl` from there, in a folder of its own that begins 
 judged as evaluate.py does. Those that differ in the policy gradient alone begin with what the archive taught
 `cxrl`. `supervised` is the anchor, trained on all pairs for as many seconds as `cxrl`,
 the defaults, took. What is done is kept in OUT, so the same command continues, and, given several times at
-once, shares the work.
+once, shares the work; other flags than OUT was begun with are refused.
 """
 import argparse
 import fcntl
@@ -58,7 +58,7 @@ VARIANTS = {      # name -> what differs from train.py's defaults
     "score alone": [*SCORE, "--rwr-steps", "0"],
     "DDPO": [*DDPO, "--no-rlcf", "--no-ace"],
     "DDPO + RLCF": [*DDPO, "--no-ace"],
-    "DDPO + RLCF + ACE": DDPO,                     # as published
+    "DDPO + RLCF + ACE": DDPO,                     # nearest to what is published
     "posture alone": ["--w-diag", "0", "--w-consist", "0"],
     "diagnosis alone": ["--w-align", "0", "--w-consist", "0"],
     "consistency alone": ["--w-align", "0", "--w-diag", "0"],

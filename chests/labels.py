@@ -26,7 +26,7 @@ from chests.reports import NONE_HEAD, WORDED, cues, one_line
 PRESENT, ABSENT, UNCERTAIN = 1.0, 0.0, -1.0
 WINDOW = 300  # characters of context either side of a mention; bounds the time a hostile text can take
 
-# "The line ends over the mediastinum", "opacity behind the heart"
+# Mentions; not an organ's: "the line ends over the mediastinum", "opacity behind the heart"
 POSITION = r"(?<!over the )(?<!overlying the )(?<!in the )(?<!behind the )(?<!to the )(?<!shifts the )"
 FINDING = {name: re.compile(cues(stems)) for name, stems in FINDINGS.items()}
 DEVICE = FINDING["Support Devices"]
@@ -90,7 +90,7 @@ PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
 # or an attribute: read as "unchanged".
 DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major|much|yet|been|appear"
           r"|evidence[ ]of|sig(?:nif)?)[ ]){0,4}")
-SAME = rf"""(?x) (\b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?)[ ]{DEGREE}(?:
+SAME = re.compile(rf"""(?x) \b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?)[ ]{DEGREE}(?:
     change(?!s?,?[ ]or[ ]\w+\b(?![ ](?:in|of))|s?,[^.]*[ ]or[ ]|s[ ]of[ ]|s?[ ]to[ ]suggest)|(?:in|de)crease
     |improvement|progression|difference|worsening|growth|(?<=interval[ ])enlargement|resolution|clearing
     )s?\b(?:[ ]or[ ]\w+)?(?:[ ](?:in|of)\b)?
@@ -101,8 +101,8 @@ SAME = rf"""(?x) (\b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?)[ ]{DEGRE
     |decreas|improv|progress|differ|worse|resolv|cleared|remov|disappear|larger|smaller|bigger)\w*
     |(?:fail\w*|unable)[ ]to[ ](?:resolve|clear|improve|change)\b
     |(?:partial|incomplete|near(?:[ -](?:complete|total))?|some|slight|mild|moderate|marked|significant
-    |substantial|further|ongoing|continued|gradual)[ ](?:interval[ ])?(?:resolution|clearing)[ ]of ))"""
-SAME_LIST = re.compile(rf"{SAME}(?<=in|of)([^;:]*)")   # "no change in the effusion or the edema"
+    |substantial|further|ongoing|continued|gradual)[ ](?:interval[ ])?(?:resolution|clearing)[ ]of )
+    (?: (?<=in|of)(?P<list>[^;:]*) )?""")   # "... in the effusion or the edema": both
 # "Not free of edema", "no doubt about the edema": two denials affirm.
 TWICE = re.compile(r"\b(?:no|not)(?: \w+ly)? (?:without|free (?:of|from)|clear of|absent|devoid of|doubt)\b")
 NO = re.compile(cues(r"""
@@ -392,13 +392,17 @@ def clean(text: str) -> list[str]:
     return [sentence.strip() for sentence in sentences if sentence.strip()]
 
 
+def unchanged(same: re.Match) -> str:
+    """What stands for a match of SAME, and for those in its list"""
+    return "unchanged" + SAME.sub(unchanged, (same["list"] or "").replace(" or ", " and "))
+
+
 @lru_cache(maxsize=1 << 16)
 def sentence_mentions(sentence: str) -> tuple[tuple[str, float], ...]:
     """Every mention in a cleaned sentence as (label, verdict). Kept, as sentences repeat."""
     for pattern, plainer in PLAINER:
         sentence = pattern.sub(plainer, sentence)
-    sentence = SAME_LIST.sub(lambda m: m[1] + m[2].replace(" or ", " and "), TWICE.sub("with", sentence))
-    sentence = re.sub(SAME, "unchanged", sentence)
+    sentence = SAME.sub(unchanged, TWICE.sub("with", sentence))
     found, start = [], 0
     for stop in [*(m.start() for m in CLAUSE.finditer(sentence)), len(sentence)]:
         clause, start = sentence[start:stop], stop

@@ -292,7 +292,8 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(same_phantoms, tmp_p
     train.main(["--dry-run", *SMOKE, "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
     for words in ("vae: 6 updates of 8 images", "32 images to encode", "6 updates of 8 images, 1.5 epochs",
-                  "3 rounds of 4 images", "reward queries", "GB of tensors", "passes of the UNet a second"):
+                  "3 networks", "32 pairs of the archive to score", "3 rounds of 4 images", "reward queries",
+                  "GB of tensors", "passes of the UNet a second"):
         assert words in said, words
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(plan.os, "sysconf", lambda name: 100)
