@@ -287,8 +287,8 @@ def test_forwards_of_the_plan_are_those_of_a_round(kl, guidance, gradient):
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(same_phantoms, tmp_path, capsys, monkeypatch):
-    """Stages, images, updates, forwards, queries, memory and time of what is not done yet, and no run folder;
-    what cannot fit is refused with the flags that would help."""
+    """Stages, images, updates, forwards, queries, memory and time of what is not done yet, how far a stage
+    has come, and no run folder; what cannot fit is refused with the flags that would help."""
     train.main(["--dry-run", *SMOKE, "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
     for words in ("vae: 6 updates of 8 images", "32 images to encode", "6 updates of 8 images, 1.5 epochs",
@@ -296,9 +296,26 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(same_phantoms, tmp_p
                   "GB of tensors", "passes of the UNet a second"):
         assert words in said, words
     assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text('{"stage": "text", "step": 4}\n')
+    train.main(["--dry-run", *SMOKE, "--out", str(tmp_path / "run")])
+    assert "; done of it: text 4\n" in capsys.readouterr().out
     monkeypatch.setattr(plan.os, "sysconf", lambda name: 100)
     with pytest.raises(ValueError, match="stage diffusion: needs .* GB of memory, cpu has 0.0: lower --diff"):
         train.main(["--dry-run", *SMOKE, "--out", str(tmp_path / "run")])
+
+
+def test_an_option_that_nothing_reads_is_said(init):
+    """Phantoms are square and have one text; an archive has as many films as it has; what --init replaces
+    is not trained. Not refused, for scripts give all options always, but never silent."""
+    made = ["--init", str(init), "--vae-steps", "5", "--diffusion-lr", "1"]
+    few = ["--train-images", "9"]
+    for given, said in [(["--fit", "pad"], ["--fit pad: does nothing with --data phantom"]), (few, []),
+                        (["--data", "x", *few], ["--train-images 9: does nothing with --data x"]),
+                        (made, ["--vae-steps 5: does nothing with --init",
+                                "--diffusion-lr 1.0: does nothing with --finetune none"]),
+                        (made + ["--finetune", "unet"], ["--vae-steps 5: does nothing with --init"])]:
+        assert options.needless(options.parse(given)[0]) == said
 
 
 def test_an_init_is_read_before_the_data(init, tmp_path):

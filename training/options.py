@@ -279,6 +279,19 @@ def given_by_init(config: TrainConfig) -> tuple[str, ...]:
     return ("vae", "diffusion") if config.finetune == "none" else ("vae",)
 
 
+def needless(config: TrainConfig) -> list[str]:
+    """The given options that nothing here reads, and why; not refused, as scripts give all of them always."""
+    reasons = {"--data phantom": ("fit", "prompt")} if config.data == "phantom" else {
+        f"--data {config.data}": ("train_images",)}
+    if config.init is not None:
+        reasons["--init"] = ("vae_steps", "vae_batch", "vae_lr", "text_steps", "text_batch")
+        reasons["--finetune none"] = ("diffusion_lr",) if config.finetune == "none" else ()
+    usual = defaults_of(config.preset, "pathwise")
+    return [f"--{name.replace('_', '-')} {value}: does nothing with {reason}"
+            for reason, names in reasons.items() for name in names
+            if (value := getattr(config, name)) != usual[name]]
+
+
 def refuse_later_results(config: TrainConfig) -> None:
     """Raise ValueError where a stage would be made anew below the result of one that it feeds."""
     for stage, later in (("vae", "diffusion"), ("diffusion", "rl"), ("rewards", "rl")):
@@ -318,6 +331,8 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
             options[f"{name}_digest"] = files_digest(path)
     run = Run(config.out, options, start_ranks(), config.seed, config.save_every)
     read_log(run.path("log.jsonl"))
+    for line in needless(config) if rank() == 0 else ():
+        print(f"note: {line}")
     refuse_other_origin(run)
     refuse_later_results(config)
     torch.set_float32_matmul_precision("high")   # TF32 where there is one

@@ -16,7 +16,7 @@ from model import UNet2DConditionModel, UNetConfig, add_lora
 from rl import RLConfig, queries_per_round
 from sample import SampleConfig, autocast
 from text_encoder import CLIPTextModel
-from training.loop import adamw
+from training.loop import adamw, read_log
 from training.options import Preset, TrainConfig
 from training.ranks import ranks
 from vae import AutoencoderKL, at_once
@@ -153,6 +153,11 @@ def work(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, n: int,
                      drawn * branches(sampling) * sampling.sample_steps)}
 
 
+# The loops of each stage, as log.jsonl names them.
+LOOPS = {"vae": ["vae"], "diffusion": ["text", "diffusion"],
+         "rewards": ["posture", "diagnosis", "consistency"], "rl": ["rwr", "rl"], "evaluate": []}
+
+
 def dry_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, sizes: Preset, n: int, drawn: int,
             stages: list[str], device: torch.device) -> None:
     """Print the plan of these stages. Raises ValueError where memory or disk cannot hold them."""
@@ -175,9 +180,11 @@ def dry_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, sizes: Pr
                          f"{free / 1e9:.1f} are free")
     second = seconds_a_pass(sizes, rl.rl_micro, device)
     print(f"{1 / second:.1f} forward passes of the UNet a second on {device}; times are of its passes alone")
+    begun = {line["stage"]: line["step"] for line in read_log(config.out / "log.jsonl")}
     for stage, (what, passes) in work(config, sampling, rl, n, drawn).items():
         if stage in stages:
             took = f"; {passes * second / ranks() / 60:,.0f} min" if passes else ""
             held = f"; {needs[stage] / 1e9:.1f} GB of tensors" if stage in needs else ""
-            print(f"{stage}: {what}{held}{took}")
+            done = [f"{loop} {begun[loop]:,}" for loop in LOOPS[stage] if loop in begun]
+            print(f"{stage}: {what}{held}{took}" + f"; done of it: {', '.join(done)}" * bool(done))
     print(f"{latents / 1e9:.1f} GB of latents on disk")
