@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, isnan
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ from storage.files import keep_tensors, write_text
 from storage.weights import read_kept
 
 FRONTAL = re.compile(r"(?<![a-z])(?<!non[ -])(?<!not )(?:pa|ap|frontal|postero-?anterior|antero-?posterior)"
-                     r"(?![a-z])(?!.*(?:axial|ll?d|rld)(?![a-z]))")
+                     r"(?![a-z])(?!.*(?:axial|obliq|decub|lordot|(?<![a-z])(?:ll?d|rld)(?![a-z])))")
 ENGLISH = re.compile(r"(?i)\b(?:the|is|are|of|with|and|without|clear|acute|unremarkable|left|right|lungs?"
                      r"|heart|chest|disease|evidence|seen|stable|unchanged)\b")
 SPLITS = {"": "", "train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
@@ -198,14 +199,15 @@ def checked(folder: Path, row: Row) -> Row:
     reason why the row cannot be used."""
     if row.fault:
         raise ImageError(row.fault)
-    if row.view and ("lat" in row.view or not FRONTAL.search(row.view)):
+    if row.view and (re.search(r"(?<![a-z])(?:bi)?lat", row.view) or not FRONTAL.search(row.view)):
         raise ImageError(f"not a frontal view (view {row.view!r})")
     image = str(safe_path(folder, row.image)).removeprefix(real(str(folder.absolute()))).lstrip("/")
     if not row.report:
         raise ImageError("no report, and no labels in CheXpert's or NIH's terms")
     if row.split not in SPLITS:
         raise ImageError(f"split is none of {', '.join(filter(None, SPLITS))}")
-    return row._replace(image=image)
+    # One patient may be 7 in a table, 7.0 in another, and have an accent in two pieces.
+    return row._replace(image=image, patient=normalize("NFC", re.sub(r"^(\d+)\.0$", r"\1", row.patient)))
 
 
 def build_index(folder: Path, prompt: str) -> Index:

@@ -73,12 +73,13 @@ class ScheduleConfig:
 # A folder may name any sampler of the same process: the process is read, the steps are always DDIM's.
 SAMPLERS = [f"{name}Scheduler" for name in (
     "DDIM", "PNDM", "DDPM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete",
-    "KDPM2Discrete", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep")]
+    "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep",
+    "UniPCMultistep")]
 REQUIRED = ("_class_name", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 ALLOWED = {"_class_name": SAMPLERS, "beta_schedule": ["scaled_linear", "linear"],
            "prediction_type": ["epsilon", "v_prediction"],
            "timestep_spacing": ["leading", "trailing", "linspace"], "trained_betas": [None], **dict.fromkeys(
-               ("clip_sample", "thresholding", "rescale_betas_zero_snr", "use_flow_sigmas"), [False])}
+               ("thresholding", "rescale_betas_zero_snr", "use_flow_sigmas"), [False])}
 
 
 class Schedule:
@@ -129,17 +130,17 @@ class Schedule:
         """Read a diffusers scheduler/ folder; ValueError names file and key.
 
         It means what DDIMScheduler.from_config makes of it once StableDiffusionPipeline has set steps_offset
-        to 1: keys that a sampler lacks are DDIM's. PNDM alone has an own set_alpha_to_one, false.
+        to 1 and clip_sample to false: keys that the file lacks are DDIM's.
         """
         path = Path(folder) / "scheduler_config.json"
         raw = read_json(path)
         for key, allowed in ALLOWED.items():
             if key in raw and raw[key] not in allowed:
-                raise ValueError(f"{path}: {key} is {raw[key]!r}, expected one of {allowed}")
+                raise ValueError(f"{path}: {key} is {str(raw[key])[:40]!r}, expected one of {allowed}")
         for key in REQUIRED:
             if key not in raw:
                 raise ValueError(f"{path}: {key} is missing")
-        raw = {"set_alpha_to_one": raw["_class_name"] != "PNDMScheduler"} | raw | {"steps_offset": 1}
+        raw = {"set_alpha_to_one": True} | raw | {"steps_offset": 1}
         names = ScheduleConfig.__dataclass_fields__
         with naming(f"{path}: ", ValueError):
             return cls(ScheduleConfig(**{k: v for k, v in raw.items() if k in names}), device)

@@ -31,14 +31,15 @@ def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> s
     parts = sections(report)
     known = {"findings", "impression"} & set(parts)
     parts = {name: text for name, text in parts.items() if worded(text)}
-    body = " ".join(text for name, text in parts.items() if name not in BESIDE) or report
-    findings, impression = (column if worded(column) else parts.get(name, "")
-                            for name, column in (("findings", findings), ("impression", impression)))
+    body = " ".join(text for name, text in parts.items() if name not in BESIDE)
+    own = {name: sections(f"{name.upper()}: {column}").get(name, "")   # a column may hold other sections, too
+           for name, column in (("findings", findings), ("impression", impression))}
+    findings, impression = (own[name] if worded(own[name]) else parts.get(name, "") for name in own)
     if prompt == "both":
         text = f"{findings} {impression}"
     elif prompt == "findings":
         text = findings or impression
-    elif prompt == "report" and worded(report) and not known:
+    elif prompt == "report" and worded(body) and not known:
         text = parts.get("last_paragraph", body)
     else:
         text = impression or findings
@@ -92,13 +93,13 @@ VALUES = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, 
 
 def cells_to_labels(cells: dict[str, str], where: str, notes: Tally) -> tuple[float, ...]:
     """Cells of CheXpert's 14 columns ("1.0", "0.0", "-1.0" or empty) -> labels; others are noted, and nan.
-    No Finding, the first, is 1 or nan: its 0 says what the others do."""
+    No Finding, the first, is 1 or nan: its 0 says what the others do, and so does its 1 beside theirs."""
     for column in LABEL_COLUMNS:
         if cells[column] not in VALUES:
             notes.add("label is none of 1, 0, -1 and blank, and taken as blank",
                       f"{where}: {column} {cells[column]}")
     nothing, *findings = (VALUES.get(cells[column], nan) for column in LABEL_COLUMNS)
-    return nothing if nothing == 1 else nan, *findings
+    return nothing if nothing == 1 and 1 not in findings[:-1] else nan, *findings
 
 
 def compose_report(present: list[str], possible: list[str] = (), absent: list[str] = ()) -> str:
@@ -130,13 +131,17 @@ def true_aspect(width: str, height: str) -> float | None:
     return aspect if 0.25 <= aspect <= 4 else None
 
 
+VIEWS = ("view", "viewposition", "view_position", "view position", "projection", "frontal/lateral")
+
+
 def plain_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """metadata.csv: `image`, and `report`, `findings`, `impression` or `labels` ('|' between terms).
 
-    Optional: `patient_id`, `split`, `view`, and `orig_width`, `orig_height` of images stored as a square.
+    Optional: `patient_id`, `split`, `view` (or as the archives call it), and `orig_width`, `orig_height` of
+    images stored as a square.
     """
     table = list(read_table(path, notes, ["image", "report|findings|impression|labels"],
-                            ["patient_id", "split", "view", "orig_width", "orig_height"]))
+                            ["patient_id", "split", *VIEWS, "orig_width", "orig_height"]))
     vocabulary = {term for cells in table for term in known_terms(cells["labels"], notes)}
     for cells in table:
         report = choose_prompt(cells["report"], cells["findings"], cells["impression"], prompt)
@@ -145,7 +150,8 @@ def plain_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
             terms = known_terms(cells["labels"])
             report, labels = compose_report(terms), terms_to_labels(terms, vocabulary)
         yield Row(cells["image"], report, labels, cells["patient_id"], cells["split"].lower(),
-                  cells["view"].lower(), true_aspect(cells["orig_width"], cells["orig_height"]))
+                  " ".join(cells[name].lower() for name in VIEWS).strip(),
+                  true_aspect(cells["orig_width"], cells["orig_height"]))
 
 
 def chexgenbench_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
@@ -215,8 +221,11 @@ def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
             reports = zipfile.ZipFile(archive)
         except (OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{archive}: cannot be read: {error}") from None
+    root = "mimic-cxr-reports/"   # of files/, as some pack or unpack it
+    there = any(name.startswith(root) for name in reports.namelist()) if reports else (folder / root).is_dir()
 
     def read(name: str) -> str:
+        name = root + name if there else name
         try:
             with reports.open(name) if reports else open(safe_path(folder, name), "rb") as file:
                 text = file.read(LONGEST).decode("utf-8", "replace")

@@ -112,6 +112,6 @@ def draw(jobs: list[Job], about: dict, batch: int,
 def write_table(folder: Path, jobs: list[Job]) -> None:
     """prompt_INFO.csv: `prompt`, `img_savename`"""
     table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(
+    csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(
         [("prompt", "img_savename"), *((job.report, job.path.name) for job in jobs)])
     write_text(folder / "prompt_INFO.csv", table.getvalue())

@@ -126,12 +126,17 @@ def read_image(path: Path, size: int, fit: str, aspect: float | None = None) -> 
     """-> h w uint8. Raises ImageError with the reason."""
     with open_image(path) as image:
         try:
+            if image.mode == "L" and getattr(image, "tag_v2", {}).get(339) in (2, (2,)):
+                raise ImageError("grey values with a sign")
             image.draft("L", (4 * size, 4 * size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
+            halved = "16" in str(image.tile) and image.mode[0] not in "IF"   # of 16-bit colour Pillow keeps 8
             grey = to_grey(ImageOps.exif_transpose(image))
             found = np.array(grey.histogram())
             share = found.cumsum() / found.sum()
             if min(np.ptp(np.searchsorted(share, (0.001, 0.999))), np.count_nonzero(found)) < DULLEST:
                 raise ImageError(f"blank, or nearly: fewer than {DULLEST} of 256 grey values")
+            if halved and np.searchsorted(share, 0.999) < 64:
+                raise ImageError("colours of 14 bits or fewer in 16; expected grey")
             if image.mode[0] in "IF" and getattr(image, "tag_v2", {}).get(262) == 0:
                 grey = ImageOps.invert(grey)  # "0 is white": Pillow turns shallow TIFFs itself, deep ones not
             return np.array(to_square(grey, size, fit, aspect))

@@ -329,10 +329,10 @@ def organ_verdict(left: str, right: str) -> float:
 # Report -> labels
 
 TYPESET = str.maketrans({letter: meant for letters, meant in (
-    ("’‘ʼ´′＇`", "'"), ("–−‑‐", "-"), ("•·●▪◦‣", "; "), ('"“”{}*', ""), ("—", " - "), ("±", "+/-"),
-    ("_", " "), ("…", "..."), ("\xad", ""), ("&", " and "), ("☐□", "[ ]"), ("☑☒✓✔", "[x]"),
+    ("’‘ʼ´′＇`\x92\ufffd", "'"), ("–−‑‐\x96", "-"), ("•·●▪◦‣", "; "), ('"“”{}*', ""), ("—", " - "),
+    ("±", "+/-"), ("_", " "), ("…", "..."), ("\xad", ""), ("&", " and "), ("☐□", "[ ]"), ("☑☒✓✔", "[x]"),
     ("ﬀ", "ff"), ("ﬁ", "fi"), ("ﬂ", "fl"), ("ﬃ", "ffi"), ("ﬄ", "ffl")) for letter in letters})
-SHORT = (("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
+SHORT = (("â€™", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
          ("not normal", "abnormal"), ("not only", "also"), ("v/s", "vs"), ("n/a", "not assessed"),
          ("[x]", ";"), ("(+)", ";"), ("+/-", "possible "), ("and/or", "or"), (",", ", "))
 # The point of an abbreviation ends no sentence.
@@ -392,17 +392,15 @@ def clean(text: str) -> list[str]:
     return [sentence.strip() for sentence in sentences if sentence.strip()]
 
 
-def unchanged(same: re.Match) -> str:
-    """What stands for a match of SAME, and for those in its list"""
-    return "unchanged" + SAME.sub(unchanged, (same["list"] or "").replace(" or ", " and "))
-
-
 @lru_cache(maxsize=1 << 16)
 def sentence_mentions(sentence: str) -> tuple[tuple[str, float], ...]:
     """Every mention in a cleaned sentence as (label, verdict). Kept, as sentences repeat."""
     for pattern, plainer in PLAINER:
         sentence = pattern.sub(plainer, sentence)
-    sentence = SAME.sub(unchanged, TWICE.sub("with", sentence))
+    sentence, again = TWICE.sub("with", sentence), 50
+    while again and (same := SAME.search(sentence)):   # from left to right: a list may hold the next one
+        listed = (same["list"] or "").replace(" or ", " and ")
+        sentence, again = f"{sentence[:same.start()]}unchanged{listed}{sentence[same.end():]}", again - 1
     found, start = [], 0
     for stop in [*(m.start() for m in CLAUSE.finditer(sentence)), len(sentence)]:
         clause, start = sentence[start:stop], stop

@@ -23,10 +23,11 @@ ITEM_ALONE = r"(?!.*\b(?:is|are|was|were|has|have|there)\b)[\w(/][\w()/ -]{0,40}
 NONE_LINES = re.compile(rf"(?i)({NONE_HEAD})((?:\n+{BULLET}.+)+|\n?(?:\n{ITEM_ALONE})+)")
 ITEM_LINE = re.compile(rf"(?m)^(?:{BULLET})?(.+?)[.,;]?$")
 # Not "___", "XXXX", "none", "see above": a text without a word of its own says nothing.
-WORDED = re.compile(r"(?i)(?!(?:x+|none|nan?|nil|null|not|assessed|as|same|see|of|the|to|refer|please|above"
-                    r"|below|full|findings?|impression|section|final|report|pending|described|stated|provided"
+WORDED = re.compile(r"(?i)\b(?!(?:x+|none|nan?|nil|null|not|assessed|as|same|see|of|the|to|refer|please|above"
+                    r"|below|per|in|body|details?|comments?|full|findings?|impression|section|final|report"
+                    r"|(?:not|dictat|discuss|mention|record|report|redact|describ|stat|provid)ed|pending|blank"
                     r"|(?:un)?available|done|applicable|missing|tbd|empty|given|data|no (?:report|data))\b)"
-                    r"\b[a-z]{2,}")
+                    r"[a-z]{2,}")
 
 
 def worded(text: str) -> bool:
@@ -43,7 +44,8 @@ TAG = re.compile(r"(?i)</?(?:(p|br|div|li|ul|ol|tr|table|h\d)|b|i|u|em|strong|sm
 
 def plain(text: str) -> str:
     """Markup goes: <b>, <br>, &nbsp;, ** ..."""
-    text = re.sub(r"\\[rn]|_x000D_", "\n", unescape(text))   # as some exports spell a line break
+    text = re.sub("[\0\xad\u200b-\u200f\u2060\ufeff]", "", unescape(text))   # unseen
+    text = re.sub(r"\\[rnt]|_x000D_|[_=-]{5,}", "\n", text)   # as some exports spell a line break; rules
     return TAG.sub(lambda tag: "\n- " if tag[0].lower().startswith("<li") else "\n" if tag[1] else " ", text)
 
 
@@ -66,7 +68,7 @@ def one_line(text: str) -> str:
 KNOWN = (r"(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISONS?|TECHNIQUES?|PROCEDURE"
          r"|(?:REASON FOR (?:THE )?)?(?:EXAM(?:INATION)?|STUDY)|FINDINGS?(?: ?(?:AND|/|&) ?IMPRESSIONS?)?"
          r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATION(?:S|\(S\))?|ADDENDUM|WET READ|NOTIFICATION"
-         r"|REPORT|INTERPRETATION")
+         r"|REPORT|INTERPRETATION|(?:ELECTRONICALLY )?(?:SIGNED|DICTATED|REPORTED)(?: BY)?")
 PARTS = (r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BON[EY]|OSSEOUS|SOFT|LINE|TUBE|DEVICE|AIRWAY|HIL|DIAPHRAGM"
          r"|AORTA|OTHER)")
 # At the start of a line any capitals (but not "LUNGS:", a part of the findings); a usual name alone on its
@@ -74,15 +76,16 @@ PARTS = (r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BON[EY]|OSSEOUS|SOFT|LINE|TUBE|D
 # sentence, or in capitals before words that are none ("FINDINGS Heart normal").
 HEADER = re.compile(
     rf"(?:^|\n) ?(?!{PARTS})([A-Z][A-Z ()/,-]*):(?=\s|$)|(?:^|\n)[ =*_\[-]*((?i:{KNOWN}))[ =*_\]:-]*(?=\n)"
-    rf"|\b({KNOWN}) ?[:：]|\b\w[\w.)]*[ \t|]+(?=[A-Z][a-z])((?i:{KNOWN})):"
-    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})) ?(?::|;| -(?= ))"
+    rf"|\b({KNOWN}) ?[:：]|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})) ?(?::|;| [-–—=](?= ))"
+    rf"|\b\w[\w.)]{{0,40}}[ \t|]+(?=[A-Z][a-z])((?i:{KNOWN})):"
     r"|(?:^|\n|(?<=\. ))(FINDINGS|IMPRESSION)(?= [A-Z]?[a-z])")
 SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
     ("indication", r"reason for (the )?(exam(ination)?|study)"),
     ("history", r"clinical (history|information|data|details)|patient history|pfi"),
-    ("impression", r"conclusions?|opinion|i ?m?p\w*s\w*n\w?"),
+    ("impression", r"conclusions?|opinion|imp|summary|assessment|i ?m?p\w*s\w*n\w?"),
     ("findings", r"fin\w*s|finding|chest, two views|report|interpretation"),
     ("examination", r"exam"),
+    ("procedure", r"procedure comments?"),
     ("recommendations", r"recommendation(s|\(s\))?"),
 )
 SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum", "indication", "examination",
@@ -93,7 +96,7 @@ CHEST_VIEW = re.compile(cues(r"""
     chest|portable|pa and lat|lat(?:eral)? and pa|(?:two|one|frontal|pa|ap|lateral) views?|frontal and
     frontal (?:semi-)?upright|bone window|ribs"""))
 # What is about the report; and what a header has to hold to end the findings or the impression
-ABOUT = re.compile(r"communicat|discuss|notif|^end of|dictat|electronic|attending")
+ABOUT = re.compile(r"communicat|discuss|notif|^end of|dictat|signed|reported|attending")
 ENDS = re.compile("|".join(BESIDE) + "|addendum|wet read|exam")
 
 
@@ -109,6 +112,7 @@ def section_name(header: str, within: str = "") -> str:
     if ABOUT.search(name):
         return "notification"
     part = within in ("findings", "impression") and not ENDS.search(name)
+    part = part and not (within == "findings" and "impression" in name)
     held = [word for word in SECTION_WORDS if word in name and not part]
     if held or (held := get_close_matches(name, SECTION_WORDS, 1, 0.82)):
         return held[0]
@@ -118,8 +122,9 @@ def section_name(header: str, within: str = "") -> str:
 def sections(text: str) -> dict[str, str]:
     """Report -> {section name: its text on one line}; of two sections of one name the last stays.
 
-    Text before the first header is "preamble", a text without headers "full report". Where there is neither
-    findings nor impression, what follows the last section's first blank line is "last_paragraph".
+    Text before the first header is "preamble", a text without headers "full report". A header of no usual
+    name stays in its section's text ("NG TUBE: in place"). Where there are headers, but neither findings nor
+    impression, what follows the last section's first blank line is "last_paragraph".
     """
     text = "\n".join(plain(text).splitlines())
     cased = text.upper() if text.islower() and text.isascii() else text
@@ -130,13 +135,14 @@ def sections(text: str) -> dict[str, str]:
         following = HEADER.search(cased, header.end())
         end = following.start(following.lastindex) if following else len(text)
         if name:
-            parts.append((name, text[header.end(): end]))
+            usual = name in BESIDE or name in SECTION_WORDS or name == "wet read"
+            parts.append((name, text[header.end() if usual else header.start(header.lastindex): end]))
         else:
             name, body = parts.pop()
             parts.append((name, body + text[header.start(header.lastindex): end]))
         header = following
     parts = [(name, body) for name, body in parts if body.strip() or name not in ("impression", "findings")]
-    if not {"impression", "findings"} & {name for name, _ in parts}:
+    if len(parts) > 1 and not {"impression", "findings"} & {name for name, _ in parts}:
         name, body = parts.pop()
         first, *rest = re.split(r"\n ?\n", body, maxsplit=1)
         parts += [(name, first), *(("last_paragraph", paragraph) for paragraph in rest)]

@@ -78,7 +78,7 @@ def read_table(path: Path, notes: Tally, needed: Collection[str],
             raise OSError("no plain file")
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8-sig", newline="") as text:
-            lines = csv.reader(lines_of(text), strict=True)
+            lines = csv.reader(lines_of(text), strict=True, skipinitialspace=True)
             columns = [name.strip().lower() for name in next(lines, [])]
             if not all(set(name.split("|")) & set(columns) for name in needed):
                 raise DataError(f"{path}: expected the columns {', '.join(needed).replace('|', ' or ')}; "

@@ -77,11 +77,16 @@ def test_mimic(mimic):
 
 
 def test_mimic_reports_from_the_zip(mimic):
-    """The reports may stay in mimic-cxr-reports.zip, as PhysioNet ships them."""
+    """The reports may stay in mimic-cxr-reports.zip, as PhysioNet ships them, or lie in a folder of that name
+    into which it was unpacked."""
     with zipfile.ZipFile(mimic / "mimic-cxr-reports.zip", "w") as reports:
         for path in mimic.glob("files/*/*/*.txt"):
             reports.writestr(str(path.relative_to(mimic)), path.read_text())
             path.unlink()
+    assert list(loaded(mimic).values()).count("Small left effusion.") == 4
+    with zipfile.ZipFile(mimic / "mimic-cxr-reports.zip") as reports:
+        reports.extractall(mimic / "mimic-cxr-reports")
+    (mimic / "mimic-cxr-reports.zip").unlink()
     assert list(loaded(mimic).values()).count("Small left effusion.") == 4
 
 
@@ -320,12 +325,13 @@ def test_the_official_test_list_is_kept_or_refused(tmp_path, capsys):
 
 
 def test_no_finding_of_0_is_not_mentioned(tmp_path):
-    """CheXpert's valid.csv has 0 where others are blank. "No Finding: 0" is no finding to deny."""
+    """CheXpert's valid.csv has 0 where others are blank. "No Finding: 0" is no finding to deny, and "No
+    Finding: 1" beside a finding is none."""
     row = ["0.0"] * 14
     row[EFFUSION] = "1.0"
     head, images = f"Path,Frontal/Lateral,{','.join(LABELS)}\n", [f"train/patient{i}/a.jpg" for i in range(6)]
-    put(tmp_path, dict.fromkeys(images) | {
-        "train.csv": head + "".join(f"{image},Frontal,{','.join(row)}\n" for image in images)})
+    put(tmp_path, dict.fromkeys(images) | {"train.csv": head + "".join(
+        f"{image},Frontal,{i % 2}.0,{','.join(row[1:])}\n" for i, image in enumerate(images))})
     train = load(str(tmp_path), size=16)["train"]
     assert train.reports[0].startswith("Pleural effusion. No widened mediastinum or cardiomegaly or")
     assert isnan(train.labels[0, 0]) and label(train.reports[0])[EFFUSION] == 1

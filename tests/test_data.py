@@ -382,17 +382,48 @@ def test_prompt_choice():
     assert choose_prompt("HISTORY: Pneumonia?\nCHEST FILM: Edema.", "", "", "report") == "Edema."
 
 
+@pytest.mark.parametrize("text, prompt", [
+    ("Large pneumothorax.\n\nDr. A was called.", "Large pneumothorax. Dr. A was called."),
+    ("1. Effusion.<br><br>2. No edema.", "1. Effusion. 2. No edema."),
+    (" TECHNIQUE: Chest PA and lateral.\n", ""), (" INDICATION: Pneumonia.\n", ""),
+    (" FINDINGS:\n\n IMPRESSION:\n\n INDICATION: Pneumonia.", ""),
+    ("Clinical History: Pneumonia. Clear.", ""), ("PROCEDURE COMMENTS: Single view of the chest.", ""),
+    ("PNEUMOTHORAX: None\nEFFUSION: Small", "PNEUMOTHORAX: None EFFUSION: Small"),
+    ("NG TUBE: In place.\nETT: 3 cm above carina.", "NG TUBE: In place. ETT: 3 cm above carina."),
+    ("FINDINGS: Edema.\nIMPRESSION: As noted above.", "Edema."),
+    ("FINDINGS: Edema.\nIMPRESSION: See body of report.", "Edema."), ("[REDACTED]", ""), ("blank", ""),
+    (" FINDINGS: Effusion.\n\n FINAL IMPRESSION: No effusion.", "No effusion."),
+    (" FINDINGS: Effusion.\n IMPRESSION AND RECOMMENDATION: Edema.", "Edema."),
+    ("FINDINGS: Effusion.\nSUMMARY: Edema.\nDictated by: Dr. A", "Edema."),
+    ("=====\nFINDINGS \u2013 Edema.\n-----\nElectronically signed by: Dr. A", "Edema."),
+    ("Left eff\u200busion.\\tE\x00dema.", "Left effusion. Edema.")])
+def test_a_prompt_is_all_that_was_read_on_the_film_and_nothing_else(text, prompt):
+    """Of a text without headers every paragraph; never the indication, the technique, or a line that only
+    points elsewhere; a header of no usual name is part of what it heads."""
+    assert choose_prompt(text, "", "", "report") == prompt
+
+
+def test_a_column_may_hold_other_sections():
+    """A report that says nothing of the film gives way to the columns, and these are cut to their section."""
+    assert choose_prompt("INDICATION: pneumonia.", "", "Edema.", "report") == "Edema."
+    whole = "INDICATION: rule out pneumonia. FINDINGS: Edema. IMPRESSION: Effusion."
+    assert choose_prompt("", whole, "", "findings") == "Edema."
+    assert choose_prompt("", "", "IMPRESSION: Effusion.\n\nRECOMMENDATION(S): CT.", "report") == "Effusion."
+
+
 @pytest.mark.parametrize("view, frontal", [
     ("", True), ("PA", True), ("AP", True), ("ap supine", True), ("AP portable", True),
     ("Frontal", True), ("posteroanterior", True), ("['PA', '']", True), ("L", False), ("LL", False),
     ("Lateral", False), ("LLAT", False), ("RAO", False), ("AP LLD", False), ("AP AXIAL", False),
     ("XTABLE LATERAL", False), ("non-frontal", False), ("not frontal", False), ("Axial", False),
-    ("COSTAL", False), ("bilateral", False)])
-def test_only_frontal_views(tmp_path, capsys, view, frontal):
+    ("COSTAL", False), ("bilateral", False), ("AP decub", False), ("PA oblique", False),
+    ("AP lordotic", False), ("AP flat", True), ("PA child", True)])
+@pytest.mark.parametrize("column", ["view", "ViewPosition"])
+def test_only_frontal_views(tmp_path, capsys, view, frontal, column):
     """A view that is named counts only where it is known to be frontal; the reason names what it was."""
     rows = good_rows(tmp_path, 9)
-    rows[0] |= {"view": view}
-    rows = [{"view": "PA"} | row for row in rows]
+    rows[0] |= {column: view}
+    rows = [{column: "PA"} | row for row in rows]
     write_table(tmp_path, rows)
     assert len(all_rows(load(str(tmp_path)))) == 8 + frontal
     assert frontal or f"not a frontal view (view {view.lower()!r})" in capsys.readouterr().out
@@ -444,6 +475,19 @@ def test_no_patient_on_two_sides(tmp_path):
     assert len(set.union(*sides.values())) == 20
     write_table(tmp_path, rows[::-1])
     assert {name: set(part.patients) for name, part in load(str(tmp_path), size=16).items()} == sides
+
+
+def test_a_patient_spelled_in_two_ways_is_one(tmp_path):
+    """Joined tables spell 7 as 7.0, and an accent as one sign or two: no patient of test is in train."""
+    rows = good_rows(tmp_path, 9, split="train")
+    for row, patient in zip(rows, ["7", "7.0", "\u00e9", "e\u0301", "v"], strict=False):
+        row |= {"patient_id": patient}
+    for row, split in zip(rows[1:5], ["test", "train", "test", "val"], strict=True):
+        row |= {"split": split}
+    write_table(tmp_path, rows)
+    chests = load(str(tmp_path), size=16)
+    assert chests["test"].patients == ["7", "\u00e9"]
+    assert not {"7", "\u00e9"} & {*chests["train"].patients, *chests["judge"].patients}
 
 
 def test_given_splits_stand(tmp_path, capsys):
@@ -593,6 +637,21 @@ def test_blank_films_and_piles_of_films_are_none(tmp_path):
         with pytest.raises(data.ImageError, match=reason):
             images.read_image(tmp_path / name, 16, "crop")
     assert images.read_image(tmp_path / "faint.png", 16, "crop").max() == 30
+
+
+def test_depths_that_cannot_be_read_rightly_are_refused(tmp_path):
+    """8 bits with a sign, which would wrap around, and 13 bits of a colour in 16: no film in false greys."""
+    picture().save(tmp_path / "signed.tif", tiffinfo={339: 2})
+    deep = np.asarray(picture()).astype(">u2")[..., None].repeat(3, 2) * np.uint16(32)
+    rows = b"".join(b"\0" + row.tobytes() for row in deep.astype(">u2"))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 48, 48, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)),
+              (b"IEND", b"")]
+    (tmp_path / "colour.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks))
+    for name, reason in (("signed.tif", "with a sign"), ("colour.png", "14 bits or fewer in 16")):
+        with pytest.raises(images.ImageError, match=reason):
+            images.read_image(tmp_path / name, 48, "crop")
 
 
 @pytest.mark.parametrize("factor", [257, 16])

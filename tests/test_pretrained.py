@@ -216,13 +216,13 @@ def as_the_pipeline_converts(folder: Path):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_becomes_the_ddim_that_diffusers_makes_of_it(name, how, tmp_path):
     """Whatever sampler a folder names: its timesteps and its alpha after the last step are those of DDIM in
-    diffusers' Stable Diffusion pipeline. steps_offset 0, written out or by default, becomes 1; where
-    set_alpha_to_one is missing DDIM's default holds, and PNDM's own for PNDM, which alone has one."""
+    diffusers' Stable Diffusion pipeline. steps_offset 0, written out or by default, becomes 1, clip_sample
+    false; where set_alpha_to_one is missing DDIM's default holds."""
     raw = {"_class_name": name, **BETAS}
     if how == "as saved anew":   # every key of the class, with its default
         scheduler = getattr(diffusers, name)(**{k: BETAS[k] for k in REQUIRED[1:]})
         scheduler.save_pretrained(tmp_path)
-        raw = json.loads((tmp_path / "scheduler_config.json").read_text()) | {"clip_sample": False}
+        raw = json.loads((tmp_path / "scheduler_config.json").read_text())
     elif how == "steps_offset 0":
         raw["steps_offset"] = 0
     else:
@@ -231,10 +231,7 @@ def test_every_sampler_becomes_the_ddim_that_diffusers_makes_of_it(name, how, tm
     ours, theirs = Schedule.from_pretrained(tmp_path), as_the_pipeline_converts(tmp_path)
     theirs.set_timesteps(50)
     assert ours.timesteps(50)[0].tolist() == theirs.timesteps.tolist()
-    if (name, how) == ("PNDMScheduler", "no set_alpha_to_one"):
-        assert ours.a[-1] == diffusers.PNDMScheduler.from_pretrained(tmp_path).final_alpha_cumprod
-    else:
-        assert ours.a[-1] == theirs.final_alpha_cumprod
+    assert ours.a[-1] == theirs.final_alpha_cumprod and not theirs.config.clip_sample
 
 
 # ------------------------------------------------------------------------------------ folders that are wrong
@@ -303,7 +300,7 @@ WRONG = {
                       f"{SCHEDULER}: _class_name is 'FlowMatchEulerDiscreteScheduler'"),
     "own betas": (change(SCHEDULER, trained_betas=[0.1, 0.2]), f"{SCHEDULER}: trained_betas is "),
     "x_0 prediction": (change(SCHEDULER, prediction_type="sample"), "prediction_type is 'sample'"),
-    "clipping": (change(SCHEDULER, clip_sample=True), "clip_sample is True"),
+    "thresholds": (change(SCHEDULER, thresholding=True), "thresholding is 'True'"),
     "a number as text": (change(SCHEDULER, beta_end="0.012"), f"{SCHEDULER}: beta_end is '0.012'"),
     "a schedule without end": (change(SCHEDULER, num_train_timesteps=10**9), "num_train_timesteps is 10000"),
     "a vast width": (change("unet/config.json", cross_attention_dim=10**30), "attention_dim is 10"),

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import sample
 from ace import ACE, ACEConfig
 from chests import drawn
+from chests.tables import Tally, read_table
 from data import load_images
 from model import UNet2DConditionModel, UNetConfig
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, RewardConfig
@@ -356,6 +357,14 @@ def test_a_drawn_set_can_be_judged(run, tmp_path):
     chests = load_images(folder, 64)
     assert chests.reports == [report for report in REPORTS for _ in range(2)]
     assert torch.equal(chests.images(torch.tensor([3])) / 255, pictures.read_png(folder / "00002_3.png"))
+
+
+def test_a_table_of_prompts_reads_back(tmp_path):
+    """Whatever line break a prompt holds, the picture is judged by that prompt."""
+    prompts = ["Edema.\rNo effusion.", 'A "mass", 2 cm.', "Edema.\nClear."]
+    drawn.write_table(tmp_path, [drawn.Job(tmp_path / "a.png", prompt, range(1)) for prompt in prompts])
+    table = read_table(tmp_path / "prompt_INFO.csv", Tally(), ["img_savename", "prompt"])
+    assert [cells["prompt"] for cells in table] == prompts
 
 
 def test_what_is_not_of_this_set_is_not_replaced(run, tmp_path):
