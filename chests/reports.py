@@ -68,7 +68,7 @@ def one_line(text: str) -> str:
 KNOWN = (r"(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISONS?|TECHNIQUES?|PROCEDURE"
          r"|(?:REASON FOR (?:THE )?)?(?:EXAM(?:INATION)?|STUDY)|FINDINGS?(?: ?(?:AND|/|&) ?IMPRESSIONS?)?"
          r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATION(?:S|\(S\))?|ADDENDUM|WET READ|NOTIFICATION"
-         r"|REPORT|INTERPRETATION|(?:ELECTRONICALLY )?(?:SIGNED|DICTATED|REPORTED)(?: BY)?")
+         r"|REPORT|INTERPRETATION|(?:ELECTRONICALLY )?(?:SIGNED|DICTATED|REPORTED) BY")
 PARTS = (r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BON[EY]|OSSEOUS|SOFT|LINE|TUBE|DEVICE|AIRWAY|HIL|DIAPHRAGM"
          r"|AORTA|OTHER)")
 # At the start of a line any capitals (but not "LUNGS:", a part of the findings); a usual name alone on its
@@ -96,7 +96,7 @@ CHEST_VIEW = re.compile(cues(r"""
     chest|portable|pa and lat|lat(?:eral)? and pa|(?:two|one|frontal|pa|ap|lateral) views?|frontal and
     frontal (?:semi-)?upright|bone window|ribs"""))
 # What is about the report; and what a header has to hold to end the findings or the impression
-ABOUT = re.compile(r"communicat|discuss|notif|^end of|dictat|signed|reported|attending")
+ABOUT = re.compile(r"communicat|discuss|notif|^end of|dictat|electronic|(?:sign|report)ed by|attending")
 ENDS = re.compile("|".join(BESIDE) + "|addendum|wet read|exam")
 
 
