@@ -346,6 +346,8 @@ def assign_splits(rows: list[Row]) -> dict[str, list[int]]:
         name = side if side in ("val", "test") else drawn.get(row.patient)
         if name:  # else a train image of a patient who is in val or test too
             where[name].append(i)
+    # In no order of the table's: whoever takes the first or the last (train.stage_rewards) takes a sample.
+    where["train"].sort(key=lambda i: hashlib.sha256(os.fsencode(rows[i].patient)).digest())
     left_out = len(rows) - sum(map(len, where.values()))
     if left_out:
         print(f"data: {left_out:,} train images left out: their patients are in val or test too")

@@ -37,7 +37,8 @@ licence. The file is for your eyes; do not pass it on.
 
 judge.prompt_labels says what a label is; findings that the judge's training data does not show both present
 and absent are left out. Intervals: bootstrap over the prompts, the same resamples for every system; reference
-and training sets and the neighbourhoods of precision ... coverage stay fixed.
+and training sets and the neighbourhoods of precision ... coverage stay fixed. Those of recall and coverage
+are over the reference images, which they are means of: other prompts would move them as much again.
 """
 from storage import command
 

@@ -367,6 +367,8 @@ class Pathwise(Objective):
         rewards = self.promise(out, image, step)
         reward = sum(self.config.weights[name] * value for name, value in rewards.items())
         kl = torch.zeros_like(reward) if begun is None else reduce((out - begun) ** 2, "b c h w -> b", "mean")
+        if self.pipe.schedule.config.prediction_type == "epsilon":   # counted as v's: |dv|^2 = |de|^2 / a
+            kl = kl / self.pipe.schedule.a[self.ro.t[step]]
         return {"loss": self.config.kl * kl - discount(step, len(self.ro.t)) * reward, "kl": kl}
 
 
@@ -375,7 +377,8 @@ def flat_pairs(b: int, k: int, each: int, updates: int, generator: torch.Generat
     `each` of its k steps, drawn at random."""
     chosen = torch.rand(b, k, generator=generator).argsort(1)[:, :each]
     pairs = (torch.arange(b)[:, None] * k + chosen).flatten()
-    return list(pairs[torch.randperm(len(pairs), generator=generator)].chunk(updates))
+    pairs = pairs[torch.randperm(len(pairs), generator=generator)]
+    return list(pairs.tensor_split(min(updates, len(pairs))))
 
 
 def update(objective: Objective, pairs: Tensor, total: int, k: int, optimizer) -> dict[str, Tensor]:

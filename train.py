@@ -331,7 +331,7 @@ def learn_from_archive(run: Run, config: TrainConfig, rl: RLConfig, train, pipe:
                           first=config.diffusion_steps, rows=rows)
     rates = {name: rl.ace_lr if name == "ace" else rl.rwr_lr for name in modules}
     fit(run, "rwr", modules, loss, rl.rwr_steps, rates, config.diffusion_batch, config.diffusion_micro,
-        config.ema_decay, scratch=config.init is None)
+        config.ema_decay, scratch=config.init is None and not rl.lora_rank)
 
 
 def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, rl: RLConfig) -> None:
@@ -407,7 +407,8 @@ def main(argv: list[str] | None = None) -> None:
     device, given = start_ranks(), given_by_init(config)
     for flag, value, stage in [("reports", rl.reports, "rl"), ("vae-batch", config.vae_batch, "vae"),
                                ("text-batch", config.text_batch, "vae"),   # given with it
-                               ("diffusion-batch", config.diffusion_batch, "diffusion"),
+                               ("diffusion-batch", config.diffusion_batch,
+                                "rl" if rl.rwr_steps else "diffusion"),   # of the archive, too
                                ("reward-batch", config.reward_batch, "rewards")]:
         if stage not in given and value % ranks():
             raise ValueError(f"--{flag} {value}: expected a multiple of the {ranks()} processes")

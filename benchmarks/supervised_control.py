@@ -3,7 +3,7 @@
     python benchmarks/supervised_control.py [RUN: newest under runs/]
 
 Continues RUN/anchor (the UNet; same loss, all pairs, batch and peak learning rate, fresh warm-up and cosine)
-for the seconds that RUN/log.jsonl gives for both parts of RL, at the pace of the supervised steps among them,
+for the seconds that RUN/log.jsonl gives for both parts of RL, at the pace of the diffusion stage,
 saves RUN/control and writes RUN/evaluation.json anew with the key "control" beside "anchor" and "cxrl".
 """
 import argparse
@@ -53,11 +53,12 @@ def train_control(folder: Path, flags: list[str]) -> Path:
     config, sampling, rl = options.parse([*flags, "--out", str(folder)])
     run = options.open_run(config, sampling, rl)
     archive, gradient = last_log(folder, "rwr"), last_log(folder, "rl")
-    pace = archive if archive["step"] else last_log(folder, "diffusion")
+    seconds, pace = archive["time"] + gradient["time"], last_log(folder, "diffusion")
+    pace = pace if pace["step"] else archive   # whose seconds hold the search for its examples, too
     if not pace["step"]:
         raise ValueError(f"{folder / 'log.jsonl'}: no supervised steps; the control needs a finished run")
-    steps = archive["step"] + round(gradient["time"] * pace["step"] / pace["time"])
-    print(f"control: RL took {archive['time'] + gradient['time']:.0f} s, which is {steps} supervised steps")
+    steps = round(seconds * pace["step"] / pace["time"])
+    print(f"control: RL took {seconds:.0f} s, which is {steps} supervised steps")
     pipe, train_set = Pipeline.load(folder / "anchor", run.device), train.load_sets(config)["train"]
     loss = train.diffusion_loss(run, config, pipe, latent_cache(run, pipe.vae, train_set), train_set.reports,
                                 first=config.diffusion_steps)

@@ -39,7 +39,7 @@ FINDINGS = {
     "Pleural Other": r"pleural thickening|fibrosis|fibrothorax|pleural scar|pleuro-\w+ scar",
     "Fracture": r"fractur",
     "Support Devices": r"""
-        pacer|defib|tubes?\b|(?:ett|ngt|ogt|cvc)\b|swan-ganz|\w*catheter|pacemaker|a?icd\b|picc|lines?\b
+        pacer|defib|tubes?\b|(?:ett|ngt|ogt|cv[cl])\b|swan-ganz|\w*catheter|pacemaker|a?icd\b|picc|lines?\b
         cannula|drain\b|port-a-cath|mediport|valves?\b|hardware|arthroplast|screw|coils?\b
         plates?\b(?!-| ?like)|marker|device|apparatus|equipment""",
     "Other": r"""
@@ -48,6 +48,9 @@ FINDINGS = {
         thickening|cephalization|aspiration|bullae|contusion|atherosclero|osteopenia|metasta|granuloma
         pneumomediastinum|pneumoperitoneum|osteodystrophy|cuffing|irregular lucency|inflam|fissure
         hypertension|prominen|kyphosis|bullet|reticula|thoracentesis|bronchitis|volume loss|deformity
+        bronchiectas|tubercul|abscess|aneurysm|\w*adenopathy|honeycomb|lytic|free (?:\w+ )?air|dislocat
+        spondylo|cavit|(?:elevated|raised) (?:\w+ )?(?:hemi)?diaphragm
+        (?:hemi)?diaphragm (?:is |remains )?(?:\w+ly )?(?:elevated|raised)
         hemorrhage|hematoma|radiopaque|aerophagia|arthropathy|tracheostomy""",
 }
 ORGANS = {

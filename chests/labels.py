@@ -80,11 +80,13 @@ PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
     (r"\b(?:one|two|1|2) of (?:the )?((?:[\w-]+ ){1,4})(?:ha(?:s|ve)|was|were) (?:been )?removed\b",
      r"\1remains"),
     (r"\bremoval of (?:one|two|1|2) of\b", ""),
+    (r",? (?:which|that) (?:was|were|had been) [^,:]{1,80}?,?(?= (?:is|are|ha(?:s|ve))\b)", ""),
+    (r"\bbut (?=(?:(?:is|still|now|remains?|appears?|\w+ly) ){0,3}(?:enlarged|widened|dilated)\b)", "and "),
     (r"\bwnl\b", "within normal limits"),
     (r"\bno (?:better|worse|larger|smaller|bigger)\b", "unchanged"),
     (r"\bnor (?:is|are|was|were|has|have|does|do|can)\b(?: there)?(?: be)?(?: any)?", "nor"),
-    (r"\b(mild|small|moderate|one|two|three|more|at) or "
-     r"(moderate|severe|large|two|three|four|more|less|just)\b", r"\1 to \2"))]
+    (r"\b(mild|small|mod|moderate|one|two|three|more|at) or "
+     r"(mod|moderate|severe|large|two|three|four|more|less|just)\b", r"\1 to \2"))]
 
 # "No change in the effusion", "not completely resolved effusion", "no layering of the effusion" deny a change
 # or an attribute: read as "unchanged".
@@ -294,7 +296,7 @@ NORMAL = cues(r"""
     large|dilated)\b
     (?:no|without) (?:\w+ ){0,4}(?:enlarge\w+|widening|cardiomegaly)\b""")
 LARGE = cues(r"""
-    enlargement of\b|enlarg\w+|prominen\w+|widen\w+|increase in\b|increased\b|dilated\b|large\b
+    enlargement of\b|enlarg\w+|prominen\w+|widen\w+|wide\b|increase in\b|increased\b|dilated\b|large\b
     cardiomegaly\b|abnormal\b|(?:greater|larger|bigger|more) than normal\b
     (?:above|exceeds?|beyond|outside)\b[^,]* normal\b""")
 VERDICT = re.compile(f"(?P<uncertain>{UNSURE})|(?P<absent>{NORMAL})|(?P<present>{LARGE})")
@@ -338,7 +340,8 @@ SHORT = (("â€™", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "witho
 # The point of an abbreviation ends no sentence.
 POINT = re.compile(r"\b((?i:sig|signif|evid|comp|approx|i\.e|e\.g|neg|pl))\.(?=,? [a-z])")
 OPTION = r"(?:none|no|yes|small|mild|moderate|large|severe|trace)\b"   # behind a box: "[ ] small [x] large"
-SLASHED = {"s/p": "status post", "c/w": "consistent with", "c/f": "concern for"}
+SLASHED = {"s/p": "status post", "c/w": "consistent with", "c/f": "concern for",
+           "b/l": "bilateral", "d/t": "due to", "a/w": "with", "h/o": "history of", "y/o": "old"}
 # "Pneumothorax: none", "Pneumothorax - no", "Pneumothorax (-)": an answer, with which its clause ends.
 CLOSE = r"\s*(?:\.(?!\d)|[,;)\]]|$)"
 END = rf"(?={CLOSE}|\s*\w[\w/ ]{{0,40}}[:=?])"
@@ -372,8 +375,9 @@ def clean(text: str) -> list[str]:
     text = re.sub(r"--(?= ?\w)", " - ", text)
     text = NONE_OF.sub(lambda m: "; no " + re.sub(r"[,;]|\band\b", "; no ", m[1]), SEMICOLON.sub(":", text))
     text = re.sub(r"(\(\w+ )?\(?\b(?:\d\d?|[a-h])\) ", lambda m: m[0] if m[1] else "; ", text)  # "2) Edema"
-    text = re.sub(r"\b(?:s/p|c/w|c/f)\b", lambda m: SLASHED[m[0]], text)
+    text = re.sub(rf"\b(?:{'|'.join(SLASHED)})\b", lambda m: SLASHED[m[0]], text)
     text = re.sub(r"(?<=: )(?:probab\w+|uncertain|unclear|indeterminate|maybe)\b", "possible", text)
+    text = re.sub(r"\(-\) ?(?=[a-z])", "; no ", text) if re.match(r"\([+-]\)", text) else text
     text = re.sub(r"(?:^|(?<=[,;] ))\(-\) ?(?=[a-z])", "no ", text)             # "(-) effusion, (+) edema"
     text = re.sub(r":\s+", ": ", ANSWER.sub(" none;", text))
     if "?" in text:

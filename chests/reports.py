@@ -17,8 +17,9 @@ def cues(lines: str) -> str:
 NONE_HEAD = (r"(?:\b(?:no|none|neither|without|negative|free|not (?:have|show|see))"
              r"(?: (?:evidence|signs?|of|for|any|all|the|(?:following|below|these)(?: findings?)?"
              r"|is|are|was|were|seen|present|identified|noted))+"
-             r"|(?:^|(?<=[.;\n] ))(?:no|absent|not (?:seen|present|identified)|(?:pertinent )?negatives?)):")
-BULLET = r"(?:[-*•]|\d+[.)]) "
+             r"|(?:^|(?<=[.;\n] ))(?:no|ruled out|(?:the following(?: findings)? are )?(?:absent|not (?:seen"
+             r"|present|identified))|(?:pertinent )?(?:negatives?|(?:negative|absent) findings?))):")
+BULLET = r"(?:[-*•>+]|\d+[.)]) "
 ITEM_ALONE = r"(?!.*\b(?:is|are|was|were|has|have|there)\b)[\w(/][\w()/ -]{0,40}[.,;]?(?=\n|$)"
 NONE_LINES = re.compile(rf"(?i)({NONE_HEAD})((?:\n+{BULLET}.+)+|\n?(?:\n{ITEM_ALONE})+)")
 ITEM_LINE = re.compile(rf"(?m)^(?:{BULLET})?(.+?)[.,;]?$")
@@ -57,7 +58,9 @@ def one_line(text: str) -> str:
     if len(lines) > 1:
         text = NONE_LINES.sub(lambda m: f"{m[1]} {', '.join(ITEM_LINE.findall(m[2]))}.", "\n".join(lines))
         text = re.sub(rf"(?i)(?<=[a-z])-\n+(?=[a-z])|({OPEN})\n+", lambda m: m[1] and m[1] + " " or "", text)
-        text = re.sub(rf"(?<=[\w)])\n(?=\n|[A-Z][a-z]|{BULLET})", ". ", text)
+        item = r"|(?!(?:none|no|yes|absent|present)\b\W*(?:\n|$))\w"   # short lines without a point: items
+        item = item if max(map(len, lines)) < 40 and not re.search("[.,;:]", text) else ""
+        text = re.sub(rf"(?<=[\w)])\n(?=\n|[A-Z][a-z]|{BULLET}{item})", ". ", text)
     return " ".join(text.split())
 
 
@@ -68,7 +71,8 @@ def one_line(text: str) -> str:
 KNOWN = (r"(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISONS?|TECHNIQUES?|PROCEDURE"
          r"|(?:REASON FOR (?:THE )?)?(?:EXAM(?:INATION)?|STUDY)|FINDINGS?(?: ?(?:AND|/|&) ?IMPRESSIONS?)?"
          r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATION(?:S|\(S\))?|ADDENDUM|WET READ|NOTIFICATION"
-         r"|REPORT|INTERPRETATION|(?:ELECTRONICALLY )?(?:SIGNED|DICTATED|REPORTED) BY")
+         r"|REPORT|(?<!CRITICAL )RESULTS?|SUMMARY|INTERPRETATION"
+         r"|(?:ELECTRONICALLY )?(?:SIGNED|DICTATED|REPORTED) BY")
 PARTS = (r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BON[EY]|OSSEOUS|SOFT|LINE|TUBE|DEVICE|AIRWAY|HIL|DIAPHRAGM"
          r"|AORTA|OTHER)")
 # At the start of a line any capitals (but not "LUNGS:", a part of the findings); a usual name alone on its
@@ -83,7 +87,7 @@ SECTION_NAMES = (  # the first pattern that the lower-cased header matches in fu
     ("indication", r"reason for (the )?(exam(ination)?|study)"),
     ("history", r"clinical (history|information|data|details)|patient history|pfi"),
     ("impression", r"conclusions?|opinion|imp|summary|assessment|i ?m?p\w*s\w*n\w?"),
-    ("findings", r"fin\w*s|finding|chest, two views|report|interpretation"),
+    ("findings", r"fin\w*s|finding|chest, two views|report|results?|interpretation"),
     ("examination", r"exam"),
     ("procedure", r"procedure comments?"),
     ("recommendations", r"recommendation(s|\(s\))?"),
@@ -134,6 +138,9 @@ def sections(text: str) -> dict[str, str]:
         name = section_name(header[header.lastindex], within=parts[-1][0])
         following = HEADER.search(cased, header.end())
         end = following.start(following.lastindex) if following else len(text)
+        there = any(part == "impression" and worded(body) for part, body in parts)
+        if there and header[header.lastindex].lower() == "summary":
+            name = "summary"   # CheXpert Plus's, behind the impression: "SUMMARY: 2-ABNORMAL"
         if name:
             usual = name in BESIDE or name in SECTION_WORDS or name == "wet read"
             parts.append((name, text[header.end() if usual else header.start(header.lastindex): end]))
@@ -143,6 +150,8 @@ def sections(text: str) -> dict[str, str]:
         header = following
     parts = [(name, body) for name, body in parts if body.strip() or name not in ("impression", "findings")]
     if len(parts) > 1 and not {"impression", "findings"} & {name for name, _ in parts}:
+        while len(parts) > 2 and parts[-1][0] == "notification":
+            parts.pop()
         name, body = parts.pop()
         first, *rest = re.split(r"\n ?\n", body, maxsplit=1)
         parts += [(name, first), *(("last_paragraph", paragraph) for paragraph in rest)]

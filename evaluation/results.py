@@ -1,6 +1,7 @@
 """What evaluation.json and the console say of a system: values with intervals, gains, the table."""
 import math
 
+import torch
 from torch import Tensor
 
 from chests.findings import LABELS
@@ -30,8 +31,10 @@ def entry(rows: dict[str, Tensor]) -> dict:
 
 def gains(system: dict[str, Tensor], anchor: dict[str, Tensor], real: dict[str, Tensor]) -> dict:
     """What a system gained on the anchor, paired by prompt and resample: CXRL's Table 1 in relative terms."""
-    def gap_closed(name: str) -> Tensor:
-        return (system[name] - anchor[name]) / (real[name] - anchor[name])
+    def gap_closed(name: str) -> Tensor:   # nan: there is none
+        gap = real[name] - anchor[name]
+        low, high = metrics.interval(gap)
+        return (system[name] - anchor[name]) / (gap if low > 0 or high < 0 else torch.nan * gap)
 
     return {"posture_deviation_ratio": summary(system["posture_deviation"] / anchor["posture_deviation"]),
             "auroc_gap_closed": summary(gap_closed("auroc")),

@@ -505,6 +505,16 @@ def test_given_splits_stand(tmp_path, capsys):
     assert "split is none of" in printed and "1 train images left out" in printed
 
 
+def test_training_rows_are_in_no_order_of_the_table(tmp_path):
+    """Rewards are calibrated on the last rows of train: of a table sorted by source, on all its sources."""
+    rows = [row | {"patient_id": f"p{i}"} for i, row in enumerate(good_rows(tmp_path, 60))]
+    write_table(tmp_path, rows)
+    train = [int(name[1:]) for name in load(str(tmp_path), size=16)["train"].patients]
+    assert min(train[-8:]) < 30 <= max(train[-8:]) and sorted(train) != train
+    write_table(tmp_path, rows[::-1])
+    assert [int(name[1:]) for name in load(str(tmp_path), size=16)["train"].patients] == train
+
+
 def test_unknown_patients(tmp_path, capsys):
     """Without patient names each image counts as its own patient, and that is said."""
     write_table(tmp_path, good_rows(tmp_path, patient_id=""))
@@ -722,8 +732,9 @@ def test_a_small_set_of_phantoms_has_few_held_out(monkeypatch, train, val, test)
 
 
 def test_digest_follows_what_a_run_is_made_of(tmp_path, monkeypatch):
-    """A set's digest changes with its images, reports, labels and order, and with nothing else; a large set's
-    goes by its files. A phantom's goes by its seed, range, size and faults."""
+    """A set's digest changes with its images, reports and labels, and their order (which of train is not the
+    table's, but within a patient); a large set's goes by its files. A phantom's goes by its seed, range, size
+    and faults."""
     rows = good_rows(tmp_path, 6, split="train")
     rows[0]["split"] = "val"
 
@@ -735,10 +746,13 @@ def test_digest_follows_what_a_run_is_made_of(tmp_path, monkeypatch):
         monkeypatch.setattr(data, "DECODED_ROWS", bound)
         first = digest(rows)
         assert len(first) == 16 and digest(rows) == first
-        changed = {digest(rows[::-1]), digest([row | {"report": "Clear."} for row in rows])}
+        assert digest(rows[::-1]) == first
+        own = [row | {"patient_id": "both"} for row in rows[4:]]
+        changed = {digest(rows[:4] + own), digest(rows[:4] + own[::-1])}
+        changed |= {digest([row | {"report": "Clear."} for row in rows])}
         for row in rows:
             Image.radial_gradient("L").resize((40, 40 + bound % 9)).save(tmp_path / row["image"])
-        assert len(changed | {digest(rows), first}) == 4
+        assert len(changed | {digest(rows), first}) == 5
     phantoms = [data.PhantomChests("train", *options).digest for options in (
         (0, 9, 0, 32, True), (0, 9, 0, 32, True), (1, 9, 0, 32, True), (0, 8, 0, 32, True),
         (0, 9, 1, 32, True), (0, 9, 0, 64, True), (0, 9, 0, 32, False))]

@@ -13,7 +13,7 @@ from PIL import Image
 from test_judge import FLUID, HEART, ToyChests, trained
 
 import evaluate
-from evaluation.results import BETTER, remarks, summary
+from evaluation.results import BETTER, gains, remarks, summary
 from model import UNet2DConditionModel, UNetConfig
 from rewards import DiagnosisNet, RewardConfig
 from sample import Pipeline, Schedule, ScheduleConfig
@@ -236,6 +236,8 @@ def test_images_from_elsewhere_are_measured_by_the_same_yardstick(run, tmp_path)
     for metric in METRICS - {"ms_ssim"}:
         assert result["theirs"][metric] == result["real"][metric], metric
     assert result["theirs_vs_anchor"]["auroc_gap_closed"]["value"] == pytest.approx(1)
+    rows = {name: torch.rand(100, dtype=torch.float64) for name in BETTER}
+    assert gains(rows, rows, rows)["auroc_gap_closed"]["value"] is None   # there is no gap
     assert result["images"] == {"theirs": 32}
     assert not any("do not compare" in line for line in remarks(result))
     result["images"]["theirs"] = 20

@@ -168,6 +168,23 @@ def test_pathwise_gradient_is_the_rewards_own():
     assert (objective(image, torch.tensor([5, 5]))["loss"].sum() != 0).all()
 
 
+def test_the_pathwise_kl_does_not_depend_on_what_the_network_predicts():
+    """Two networks that say v are as far apart as those that say the same in noise."""
+    pipe = small_pipeline(0)
+    ro, c_p, c_empty = start(pipe)
+    image, step = torch.arange(6), torch.arange(6)
+    objective = Pathwise(pipe, pipe, ro, c_p, c_empty, sampling(), RLConfig(), Brightness(), ["a"] * 8)
+    v = torch.randn(2, *ro.states[image, step].shape)
+    a = pipe.schedule.alpha(ro.t[step])
+    noise = a.sqrt() * v + (1 - a).sqrt() * ro.states[image, step]
+    kl = {}
+    for kind, out in (("v_prediction", v), ("epsilon", noise)):
+        pipe.schedule.config = dataclasses.replace(pipe.schedule.config, prediction_type=kind)
+        objective.outputs = lambda image, step, out=out: tuple(out)
+        kl[kind] = objective(image, step)["kl"]
+    torch.testing.assert_close(kl["epsilon"], kl["v_prediction"], rtol=1e-4, atol=0)
+
+
 def test_a_picture_that_is_right_enough_has_no_gradient():
     """Up to the median real pair's score a reward pulls; above it, not at all."""
     pipe, nets, image, step = small_pipeline(0), Brightness(), torch.tensor([0]), torch.tensor([5])
@@ -292,6 +309,8 @@ def test_pairs_cover_every_image_and_step_once():
     assert sorted(pairs.tolist()) == list(range(30))
     part = torch.cat(flat_pairs(6, 5, 2, 3, torch.Generator().manual_seed(0)))
     assert torch.bincount(part // 5).tolist() == [2] * 6
+    sizes = [len(pairs) for pairs in flat_pairs(10, 1, 1, 8, torch.Generator().manual_seed(0))]
+    assert sorted(sizes) == [1] * 6 + [2] * 2   # as many updates as asked for
 
 
 def test_kl_is_zero_on_the_anchor_and_holds_the_policy():

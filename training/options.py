@@ -206,6 +206,8 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
         check_values(part)
     if rl.reports * rl.group < 2:
         raise ValueError("--reports 1 --group 1: expected more than one image a round")
+    if rl.rwr_steps == 0 and 0 in (rl.rounds, rl.mix):
+        raise ValueError(f"--rwr-steps 0 --rounds {rl.rounds} --mix {rl.mix}: nothing would be learned")
     if rl.w_align == rl.w_diag == rl.w_consist == 0:
         raise ValueError("--w-align 0 --w-diag 0 --w-consist 0: at least one reward needs a weight above 0")
     score, lora = rl.gradient == "score", config.finetune == "lora"
