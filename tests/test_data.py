@@ -396,6 +396,9 @@ def test_prompt_choice():
     (" FINDINGS: Effusion.\n IMPRESSION AND RECOMMENDATION: Edema.", "Edema."),
     ("FINDINGS: Effusion.\nSUMMARY: Edema.\nDictated by: Dr. A", "Edema."),
     ("=====\nFINDINGS \u2013 Edema.\n-----\nElectronically signed by: Dr. A", "Edema."),
+    ("IMPRESSION:\n1. Edema.\nEND OF IMPRESSION:\nSUMMARY: 2-ABNORMAL, PREVIOUSLY REPORTED", "1. Edema."),
+    ("CLINICAL INDICATION: Rule out pneumothorax. RESULT: Right effusion.", "Right effusion."),
+    (" HISTORY: Cough.\n\n Right effusion.\n\n Dictated by: ___\n", "Right effusion."),
     ("Left eff\u200busion.\\tE\x00dema.", "Left effusion. Edema.")])
 def test_a_prompt_is_all_that_was_read_on_the_film_and_nothing_else(text, prompt):
     """Of a text without headers every paragraph; never the indication, the technique, or a line that only

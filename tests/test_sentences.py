@@ -12,7 +12,7 @@ from chests.labels import LABELS, label
 SHORT = {"ecm": "Enlarged Cardiomediastinum", "heart": "Cardiomegaly", "lesion": "Lung Lesion",
          "opacity": "Lung Opacity", "edema": "Edema", "cons": "Consolidation", "pna": "Pneumonia",
          "atel": "Atelectasis", "ptx": "Pneumothorax", "eff": "Pleural Effusion", "pleura": "Pleural Other",
-         "fx": "Fracture", "dev": "Support Devices"}
+         "fx": "Fracture", "dev": "Support Devices", "normal": "No Finding"}
 VALUE = {"+": 1, "-": 0, "?": -1}
 
 # A denied list is closed by its "or": what follows the comma is there.

@@ -179,7 +179,31 @@ Can&#8217;t exclude pneumonia. | ?pna
 A < B; effusion > 2 cm <b | +eff
 """
 
-KINDS = (NONE_OF, V, SIGNS, SEMICOLONS, MARKUP)
+# Lines without a point; what was, told beside what is; abbreviations with a slash; disease without a label.
+LINES_AND_WORDS = r"""
+NO PNEUMOTHORAX\nSMALL LEFT EFFUSION\nCARDIOMEGALY | -ptx +eff +heart
+no pneumothorax\nsmall left effusion\ncardiomegaly | -ptx +eff +heart
+> No effusion\n> Mild edema | -eff +edema
+No evidence of pneumothorax,\neffusion or edema. | -ptx -eff -edema
+Small b/l pleural effusions. | +eff
+Right effusion d/t pneumonia. | +eff +pna
+Mild/mod pulmonary edema. | +edema
+The effusion that was seen previously is no longer present. | -eff
+The left pneumothorax, which was small, has resolved. | -ptx
+The effusion that was drained has recurred. | +eff
+The heart, which was enlarged, is now normal. | -heart
+The heart is smaller but remains enlarged. | +heart
+Mediastinum is stable but widened. | +ecm
+Negative findings: pneumothorax, consolidation. | -ptx -cons
+The following are absent: effusion, edema. | -eff -edema
+(+) effusion (-) pneumothorax | +eff -ptx
+Left CVL in place. | +dev
+Bilateral bronchiectasis. | ~normal
+Elevated right hemidiaphragm. | ~normal
+Thoracic aortic aneurysm. | ~normal
+"""
+
+KINDS = (NONE_OF, V, SIGNS, SEMICOLONS, MARKUP, LINES_AND_WORDS)
 
 
 @pytest.mark.parametrize("line", [line for kind in KINDS for line in kind.strip().split("\n")])
