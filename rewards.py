@@ -142,6 +142,12 @@ def affine(psi: Tensor) -> Tensor:
     return rearrange(entries, "b (r c) -> b r c", r=2)
 
 
+def random_pose(b: int, generator: torch.Generator) -> Tensor:
+    """-> psi: b 5, as badly positioned films have it"""
+    spread = torch.tensor([0.15, 0.15, 0.1, 0.1, 0.12])
+    return torch.tensor(IDENTITY) + torch.randn(b, 5, generator=generator).clamp(-2, 2) * spread
+
+
 def warp(images: Tensor, matrix: Tensor) -> Tensor:
     """(images: b 1 h w, matrix: b 2 3) -> b 1 h w, sampled at matrix @ (u, 1), borders repeated."""
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)

@@ -55,6 +55,7 @@ from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks, whol
 from vae import AutoencoderKL
 
 KEPT_NUMBERS = 2**27      # of prompt embeddings, 0.5 GB; of larger sets they are computed for each batch
+MOST_PASSES = 4           # over the pairs that reward networks see as they are; of more they would learn them
 STAGES = ("vae", "diffusion", "rewards", "rl", "evaluate")
 
 
@@ -227,6 +228,7 @@ class Pairs:
     train: object
     taught: int       # the first pairs, so many
     batch: int
+    steps: int
     seed: int
     device: torch.device
 
@@ -239,20 +241,27 @@ class Pairs:
     def draw(self, name: str, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """-> this rank's share of a batch, softened; the rows of the whole batch; a generator"""
         g = step_generator(self.seed, name, step)
-        images = unit(self.images(step), self.device)
-        return blurred(images, g, self.batch, share(self.batch)), self.index(step), g
+        images = blurred(unit(self.images(step), self.device), g, self.batch, share(self.batch))
+        return images, self.index(step), g
+
+    def warped(self, name: str, step: int) -> tuple[Tensor, Tensor]:
+        """-> images and rows of `draw`; few pairs, which would be learned by heart, in ever other poses"""
+        images, index, g = self.draw(name, step)
+        if self.steps * self.batch > MOST_PASSES * self.taught:
+            psi = rewards.random_pose(self.batch, g)[share(self.batch)]
+            images = rewards.warp(images, rewards.affine(psi.to(self.device)))
+        return images, index
 
 
 def teach_posture(run: Run, config: TrainConfig, sizes: rewards.RewardConfig, pairs: Pairs) -> PostureNet:
     net = PostureNet(sizes).to(run.device)
     some = unit(pairs.train.images(torch.arange(min(1000, pairs.taught))), run.device)
     net.canonical.copy_(rewards.canonical_chest(some))
-    centre, spread = torch.tensor(rewards.IDENTITY), torch.tensor([0.15, 0.15, 0.1, 0.1, 0.12])
 
     def loss(step: int, part: slice) -> tuple[Tensor, dict]:
         images, _, g = pairs.draw("posture", step)
-        jitter = centre + torch.randn(pairs.batch, 5, generator=g)[part].clamp(-2, 2) * spread
-        return net.loss(F.interpolate(images, net.canonical.shape[2:], mode="area"), jitter.to(run.device))
+        images = F.interpolate(images, net.canonical.shape[2:], mode="area")
+        return net.loss(images, rewards.random_pose(pairs.batch, g)[part].to(run.device))
 
     fit(run, "posture", {"net": net}, loss, config.reward_steps, config.reward_lr, pairs.batch)
     net.eval().set_zero(some)
@@ -265,7 +274,7 @@ def teach_diagnosis(run: Run, config: TrainConfig, sizes: rewards.RewardConfig, 
     net = DiagnosisNet(sizes).to(run.device)
 
     def loss(step: int, part: slice) -> tuple[Tensor, dict]:
-        images, index, _ = pairs.draw("diagnosis", step)
+        images, index = pairs.warped("diagnosis", step)
         labels, known = pairs.train.labels[index], (pairs.train.labels[index] != -1).float()
         value, numbers = net.loss(images, labels[part].to(run.device))   # a mean over known labels
         return value * (known[part].mean() / known.mean().clamp(min=1e-9)).to(run.device), numbers
@@ -282,7 +291,7 @@ def teach_consistency(run: Run, config: TrainConfig, sizes: rewards.RewardConfig
     net.tokenizer = Tokenizer.train(reports, sizes.vocab_size, sizes.positions)
 
     def loss(step: int, part: slice) -> tuple[Tensor, dict]:
-        images, index, _ = pairs.draw("consistency", step)
+        images, index = pairs.warped("consistency", step)
         return net.loss(images, [reports[i] for i in index[part].tolist()])
 
     fit(run, "consistency", {"net": net}, loss, config.reward_steps, config.reward_lr, pairs.batch)
@@ -292,7 +301,8 @@ def teach_consistency(run: Run, config: TrainConfig, sizes: rewards.RewardConfig
 def stage_rewards(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
     """The three reward networks; the scores of the pairs kept back set each network's scale."""
     train, kept = sets["train"], min(1000, max(len(sets["train"]) // 8, 1))
-    pairs = Pairs(train, max(len(train) - kept, 1), config.reward_batch, run.seed, run.device)
+    pairs = Pairs(train, max(len(train) - kept, 1), config.reward_batch, config.reward_steps, run.seed,
+                  run.device)
     teachers = {"posture": teach_posture, "diagnosis": teach_diagnosis, "consistency": teach_consistency}
     for number, (name, teach) in enumerate(teachers.items(), start=2):
         if run.path("rewards", name, "config.json").exists():

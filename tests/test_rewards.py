@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 import rewards
+import train
 from chests.labels import LABELS
+from data import PhantomChests
 from rewards import (
     IDENTITY,
     ConsistencyNet,
@@ -295,3 +297,13 @@ def test_a_densenet_that_does_not_fit_is_refused(tmp_path, labels, words):
     (tmp_path / "own.json").write_text(labels)
     with pytest.raises(ValueError, match=f"own.safetensors: not a DenseNet-121.*{words}"):
         DiagnosisNet.from_densenet(tmp_path / "own.safetensors")
+
+
+def test_few_pairs_are_seen_in_ever_other_poses():
+    """Pairs that a network sees more than MOST_PASSES times are warped, else it would learn them by heart."""
+    train_set = PhantomChests("train", 0, 50, 0, 64, True)
+    for steps, same in ((train.MOST_PASSES * 50 // 8, True), (50, False)):
+        pairs = train.Pairs(train_set, 50, 8, steps, 0, torch.device("cpu"))
+        images, index, _ = pairs.draw("diagnosis", 0)
+        warped, rows = pairs.warped("diagnosis", 0)
+        assert torch.equal(index, rows) and torch.equal(images, warped) is same
