@@ -129,7 +129,8 @@ def read_image(path: Path, size: int, fit: str, aspect: float | None = None) -> 
             if image.mode == "L" and getattr(image, "tag_v2", {}).get(339) in (2, (2,)):
                 raise ImageError("grey values with a sign")
             image.draft("L", (4 * size, 4 * size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
-            halved = "16" in str(image.tile) and image.mode[0] not in "IF"   # of 16-bit colour Pillow keeps 8
+            # Of 16-bit colour ("RGB;16B") Pillow keeps 8.
+            halved = image.mode[0] not in "IF" and any(";16" in str(part[3]) for part in image.tile)
             grey = to_grey(ImageOps.exif_transpose(image))
             found = np.array(grey.histogram())
             share = found.cumsum() / found.sum()

@@ -665,6 +665,8 @@ def test_depths_that_cannot_be_read_rightly_are_refused(tmp_path):
     for name, reason in (("signed.tif", "with a sign"), ("colour.png", "14 bits or fewer in 16")):
         with pytest.raises(images.ImageError, match=reason):
             images.read_image(tmp_path / name, 48, "crop")
+    picture((160, 160), "RGB").point(lambda grey: grey // 5).save(tmp_path / "dim.png")   # 8 bits: as it is
+    assert images.read_image(tmp_path / "dim.png", 48, "crop").max() < 64
 
 
 @pytest.mark.parametrize("factor", [257, 16])
