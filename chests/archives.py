@@ -32,9 +32,11 @@ def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> s
     known = {"findings", "impression"} & set(parts)
     parts = {name: text for name, text in parts.items() if worded(text)}
     body = " ".join(text for name, text in parts.items() if name not in BESIDE)
-    own = {name: sections(f"{name.upper()}: {column}").get(name, "")   # a column may hold other sections, too
-           for name, column in (("findings", findings), ("impression", impression))}
-    findings, impression = (own[name] if worded(own[name]) else parts.get(name, "") for name in own)
+    for name, column in (("findings", findings), ("impression", impression)):
+        # A column may hold other sections, too; where it says nothing, the report's counts.
+        own = sections(f"{name.upper()}: {column}").get(name, "") if column else ""
+        parts[name] = own if worded(own) else parts.get(name, "")
+    findings, impression = parts["findings"], parts["impression"]
     if prompt == "both":
         text = f"{findings} {impression}"
     elif prompt == "findings":

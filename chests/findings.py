@@ -49,7 +49,7 @@ FINDINGS = {
         pneumomediastinum|pneumoperitoneum|osteodystrophy|cuffing|irregular lucency|inflam|fissure
         hypertension|prominen|kyphosis|bullet|reticula|thoracentesis|bronchitis|volume loss|deformity
         bronchiectas|tubercul|abscess|aneurysm|\w*adenopathy|honeycomb|lytic|free (?:\w+ )?air|dislocat
-        spondylo|cavit|(?:elevated|raised) (?:\w+ )?(?:hemi)?diaphragm
+        spondylo|cavitar|cavitat|(?:elevated|raised) (?:\w+ )?(?:hemi)?diaphragm
         (?:hemi)?diaphragm (?:is |remains )?(?:\w+ly )?(?:elevated|raised)
         hemorrhage|hematoma|radiopaque|aerophagia|arthropathy|tracheostomy""",
 }

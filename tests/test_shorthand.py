@@ -201,6 +201,7 @@ Left CVL in place. | +dev
 Bilateral bronchiectasis. | ~normal
 Elevated right hemidiaphragm. | ~normal
 Thoracic aortic aneurysm. | ~normal
+Chest tube tip projects outside the thoracic cavity. | +dev +normal
 """
 
 KINDS = (NONE_OF, V, SIGNS, SEMICOLONS, MARKUP, LINES_AND_WORDS)
