@@ -264,7 +264,8 @@ def index_folder(folder: Path, prompt: str, cache: Path | None) -> Index:
     tables = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.glob("*")
                     if path.suffix in (".csv", ".gz", ".txt", ".zip") and path.is_file())
     code = [(Path(__file__).parent / name).read_text() for name in CODE]
-    key = json.dumps([str(folder.resolve()), prompt, tables, code])
+    reports = (folder / "mimic-cxr-reports").is_dir()   # unpacked beside the tables later on
+    key = json.dumps([str(folder.resolve()), prompt, tables, reports, code])
     file = cache and cache / f"index-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     if file and file.is_file():
         try:

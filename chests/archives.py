@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
+from glob import escape
 from math import nan
 from pathlib import Path
 
@@ -166,8 +167,9 @@ def mimic_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
     """MIMIC-CXR-JPG: mimic-cxr-2*-{metadata,split,chexpert}.csv[.gz], files/p10/p10000032/s50414267/*.jpg.
 
     Reports are MIMIC-CXR's: files/p10/p10000032/s50414267.txt, or all in mimic-cxr-reports.zip. A study
-    without one gets a report composed from its CheXpert labels.
+    without one gets a report composed from its CheXpert labels. Images may be .png as well.
     """
+    suffix = next((path.suffix for path in images_in(folder, ["files/*/*/*/*"])), ".jpg")
     split = mimic_table(folder, "split", ["dicom_id", "split"], notes,
                         lambda cells, _: cells["split"].lower())
     if not split:
@@ -191,9 +193,10 @@ def mimic_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
         report = choose_prompt(read(f"{stem}.txt") if frontal else "", "", "", prompt)
         own = None if report or not frontal else labels.get(study)
         if own and (composed := compose_from_labels(own)):
-            notes.add("no report: the prompt is composed from the labels", f"{stem}.txt")
+            notes.add("no report (mimic-cxr-reports.zip, or a link to it, was looked for): the prompt is "
+                      "composed from the labels", f"{stem}.txt")
             report = composed
-        yield Row(f"{stem}/{dicom}.jpg", report, own, subject, split.get(dicom, ""),
+        yield Row(f"{stem}/{dicom}{suffix}", report, own, subject, split.get(dicom, ""),
                   view.lower() if frontal else "lateral or unknown")
 
 
@@ -249,8 +252,8 @@ def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
 def openi_xml_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """Open-I as published: ecgen-radiology/N.xml, and images in the folder or below, named by their ids.
 
-    The files name no views: laterals are left out only where indiana_projections.csv lies there as well, and
-    counted where they may be.
+    The files name no views. Where indiana_projections.csv lies there as well, it does; else of each report
+    the first image counts, which seldom is a lateral (129 of the 2,467 whose DICOM file says it).
     """
     place = image_places(folder, OPENI, notes)
     views = openi_views(folder, notes)
@@ -270,9 +273,8 @@ def openi_xml_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Itera
             notes.add("XML file that names no image", here)
         for number, name in enumerate(images):
             view = views.get(openi_key(name), "")
-            if number and not view:
-                notes.add("further image of a report, likely a lateral: no indiana_projections.csv", name)
-            yield Row(place.get(name, name), report, view=view,
+            more = "further image of a report, of unknown view (indiana_projections.csv has views)"
+            yield Row(place.get(name, name), report, view=view, fault=more if number and not view else "",
                       patient=file.stem if patient is None else patient.get("id", file.stem))
 
 
@@ -345,11 +347,12 @@ def image_places(folder: Path, official: Collection[str], notes: Tally) -> dict[
 
 
 def chexpert_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
-    """CheXpert: train.csv and valid.csv with 14 labels, no reports; Path starts at the folder or above it."""
+    """CheXpert: train.csv and valid.csv with 14 labels, no reports."""
+    place = chexpert_places(folder)
     for file, split in ((path, "train"), (folder / "valid.csv", "val")):
         table = read_table(file, notes, ["path", "frontal/lateral", *LABEL_COLUMNS]) if file.is_file() else []
         for cells in table:
-            image = below(folder, cells["path"])
+            image = place(cells["path"])
             labels = cells_to_labels(cells, image, notes)
             patient = "".join(re.findall(r"patient\d+", image)[:1])
             view = cells["frontal/lateral"].lower()
@@ -357,24 +360,38 @@ def chexpert_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterat
 
 
 def chexpert_plus_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
-    """CheXpert Plus: df_chexpert_plus_*.csv with reports by section; images as .jpg, or .png in PNG/."""
-    png = (folder / "PNG").is_dir()
+    """CheXpert Plus: df_chexpert_plus_*.csv with reports by section."""
+    place = chexpert_places(folder)
     for cells in read_table(path, notes, ["path_to_image", "deid_patient_id", "frontal_lateral", "split",
                                           "section_findings", "section_impression"], ["report"]):
-        image = below(folder, cells["path_to_image"])
-        if png:
-            image = f"PNG/{image.rpartition('.')[0]}.png"
         findings, impression = cells["section_findings"], cells["section_impression"]
         whole = "" if findings or impression else cells["report"]
         report = choose_prompt(whole, findings, impression, prompt)
-        yield Row(image, report, patient=cells["deid_patient_id"], split=cells["split"].lower(),
-                  view=cells["frontal_lateral"].lower())
+        yield Row(place(cells["path_to_image"]), report, patient=cells["deid_patient_id"],
+                  split=cells["split"].lower(), view=cells["frontal_lateral"].lower())
 
 
-def below(folder: Path, name: str) -> str:
-    """"CheXpert-v1.0-small/train/..." -> "train/...", unless the folder holds that first part."""
-    first, _, rest = name.partition("/")
-    return rest if first.startswith("CheXpert") and not (folder / first).is_dir() else name
+# Folders of patients: of the small set and Kaggle's; of the large set's downloads; of CheXpert Plus's
+PATIENTS = [f"{above}{split}/patient*" for above in (
+    "", "CheXpert-v1.0*/", "PNG/", "PNG/PNG/", "png_chexpert_plus_chunk_*/", "png_chexpert_plus_chunk_*/PNG/")
+    for split in ("train", "valid")] + ["CheXpert-v1.0 batch */patient*"]
+
+
+def chexpert_places(folder: Path) -> Callable[[str], str]:
+    """folder -> a function from an image's path in a table, "CheXpert-v1.0/train/patient00001/..." to the one
+    in the folder, by where that patient lies, as .jpg or .png; a path of no patient here stays."""
+    homes: dict[str, str] = {}
+    for pattern in PATIENTS:
+        for home in folder.glob(pattern):
+            homes.setdefault(home.name, str(home.relative_to(folder)))
+    some = escape(next(iter(homes.values()), "train"))
+    suffix = next((path.suffix for path in images_in(folder, [f"{some}/*/*"])), ".jpg")
+
+    def place(name: str) -> str:
+        patient = re.search(r"(?:^|/)(patient\d+)/(.*)\.\w+$", name)
+        return f"{homes[patient[1]]}/{patient[2]}{suffix}" if patient and patient[1] in homes else name
+
+    return place
 
 
 def nih_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
@@ -383,12 +400,12 @@ def nih_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Ro
     place = image_places(folder, NIH, notes)
     table = list(read_table(path, notes, ["image index", "finding labels", "patient id"],
                             ["originalimage[width", "height]"]))  # the name's comma makes two columns of it
-    listed = folder / "test_list.txt"
+    listed = next(iter(sorted(folder.glob("test_list*.txt"))), folder / "test_list.txt")   # _NIH on Kaggle
     tests = listed_names(listed) if listed.is_file() else set()
     if not tests:
         notes.add("no official split: patients are split anew", listed.name)
     for name in sorted(tests - {Path(cells["image index"]).stem for cells in table}):
-        notes.add("name in test_list.txt that the table has not", name)
+        notes.add(f"name in {listed.name} that the table has not", name)
     vocabulary = {term for cells in table for term in known_terms(cells["finding labels"], notes)}
     for cells in table:
         name, terms = cells["image index"], known_terms(cells["finding labels"])
@@ -411,6 +428,7 @@ LAYOUTS = (
     ("images + metadata.csv", "metadata.csv", plain_rows),
     ("MIMIC-CXR-JPG", "mimic-cxr-2*-metadata.csv*", mimic_rows),
     ("Open-I (XML)", "ecgen-radiology", openi_xml_rows),
+    ("Open-I (XML)", "NLMCXR_reports/ecgen-radiology", openi_xml_rows),
     ("Open-I (indiana_*.csv)", "indiana_reports.csv", openi_csv_rows),
     ("images of CheXGenBench", "prompt_INFO.csv", chexgenbench_rows),
     ("CheXpert Plus", "df_chexpert_plus*.csv", chexpert_plus_rows),
@@ -427,6 +445,9 @@ def read_rows(folder: Path, prompt: str, notes: Tally) -> tuple[str, list[Row]]:
         for path in newest(folder, pattern, notes):
             rows = reader(folder, path, prompt, notes)
             return name, list(tqdm(rows, "reading tables", unit="row", delay=2))
-    found = "has none of them" if any(folder.iterdir()) else "is empty"
+    deeper = (path for name, pattern, _ in LAYOUTS for above in ("*/", "*/*/")
+              for path in folder.glob(above + pattern))
+    found = (f"lies above {within}: give the folder that holds it" if (within := next(deeper, None))
+             else "has none of them" if any(folder.iterdir()) else "is empty")
     raise DataError(f"{folder}: expected metadata.csv, or the files of MIMIC-CXR-JPG, Open-I, CheXpert, "
                     f"CheXpert Plus or NIH ChestX-ray14; the folder {found}")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from chests.findings import FINDINGS, LABELS, ORGANS
-from chests.reports import NONE_HEAD, WORDED, cues, one_line
+from chests.reports import NO_CHANGE, NONE_HEAD, WORDED, cues, one_line
 
 PRESENT, ABSENT, UNCERTAIN = 1.0, 0.0, -1.0
 WINDOW = 300  # characters of context either side of a mention; bounds the time a hostile text can take
@@ -166,7 +166,7 @@ MODAL = (r"(?:may|might|could|would|should|can|must|needs?|ha(?:s|ve))(?: also)?
 MAYBE_RIGHT = re.compile(cues(rf"""
     {MODAL} (?:be (?:present|considered|possible|excluded|ruled out|(?:\w+ )?occult)\b|exist\b|not be \w+)
     possib\w+|probably present\b|favou?red(?: over\b|$)|consideration\b|limited\b|question(?:able|ed)\b
-    suspected\b|equivocal\b|obscured\b|in the differential\b|if (?:any(?=$|,)|present\b)
+    suspected\b|presumed\b|equivocal\b|obscured\b|in the differential\b|if (?:any(?=$|,)|present\b)
     difficult to (?:assess|evaluate)\b
     (?:poorly|incompletely|not well|suboptimally) (?!defined|circumscribed|marginated)\w+|not appreciated\b
     (?:not|cannot be) (?:\w+ )?(?:assessed|evaluated)\b"""))
@@ -438,7 +438,8 @@ def label_values(report: str) -> tuple[float, ...]:
             verdicts.setdefault(name, set()).add(verdict)
     values = {name: merge(seen) for name, seen in verdicts.items()}
     ill = any(value != ABSENT for name, value in values.items() if name != "Support Devices")
-    values["No Finding"] = PRESENT if any(map(WORDED.search, sentences)) and not ill else nan
+    says = any(WORDED.search(sentence) and not NO_CHANGE.fullmatch(sentence) for sentence in sentences)
+    values["No Finding"] = PRESENT if says and not ill else nan
     return tuple(values.get(name, nan) for name in LABELS)
 
 

@@ -31,9 +31,23 @@ WORDED = re.compile(r"(?i)\b(?!(?:x+|none|nan?|nil|null|not|assessed|as|same|see
                     r"[a-z]{2,}")
 
 
+# "No significant interval change." says nothing of what is there.
+SINCE = r"(?:since|from|(?:(?:as|when) )?compared (?:to|with)|in comparison (?:to|with)) "
+DEGREES = (r"(?:(?:significant\w*|interval|relevant|substantial\w*|appreciable|overall|major|definite|evident"
+           r"|if any|marked|radiographic|notable|important|clinically|further|short[ -]term|great|convincing)"
+           r",? )")
+FILM = (r"(?:(?:portable|chest|radiographic) ){0,2}(?:chest|exam\w*|study|appearance|radiographs?|films?"
+        r"|x-?rays?)")
+NO_CHANGE = re.compile(
+    rf"(?i)\W*(?:\d[.)])?\W*(?:{SINCE}[^.,;]{{1,60}}, )?(?:there (?:is|has been) )?"
+    rf"(?:(?:no|little|without),? {DEGREES}{{0,4}}changes?"
+    rf"|(?:(?:is|are|appears?|overall|otherwise|\w+ly) )*(?:unchanged|not changed|stable)"
+    rf"(?: {FILM}(?: of the chest)?)?)(?: {SINCE}(?:(?!(?:with|and|but) )[^.,;]){{1,60}})?\W*")
+
+
 def worded(text: str) -> bool:
     """Does the text say something of its own? (In other letters than ASCII, that is taken for granted.)"""
-    return not text.isascii() or bool(WORDED.search(text))
+    return not text.isascii() or bool(WORDED.search(text)) and not NO_CHANGE.fullmatch(text)
 
 
 OPEN = (r"(?:\b(?:(?<![:;|=?-] )(?<!\t)no|not|of|or|and|the|an?|with|without|for|to|in|on|by|is|are|was|be"
@@ -68,7 +82,8 @@ def one_line(text: str) -> str:
 # Sections. Reports are laid out as " HEADER: text", a blank before the header; names vary and are misspelt.
 # Rules from MIMIC-CXR's section parser (MIT-LCP/mimic-cxr), described and written anew.
 
-KNOWN = (r"(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)|COMPARISONS?|TECHNIQUES?|PROCEDURE"
+KNOWN = (r"END OF IMPRESSION|ACCESSION NUMBER|(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)"
+         r"|COMPARISONS?|TECHNIQUES?|PROCEDURE"
          r"|(?:REASON FOR (?:THE )?)?(?:EXAM(?:INATION)?|STUDY)|FINDINGS?(?: ?(?:AND|/|&) ?IMPRESSIONS?)?"
          r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATION(?:S|\(S\))?|ADDENDUM|WET READ|NOTIFICATION"
          r"|REPORT|(?<!CRITICAL )RESULTS?|SUMMARY|INTERPRETATION"
@@ -95,12 +110,13 @@ SECTION_NAMES = (  # the first pattern that the lower-cased header matches in fu
 SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum", "indication", "examination",
                  "technique")
 BESIDE = {"indication", "history", "comparison", "examination", "technique", "procedure", "recommendations",
-          "notification"}
+          "notification", "summary"}
 CHEST_VIEW = re.compile(cues(r"""
     chest|portable|pa and lat|lat(?:eral)? and pa|(?:two|one|frontal|pa|ap|lateral) views?|frontal and
     frontal (?:semi-)?upright|bone window|ribs"""))
 # What is about the report; and what a header has to hold to end the findings or the impression
-ABOUT = re.compile(r"communicat|discuss|notif|^end of|dictat|electronic|(?:sign|report)ed by|attending")
+ABOUT = re.compile(r"communicat|discuss|notif|^end of|accession|dictat|electronic|(?:sign|report)ed by"
+                   r"|attending")
 ENDS = re.compile("|".join(BESIDE) + "|addendum|wet read|exam")
 
 
@@ -109,7 +125,7 @@ def section_name(header: str, within: str = "") -> str:
 
     Within findings or impression "" for what is a part of them ("RIBS:", "ADDITIONAL FINDINGS:").
     """
-    name = " ".join(header.lower().split())
+    name = " ".join(header.lower().split()).removeprefix("final report ")
     for known, pattern in SECTION_NAMES:
         if re.fullmatch(pattern, name):
             return known
@@ -139,7 +155,8 @@ def sections(text: str) -> dict[str, str]:
         following = HEADER.search(cased, header.end())
         end = following.start(following.lastindex) if following else len(text)
         there = any(part == "impression" and worded(body) for part, body in parts)
-        if there and header[header.lastindex].lower() == "summary":
+        coded = there or re.match(r"\s*\d", text[header.end():])
+        if coded and header[header.lastindex].lower() == "summary":
             name = "summary"   # CheXpert Plus's, behind the impression: "SUMMARY: 2-ABNORMAL"
         if name:
             usual = name in BESIDE or name in SECTION_WORDS or name == "wet read"
@@ -150,7 +167,7 @@ def sections(text: str) -> dict[str, str]:
         header = following
     parts = [(name, body) for name, body in parts if body.strip() or name not in ("impression", "findings")]
     if len(parts) > 1 and not {"impression", "findings"} & {name for name, _ in parts}:
-        while len(parts) > 2 and parts[-1][0] == "notification":
+        while len(parts) > 2 and parts[-1][0] in ("notification", "summary"):
             parts.pop()
         name, body = parts.pop()
         first, *rest = re.split(r"\n ?\n", body, maxsplit=1)

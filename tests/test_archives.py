@@ -90,6 +90,13 @@ def test_mimic_reports_from_the_zip(mimic):
     assert list(loaded(mimic).values()).count("Small left effusion.") == 4
 
 
+def test_mimic_as_png(mimic):
+    """Copies of MIMIC-CXR-JPG at other sizes keep its folders, but may hold PNGs."""
+    for path in mimic.glob("files/*/*/*/*.jpg"):
+        path.rename(path.with_suffix(".png"))
+    assert len(loaded(mimic)) == 5
+
+
 def append(folder: Path, table: str, lines: str) -> None:
     path = folder / f"mimic-cxr-2.0.0-{table}.csv.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + lines.encode()))
@@ -119,7 +126,7 @@ def test_odd_mimic_tables_are_counted_and_named(mimic, capsys):
                  "'study 50000006: no finding 2.0'",
                  "placed by patient: 'side', 'f'",
                  "noted 1: report cannot be read: a directory or pipe: 'files/p10/p10000001/s50000001.txt'",
-                 "noted 3: no report: the prompt is composed from the labels: ",
+                 "the prompt is composed from the labels: ",
                  "skipped 1: no report, and no labels in CheXpert's or NIH's terms: "
                  "'files/p10/p10000005/s50000005/e.jpg'"):
         assert line in printed, line
@@ -144,16 +151,20 @@ PROJECTIONS = "uid,filename,projection\n" + "".join(
     f"{i},{i}_IM-000{i}-1.dcm.png,Frontal\n{i},{i}_IM-000{i}-2.dcm.png,Lateral\n" for i in range(4))
 
 
-def test_openi_xml(tmp_path):
+def test_openi_xml(tmp_path, capsys):
     """Open-I as published: one XML a report, images by their ids, a broken file skipped. It tells no views:
-    laterals go out only with Kaggle's projections beside it."""
+    unless Kaggle's projections lie beside it, the first image of each report counts."""
     put(tmp_path, {f"ecgen-radiology/{i}.xml": XML.format(i=i) for i in range(4)}
         | {f"png/CXR{i}_{name}.png": None for i in range(4) for name in (f"1_IM-000{i}-1", f"IM-000{i}-2")}
         | {"ecgen-radiology/9.xml": "<eCitation>"})
-    assert len(loaded(tmp_path)) == 8
+    first = loaded(tmp_path)
+    assert "skipped 4: further image of a report, of unknown view" in capsys.readouterr().out
     put(tmp_path, {"indiana_projections.csv": PROJECTIONS})
-    reports = loaded(tmp_path)
+    assert (reports := loaded(tmp_path)) == first
     assert len(reports) == 4
+    (tmp_path / "NLMCXR_reports").mkdir()   # as the archive unpacks
+    (tmp_path / "ecgen-radiology").rename(tmp_path / "NLMCXR_reports" / "ecgen-radiology")
+    assert loaded(tmp_path) == reports
     assert reports["png/CXR2_1_IM-0002-1.png"] == "No 2."
 
 
@@ -189,6 +200,26 @@ def test_chexpert(tmp_path):
     assert chests["val"].patients == ["patient00004", "patient00005"]
     assert chests["val"].reports[0] == "Pleural effusion. Possible atelectasis. No consolidation."
     assert chests["val"].labels[0, [EFFUSION, 6, 8]].tolist() == [1, 0, -1]
+
+
+@pytest.mark.parametrize("home, suffix", [
+    ("PNG/PNG/train", ".png"), ("train", ".png"), ("PNG/train", ".jpg"),
+    ("CheXpert-v1.0-small/train", ".jpg"), ("png_chexpert_plus_chunk_{}/PNG/train", ".png"),
+    ("CheXpert-v1.0 batch {} (train 1)", ".jpg")])
+def test_patients_of_chexpert_are_found_where_its_downloads_unpack(tmp_path, home, suffix):
+    """Whatever the table's paths begin with: five zips of CheXpert Plus, the large set's batches ..."""
+    put(tmp_path, {f"{home.format(i)}/patient{i}/study1/view1_frontal{suffix}": None for i in range(3)} | {
+        "df_chexpert_plus_240401.csv":
+            "path_to_image,frontal_lateral,deid_patient_id,section_findings,section_impression,split\n"
+            + "".join(f"train/patient{i}/study1/view1_frontal.jpg,Frontal,patient{i},,Normal {i}.,train\n"
+                      for i in range(3))})
+    assert sorted(loaded(tmp_path).values()) == ["Normal 0.", "Normal 1.", "Normal 2."]
+
+
+def test_a_folder_above_the_archive_is_told_so(tmp_path):
+    put(tmp_path, {"CheXpert-v1.0-small/train.csv": "Path\n"})
+    with pytest.raises(DataError, match=r"lies above .*small/train\.csv: give the folder that holds it"):
+        load(str(tmp_path), size=16)
 
 
 def test_chexpert_plus(tmp_path):
@@ -319,7 +350,10 @@ def test_the_official_test_list_is_kept_or_refused(tmp_path, capsys):
     nih(tmp_path, names, ["images"], "00000000_000.png\n".encode("utf-16"))
     with pytest.raises(DataError, match="test_list.txt: cannot be read as UTF-8"):
         load(str(tmp_path), size=16)
-    (tmp_path / "test_list.txt").unlink()
+    (tmp_path / "test_list.txt").rename(tmp_path / "test_list_NIH.txt")   # as Kaggle has it
+    (tmp_path / "test_list_NIH.txt").write_text("00000001_000.png")
+    assert load(str(tmp_path), size=16)["test"].patients == [names[1]]
+    (tmp_path / "test_list_NIH.txt").unlink()
     load(str(tmp_path), size=16)
     assert "no official split: patients are split anew" in capsys.readouterr().out
 
@@ -362,7 +396,7 @@ def test_xml_files_are_read_whole(tmp_path, capsys):
     put(tmp_path, {f"ecgen-radiology/{name}": text for name, text in texts.items()}
         | {f"CXR{i}_{name}.png": None for i in range(5) for name in (f"1_IM-000{i}-1", f"IM-000{i}-2")})
     reports = loaded(tmp_path)
-    assert len(reports) == 10
+    assert len(reports) == 5
     assert reports["CXR0_1_IM-0000-1.png"] == "There is no effusion. Large mass."
     chests = load(str(tmp_path), size=16)
     assert len({name for name, part in chests.items() for row in part.rows if "CXR2_" in row.image}) == 1
@@ -387,7 +421,7 @@ def test_mimic_as_it_may_come(mimic, capsys):
 
 def test_odd_xml_files_cost_one_row_each(tmp_path, capsys):
     """What macOS leaves behind is no report; a file's own encoding is obeyed; one in none, or a pipe, is
-    counted and named; images that may be laterals are counted."""
+    counted and named; further images, of which many are laterals, are counted."""
     put(tmp_path, {f"ecgen-radiology/{i}.xml": XML.format(i=i) for i in range(4)}
         | {f"CXR{i}_{name}.png": None for i in range(6) for name in (f"1_IM-000{i}-1", f"IM-000{i}-2")})
     folder = tmp_path / "ecgen-radiology"
@@ -396,10 +430,10 @@ def test_odd_xml_files_cost_one_row_each(tmp_path, capsys):
     (folder / "4.xml").write_bytes(latin.replace("utf-8", "iso-8859-1").encode("latin-1"))
     (folder / "5.xml").write_bytes(latin.encode("latin-1"))
     os.mkfifo(folder / "6.xml")
-    assert len(loaded(tmp_path)) == 10
+    assert len(loaded(tmp_path)) == 5
     printed = capsys.readouterr().out
     assert "skipped 2: XML file that cannot be read: 'ecgen-radiology/5.xml', 'ecgen-radio" in printed
-    assert "noted 5: further image of a report, likely a lateral" in printed
+    assert "skipped 5: further image of a report, of unknown view" in printed
 
 
 def test_reasons_say_what_is_true(mimic, capsys):

@@ -397,12 +397,20 @@ def test_prompt_choice():
     ("FINDINGS: Effusion.\nSUMMARY: Edema.\nDictated by: Dr. A", "Edema."),
     ("=====\nFINDINGS \u2013 Edema.\n-----\nElectronically signed by: Dr. A", "Edema."),
     ("IMPRESSION:\n1. Edema.\nEND OF IMPRESSION:\nSUMMARY: 2-ABNORMAL, PREVIOUSLY REPORTED", "1. Edema."),
+    ("FINDINGS: Effusion.\nSUMMARY: 4 SIGNIFICANT FINDINGS\nI have reviewed the images.", "Effusion."),
+    ("CHEST. IMPRESSION: EDEMA. END OF IMPRESSION: S2 ACCESSION NUMBER: 3 This is anonymized.", "EDEMA."),
+    ("FINAL REPORT REASON FOR EXAM: Status post VATS. FINDINGS: Small effusion.", "Small effusion."),
+    ("FINDINGS: Small effusion.\nIMPRESSION: No significant interval change.", "Small effusion."),
+    ("FINDINGS: Edema.\nIMPRESSION: As compared to the previous radiograph, no relevant change.", "Edema."),
+    ("FINDINGS: Edema.\nIMPRESSION: No change in the effusion.", "No change in the effusion."),
+    ("FINDINGS: Edema.\nIMPRESSION: Stable cardiomegaly.", "Stable cardiomegaly."), ("Unchanged.", ""),
     ("CLINICAL INDICATION: Rule out pneumothorax. RESULT: Right effusion.", "Right effusion."),
     (" HISTORY: Cough.\n\n Right effusion.\n\n Dictated by: ___\n", "Right effusion."),
     ("Left eff\u200busion.\\tE\x00dema.", "Left effusion. Edema.")])
 def test_a_prompt_is_all_that_was_read_on_the_film_and_nothing_else(text, prompt):
     """Of a text without headers every paragraph; never the indication, the technique, or a line that only
-    points elsewhere; a header of no usual name is part of what it heads."""
+    points elsewhere, or that says nothing but that nothing changed; a header of no usual name is part of
+    what it heads."""
     assert choose_prompt(text, "", "", "report") == prompt
 
 

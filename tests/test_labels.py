@@ -94,6 +94,7 @@ def test_aggregation():
 def test_no_finding():
     """No Finding is 1 beside devices, but not beside any other finding, certain or not; it is never 0."""
     assert named("Lungs are clear. Right PICC line in place.") == {"No Finding": 1, "Support Devices": 1}
+    assert named("No significant interval change. Stable chest.") == {}   # what there is, is not said
     assert "No Finding" not in named("Possible pneumonia.")
     assert "No Finding" not in named("Emphysema.")  # no label of its own, a finding all the same
     assert named("") == {}
