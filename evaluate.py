@@ -300,6 +300,10 @@ def judge_folder(yard: Yardstick, chests) -> dict[str, Tensor]:
     """Score images from elsewhere, with reports of their own; MS-SSIM over 2 to 4 images of one report."""
     own = replace(yard, compared=min(yard.compared, len(chests)),
                   **asked(yard.judge, chests.reports, chests.labels))
+    # A table of labels says more of the run's own prompts than the prompt that was composed from it.
+    known = dict(zip(map(one_line, yard.reports), yard.labels, strict=True))
+    own.labels = torch.stack([known.get(one_line(report), labels)
+                              for report, labels in zip(chests.reports, own.labels, strict=True)])
     rows: dict[str, list[int]] = {}
     for i, report in enumerate(chests.reports):
         rows.setdefault(report, []).append(i)
@@ -350,6 +354,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
         rows[chests.name] = judge_folder(yard, chests)
         same_prompts = list(map(one_line, chests.reports)) == list(map(one_line, yard.reports))
         paired += [chests.name] * same_prompts
+    unpaired = {"ms_ssim": torch.tensor(math.nan)}   # in a folder, of other groups of pictures
     result = strict({
         "data": config["data"], "n": len(yard.reports), "seed": seed, "git": git_revision(),
         "device": device_name(device), "seconds": round(time.monotonic() - start, 1),
@@ -358,7 +363,8 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
         "features": "judge" if features is None else str(features),
         **{name: entry(r) for name, r in rows.items()},
         **({"images": {chests.name: len(chests) for chests in foreign}} if foreign else {}),
-        **{f"{name}_vs_anchor": gains(rows[name], rows["anchor"], rows["real"]) for name in paired},
+        **{f"{name}_vs_anchor": gains(rows[name] if name in pipes else rows[name] | unpaired,
+                                      rows["anchor"], rows["real"]) for name in paired},
         "judge": judge_quality(judge, sets["train"], NEAREST, rows["real"], seed),
         "findings": [name for name, used in zip(LABELS, judge.judged.tolist(), strict=True) if used],
     })

@@ -480,7 +480,7 @@ def main(argv: list[str] | None = None) -> None:
             about |= {"best_of": args.best_of, "rewards": rewards}
         if rank() == 0 and (cut := pipe.tokenizer.cut_count(reports)):
             print(f"{cut} of {len(reports)} reports exceed {pipe.tokenizer.max_length} tokens, and are cut")
-        draw(jobs, about, args.batch, partial(draw_best, pipe, settings, like))
+        draw(jobs, about, args.batch, partial(draw_best, pipe, settings, like), whole=not args.grid)
         wait_for_ranks()
         if rank() == 0 and args.grid:
             seeds = f"[seeds {jobs[0].seeds[0]}-{jobs[-1].seeds[-1]}]"

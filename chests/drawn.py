@@ -3,6 +3,7 @@ that CheXGenBench (arXiv 2505.10496) reads beside them."""
 import csv
 import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -82,31 +83,36 @@ def check_own(out: Path, grid: bool, jobs: list[Job]) -> None:
             raise ValueError(f"--out {out}: {path} is no picture drawn here, and would be replaced")
         if text is not None and not grid and text.get("report") != report:
             raise ValueError(f"--out {out}: {path.name} was drawn for another report; choose another folder")
-    table = out / "prompt_INFO.csv"
-    if not grid and table.exists():
-        named = {row["img_savename"] for row in read_table(table, Tally(), ["img_savename"])}
-        if left := named - {job.path.name for job in jobs}:
-            raise ValueError(f"--out {out}: its prompt_INFO.csv names {len(left)} other pictures, such as "
-                             f"{min(left)}; choose another folder")
+    drawn = {path.name for path in out.glob("*_*.png") if re.fullmatch(r"\d+_\d+\.png", path.name)}
+    if not grid and (left := drawn - {job.path.name for job in jobs}):
+        raise ValueError(f"--out {out}: holds {len(left)} other pictures, such as {min(left)}; choose "
+                         "another folder")
+
+
+def unfinished(jobs: list[Job], about: dict) -> list[Job]:
+    """Those whose picture is not there: its file says that it has this report, these seeds, and what `about`
+    says."""
+    return [job for job in jobs if not job.text(about).items() <= (png_text(job.path) or {}).items()]
 
 
 def draw(jobs: list[Job], about: dict, batch: int,
-         best: Callable[[list[str], list[range]], tuple[Tensor, list[int]]]) -> None:
-    """Draw this process's share of what is missing; best(reports, seeds) -> b c h w and the seeds taken.
+         best: Callable[[list[str], list[range]], tuple[Tensor, list[int]]], whole: bool) -> None:
+    """Draw this process's share of what is missing; best(reports, seeds) -> b c h w and the seeds taken. A
+    `whole` set has no table while it lacks pictures.
 
-    A picture is there if its file says that it has this report, these seeds, and what `about` says. A batch
-    is always the same jobs, whoever draws it and whatever is missing: no picture depends on that, not even
-    by rounding.
+    A batch is always the same jobs, whoever draws it and whatever is missing: no picture depends on that, not
+    even by rounding.
     """
+    if rank() == 0 and whole and unfinished(jobs, about):
+        (jobs[0].path.parent / "prompt_INFO.csv").unlink(missing_ok=True)
     batches = [jobs[i:i + batch] for i in range(0, len(jobs), batch)][rank()::ranks()]
     for part in tqdm(batches, "images", unit="batch", disable=rank() > 0):
-        missing = [i for i, job in enumerate(part)
-                   if not job.text(about).items() <= (png_text(job.path) or {}).items()]
-        if missing:
+        if missing := unfinished(part, about):
             images, seeds = best([job.report for job in part], [job.seeds for job in part])
             pixels = (grey(images)[:, 0] * 255).round().byte().cpu().numpy()
-        for i in missing:
-            save_png(Image.fromarray(pixels[i]), part[i].path, **part[i].text(about), seed=seeds[i])
+        for job in missing:
+            i = part.index(job)
+            save_png(Image.fromarray(pixels[i]), job.path, **job.text(about), seed=seeds[i])
 
 
 def write_table(folder: Path, jobs: list[Job]) -> None:

@@ -333,3 +333,12 @@ def test_an_init_is_read_before_the_data(init, tmp_path):
     for more in ([], ["--dry-run"]):
         with pytest.raises(ValueError, match="merges.txt: cannot be read"):
             train.main(command + more)
+
+
+def test_processes_of_torchrun_say_why_they_end(tmp_path):
+    """torch puts a hook of its own around the one that prints errors, and would keep their line to itself."""
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+                           "2", ROOT / "train.py", "--out", tmp_path / "run", *SMOKE, "--reports", "3"],
+                          capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode != 0
+    assert "error: --reports 3: expected a multiple of the 2 processes" in done.stderr

@@ -379,9 +379,13 @@ def test_what_is_not_of_this_set_is_not_replaced(run, tmp_path):
     with pytest.raises(ValueError, match="00001_0.png was drawn for another report"):
         sample.main(command)
     reports.write_text(REPORTS[0])
-    with pytest.raises(ValueError, match=r"prompt_INFO.csv names \d other pictures, such as 00002_1.png"):
+    with pytest.raises(ValueError, match=r"holds \d other pictures, such as 00002_1.png"):
         sample.main(command)
     assert contents(tmp_path / "set") == before
+    (tmp_path / "set" / "prompt_INFO.csv").unlink()   # the set was never finished: no matter
+    with pytest.raises(ValueError, match=r"holds \d other pictures, such as 00002_1.png"):
+        sample.main(command)
+    (tmp_path / "set" / "prompt_INFO.csv").write_bytes(before["prompt_INFO.csv"])
     reports.write_text("\n".join([*REPORTS, "One more."]))
     (tmp_path / "set" / "00001_0.png").write_bytes(b"damaged")
     sample.main(command)
@@ -393,6 +397,24 @@ def test_what_is_not_of_this_set_is_not_replaced(run, tmp_path):
             sample.main([REPORTS[0], "--run", str(run), "--n", "1", "--out", str(tmp_path / "film.png")])
     for report in REPORTS[:2]:
         sample.main([report, "--run", str(run), "--n", "1", "--out", str(tmp_path / "grid.png")])
+
+
+def test_a_set_that_is_drawn_anew_is_no_set_until_it_is_whole(run, tmp_path, monkeypatch):
+    """Half of the new pictures would be judged together with half of the old."""
+    command = [REPORTS[0], "--run", str(run), "--n", "3", "--batch", "1", "--out", str(tmp_path / "set")]
+    sample.main(command)
+    whole, drawn_best = contents(tmp_path / "set"), sample.draw_best
+
+    def dies(pipe, settings, like, reports, seeds):
+        return drawn_best(pipe, settings, like, reports, seeds) if seeds[0][0] == 0 else 1 / 0
+
+    monkeypatch.setattr(sample, "draw_best", dies)
+    with pytest.raises(ZeroDivisionError):
+        sample.main([*command, "--guidance", "3"])
+    assert not (tmp_path / "set" / "prompt_INFO.csv").exists()
+    monkeypatch.undo()
+    sample.main(command)
+    assert contents(tmp_path / "set") == whole
 
 
 def test_best_of_keeps_what_the_reward_networks_like_best(run, tmp_path):

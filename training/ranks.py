@@ -7,6 +7,7 @@ contrastive losses, reaches over all ranks by share_batch_norms and gather_from_
 import functools
 import itertools
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,7 +31,9 @@ def start_ranks() -> torch.device:
         if cuda:
             torch.cuda.set_device(local)
         # Long, for the others wait while rank 0 works alone: data, calibration, evaluation.
+        hook = sys.excepthook   # torch wraps it, and loses what a hook says that then exits (command.begin)
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=2))
+        sys.excepthook = hook
     return torch.device("cuda", local) if cuda else torch.device("cpu")
 
 
