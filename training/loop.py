@@ -100,16 +100,16 @@ def save_state(run: Run, stage: str, step: int, seconds: float, modules: dict[st
     Renamed when complete. Rank 0 writes for all."""
     if rank():
         return
-    tensors = weights_and_average(modules, ema)
-    moments = optimizer.state_dict()["state"]
-    tensors |= {f"optimizer.{i}.{k}": v for i, s in moments.items() for k, v in s.items()}
     header = {"stage": stage, "step": str(step), "seconds": str(seconds), "options": json.dumps(run.options)}
-    keep_tensors(run.path("state", f"{stage}.safetensors"), tensors, header)
+    keep_tensors(run.path("state", f"{stage}.safetensors"), live_state(modules, optimizer, ema), header)
 
 
-def weights_and_average(modules: dict[str, nn.Module], ema: dict | None) -> dict[str, Tensor]:
+def live_state(modules: dict[str, nn.Module], optimizer, ema: dict | None) -> dict[str, Tensor]:
+    """What a stage changes, by the names of its state file: the tensors themselves, which loading fills"""
     tensors = {f"{name}.{k}": v for name, m in modules.items() for k, v in m.state_dict().items()}
-    return tensors | {f"ema.{k}": v for k, v in (ema or {}).items()}
+    tensors |= {f"ema.{k}": v for k, v in (ema or {}).items()}
+    moments = optimizer.state_dict()["state"]
+    return tensors | {f"optimizer.{i}.{k}": v for i, own in moments.items() for k, v in own.items()}
 
 
 def refuse_another(name: str, old: dict, new: dict, path: Path, advice: str) -> None:
@@ -142,8 +142,10 @@ def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer,
         step, seconds, old = int(header["step"]), float(header["seconds"]), json.loads(header["options"])
         if header["stage"] != stage or step < 0 or not seconds >= 0 or not isinstance(old, dict):
             raise ValueError(f"its header is none of stage {stage}")
-        live = weights_and_average(modules, ema)
-        moments = check_state(tensors, live, optimizer)
+        live = live_state(modules, optimizer, ema)
+        found, wanted = ({k: f"{v.dtype} {list(v.shape)}" for k, v in t.items()} for t in (tensors, live))
+        for key, _ in sorted(found.items() ^ wanted.items()):
+            raise ValueError(f"{key} is {found.get(key)}, expected {wanted.get(key)}")
     except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged, or of another kind ({error}); {anew}") from error
     for name in run.options.keys() - NOT_RESULT:
@@ -151,28 +153,7 @@ def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer,
     with torch.no_grad():
         for key, value in live.items():
             value.copy_(tensors[key])
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return step, seconds
-
-
-def check_state(tensors: dict[str, Tensor], live: dict[str, Tensor], optimizer) -> dict[int, dict]:
-    """Raise ValueError unless the tensors of a state file are the live ones and the moments of all parameters
-    (or of none: no step was made), each of its shape and type -> the moments."""
-    moments = {}
-    if any(key.startswith("optimizer.") for key in tensors):
-        pairs = [(p, group) for group in optimizer.param_groups for p in group["params"]]
-        moments = {i: {"step": torch.tensor(0.0), "exp_avg": p} for i, (p, _) in enumerate(pairs)}
-        for (p, group), own in zip(pairs, moments.values(), strict=True):
-            if not turned(p, group):
-                own["exp_avg_sq"] = p
-    wanted = live | {f"optimizer.{i}.{name}": p for i, own in moments.items() for name, p in own.items()}
-    found, wanted = ({k: f"{v.dtype} {list(v.shape)}" for k, v in t.items()} for t in (tensors, wanted))
-    for key in sorted(found.keys() | wanted.keys()):
-        if found.get(key) != wanted.get(key):
-            raise ValueError(f"{key} is {found.get(key)}, expected {wanted.get(key)}")
-    # Laid out as the parameter: fused AdamW takes it for granted that the strides agree.
-    return {i: {name: torch.empty_like(p).copy_(tensors[f"optimizer.{i}.{name}"]) for name, p in own.items()}
-            for i, own in moments.items()}
 
 
 # ------------------------------------------------------------------------------------------------ one loop
@@ -205,8 +186,6 @@ class Muon(torch.optim.AdamW):
             sizes: dict[tuple[int, int], list[Tensor]] = {}
             for p in (p for p in group["params"] if turned(p, group)):
                 sizes.setdefault((len(p), p.numel() // len(p)), []).append(p)
-                if not self.state[p]:   # with a step, for AdamW, which loads it, looks for one
-                    self.state[p] |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p)}
             for size, same in sizes.items():   # together, for many small products take long one by one
                 gradients, momenta = [p.grad for p in same], [self.state[p]["exp_avg"] for p in same]
                 torch._foreach_lerp_(momenta, gradients, 0.05)
@@ -240,8 +219,15 @@ def orthogonal(x: Tensor) -> Tensor:
 
 
 def adamw(groups: list[dict] | Iterator, lr: float, weight_decay: float = 1e-2) -> Muon:
-    """AdamW, of groups without a mark: nothing but that."""
-    return Muon(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+    """AdamW, of groups without a mark: nothing but that. Its moments are there from the start, laid out as
+    their parameters, so that those of a state file need only be copied."""
+    optimizer = Muon(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            moments = ["exp_avg"] if turned(p, group) else ["exp_avg", "exp_avg_sq"]
+            optimizer.state[p] = {"step": torch.zeros((), device=p.device),
+                                  **{name: torch.zeros_like(p) for name in moments}}
+    return optimizer
 
 
 Loss = Callable[[int, slice], tuple[Tensor, dict[str, Tensor]]]   # of a step, on a part of its batch
