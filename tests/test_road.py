@@ -248,9 +248,6 @@ def test_latents_are_mapped_and_made_shard_by_shard(tmp_path, monkeypatch):
     again = latents.latent_cache(run, vae, films)
     assert films.seen[10:] == [4, 5, 6, 7] and torch.equal(again[index], first[index])
     path = folder / "0000008.npy"
-    np.save(path, np.zeros((3, 4, 2, 2), np.float16))
-    with pytest.raises(ValueError, match=r"08.npy: float16 \(3, 4, 2, 2\), expected float16 \(2, 4, 2, 2\)"):
-        latents.latent_cache(run, vae, films)
     path.write_bytes(path.read_bytes()[:90])
     with pytest.raises(ValueError, match="0000008.npy: damaged"):
         latents.latent_cache(run, vae, films)

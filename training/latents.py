@@ -1,5 +1,5 @@
 """The training images' latents, encoded once: float16 in RUN/state/latents-KEY/*.npy, SHARD images a file.
-The key names images and autoencoder; latents of others are removed.
+The key names images, autoencoder and SHARD; latents of others are removed.
 
 A shard appears when it is whole; those that are there are not made again. Ranks share the shards out. Files
 are memory-mapped: a batch touches its own images and no others.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from storage.files import replacing
+from storage.files import naming, replacing
 from training.loop import Run
 from training.ranks import rank, ranks, wait_for_ranks
 from vae import AutoencoderKL, at_once
@@ -24,17 +24,11 @@ SHARD = 4096   # images; an open file and its buffer each, 134 MB at 512 px
 class Latents:
     """latents[index: b] -> b c h w, float32"""
 
-    def __init__(self, paths: list[Path], n: int, shape: tuple[int, ...]):
+    def __init__(self, paths: list[Path]):
         self.folder, self.shards = paths[0].parent, []
-        for i, path in enumerate(paths):
-            try:
+        for path in paths:
+            with naming(f"{path}: damaged; delete it to encode anew: ", ValueError, OSError, EOFError):
                 self.shards.append(np.load(path, mmap_mode="r"))
-            except (ValueError, OSError, EOFError) as error:
-                raise ValueError(f"{path}: damaged ({error}); delete it to encode its images anew") from error
-            found, wanted = self.shards[-1], (min(SHARD, n - i * SHARD), *shape)
-            if found.shape != wanted or found.dtype != np.float16:
-                raise ValueError(f"{path}: {found.dtype} {found.shape}, expected float16 {wanted}; "
-                                 f"delete {path.parent} to encode the images anew")
 
     def __getitem__(self, index: Tensor) -> Tensor:
         rows = np.stack([self.shards[i // SHARD][i % SHARD] for i in index.tolist()])
@@ -49,7 +43,7 @@ def latent_cache(run: Run, vae: AutoencoderKL, train) -> Latents:
     n, side, few = len(train), train.size // vae.config.factor, at_once(train.size, run.device)
     shape = (vae.config.latent_channels, side, side)
     key = hashlib.sha256(next(vae.parameters()).detach().cpu().numpy().tobytes())
-    key.update(f"{train.digest} {vae.config}".encode())
+    key.update(f"{train.digest} {vae.config} {SHARD}".encode())
     folder = run.path("state", f"latents-{key.hexdigest()[:16]}")
     for other in set(run.path("state").glob("latents*")) - {folder} if rank() == 0 else ():
         print(f"latents: those in {other} are of other images or another autoencoder; made again")
@@ -68,4 +62,4 @@ def latent_cache(run: Run, vae: AutoencoderKL, train) -> Latents:
         with replacing(paths[i]) as temporary, open(temporary, "wb") as file:
             np.save(file, rows)
     wait_for_ranks()   # all shards are there
-    return Latents(paths, n, shape)
+    return Latents(paths)
