@@ -349,7 +349,7 @@ def image_places(folder: Path, official: Collection[str], notes: Tally) -> dict[
 def chexpert_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """CheXpert: train.csv and valid.csv with 14 labels, no reports."""
     place = chexpert_places(folder)
-    for file, split in ((path, "train"), (folder / "valid.csv", "val")):
+    for file, split in ((path, "train"), (path.with_name("valid.csv"), "val")):
         table = read_table(file, notes, ["path", "frontal/lateral", *LABEL_COLUMNS]) if file.is_file() else []
         for cells in table:
             image = place(cells["path"])
@@ -433,6 +433,7 @@ LAYOUTS = (
     ("images of CheXGenBench", "prompt_INFO.csv", chexgenbench_rows),
     ("CheXpert Plus", "df_chexpert_plus*.csv", chexpert_plus_rows),
     ("CheXpert", "train.csv", chexpert_rows),
+    ("CheXpert", "CheXpert-v1.0 batch 1*/train.csv", chexpert_rows),
     ("NIH ChestX-ray14", "Data_Entry_2017*.csv", nih_rows),
 )
 

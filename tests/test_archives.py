@@ -200,6 +200,12 @@ def test_chexpert(tmp_path):
     assert chests["val"].patients == ["patient00004", "patient00005"]
     assert chests["val"].reports[0] == "Pleural effusion. Possible atelectasis. No consolidation."
     assert chests["val"].labels[0, [EFFUSION, 6, 8]].tolist() == [1, 0, -1]
+    first = tmp_path / "CheXpert-v1.0 batch 1 (validate & csv)"   # the large set's downloads
+    first.mkdir()
+    for old, new in (("train.csv", first / "train.csv"), ("valid.csv", first / "valid.csv"),
+                     ("valid", first / "valid"), ("train", tmp_path / "CheXpert-v1.0 batch 2 (train 1)")):
+        (tmp_path / old).rename(new)
+    assert load(str(tmp_path), size=16)["train"].reports == chests["train"].reports
 
 
 @pytest.mark.parametrize("home, suffix", [
