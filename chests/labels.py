@@ -343,13 +343,16 @@ OPTION = r"(?:none|no|yes|small|mild|moderate|large|severe|trace)\b"   # behind 
 SLASHED = {"s/p": "status post", "c/w": "consistent with", "c/f": "concern for",
            "b/l": "bilateral", "d/t": "due to", "a/w": "with", "h/o": "history of", "y/o": "old"}
 # "Pneumothorax: none", "Pneumothorax - no", "Pneumothorax (-)": an answer, with which its clause ends.
-CLOSE = r"\s*(?:\.(?!\d)|[,;)\]]|$)"
-END = rf"(?={CLOSE}|\s*\w[\w/ ]{{0,40}}[:=?])"
-NONE = r"(?:none|nil|no|n|neg|negative|absent|false|0|-(?:ve)?)"
-ANSWER = re.compile(r"(?:[:=?-]>?|(?<!\.)\.{2,}) ?"
+CLOSE = r"\s*(?:\.(?!\d)|[,;)\]|]|/ |$)"
+END = rf"(?={CLOSE}|\s*\w[\w/ ]{{0,40}}(?:[:=?]| none;))"
+NONE = r"(?:none|nil|no|n|neg|negative|absent|false|0(?:\.0)?|-(?:ve)?)"
+ANSWER = re.compile(r"(?:[:=?|-]>?|(?<!\.)\.{2,}) ?"
                     rf"[(\[<]?(?:(?:none|nothing)\b(?! of)|nil\b|{NONE}{END})[)\]>]?"
                     rf"|[(\[](?:{NONE}| ?)[)\]]|(?:(?<=\s)|;\s?)(?:none|nil|neg(?:ative)?|-(?:ve)?){END}"
-                    rf"|(?<=\s)no(?={CLOSE})")
+                    rf"|(?<=\s)no(?={CLOSE})|(?<=[a-z]\s)0(?={CLOSE})")
+# "Pneumothorax: +" is one, too; "Findings: 1. Edema" begins a list.
+YES = r"(?:yes|y|pos(?:itive)?|present|true|1(?:\.0)?(?!\.\s*[a-z])|\+(?:ve)?)"
+AFFIRMED = re.compile(rf"(?:[:=?|-]>?) ?[(\[<]?(?:{YES}|(?P<size>{SIZE})){END}[)\]>]?|[(\[]{YES}[)\]]")
 # "Pneumothorax; no": a semicolon with nothing but an answer behind it is a colon.
 SEMICOLON = re.compile(rf" ?;(?! not large)(?= ?(?:{NONE}|none \w+|no evidence|{GONE.pattern}|{NORMAL}"
                        rf"|{LARGE}|(?:possib|probab|uncertain|unclear|unlikely|questionabl|equivoc|maybe)\w*)"
@@ -379,7 +382,8 @@ def clean(text: str) -> list[str]:
     text = re.sub(r"(?<=: )(?:probab\w+|uncertain|unclear|indeterminate|maybe)\b", "possible", text)
     text = re.sub(r"\(-\) ?(?=[a-z])", "; no ", text) if re.match(r"\([+-]\)", text) else text
     text = re.sub(r"(?:^|(?<=[,;] ))\(-\) ?(?=[a-z])", "no ", text)             # "(-) effusion, (+) edema"
-    text = re.sub(r":\s+", ": ", ANSWER.sub(" none;", text))
+    text = AFFIRMED.sub(lambda m: f": {m['size']};" if m["size"] else " present;", ANSWER.sub(" none;", text))
+    text = re.sub(r":\s+", ": ", text.replace("|", ", "))
     if "?" in text:
         text = re.sub(r"\(\?+ ?([^()?]+)\)", r"; question \1; ", text)
         text = re.sub(r"(?<!\S)\?+ ?(?=\w)", "question ", text)

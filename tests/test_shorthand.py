@@ -1,8 +1,11 @@
 """labels.py: shorthand and markup, sentence by sentence, each kind with what only looks like it. Lines as in
 test_sentences.py."""
+import itertools
+
 import pytest
 from test_sentences import check
 
+from chests.labels import LABELS, label
 from chests.reports import sections
 
 # A list that is denied as a whole, to the end of its sentence; and what is no such list.
@@ -219,3 +222,16 @@ def test_sections_are_without_markup():
                      "<p><b>Impression:</b>Edema.</p>")
     assert parts["findings"] == "Heart > normal. Small left effusion"
     assert parts["impression"] == "Edema."
+
+
+@pytest.mark.parametrize("sign", [": {}", ":{}", "={}", "? {}", " | {}", " - {}", "; {}"])
+@pytest.mark.parametrize("joint", [", ", "; ", ". ", " | ", " / ", " "])
+def test_a_form_is_read_answer_by_answer(sign, joint):
+    """Effusion: yes | Edema: none. Each answer is of the finding before it, whatever marks and joins them."""
+    if joint == " " and sign in (" | {}", " - {}", "; {}"):
+        pytest.skip("nothing tells where an item ends")
+    for yes, no in itertools.product(("yes", "+", "present", "small"), ("no", "-", "absent", "0", "None")):
+        form = [f"Effusion{sign.format(yes)}", f"Edema{sign.format(no)}"]
+        for items in (form, form[::-1]):
+            values = dict(zip(LABELS, label(joint.join(items)), strict=True))
+            assert (values["Pleural Effusion"], values["Edema"]) == (1, 0), joint.join(items)
