@@ -169,7 +169,7 @@ def mimic_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
     Reports are MIMIC-CXR's: files/p10/p10000032/s50414267.txt, or all in mimic-cxr-reports.zip. A study
     without one gets a report composed from its CheXpert labels. Images may be .png as well.
     """
-    suffix = next((path.suffix for path in images_in(folder, ["files/*/*/*/*"])), ".jpg")
+    suffix = next((path.suffix for path in folder.glob("files/p*/p*/s*/*.[jp][pn]g")), ".jpg")
     split = mimic_table(folder, "split", ["dicom_id", "split"], notes,
                         lambda cells, _: cells["split"].lower())
     if not split:

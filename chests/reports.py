@@ -151,19 +151,19 @@ def sections(text: str) -> dict[str, str]:
     header = HEADER.search(cased)
     parts = [("preamble", text[: header.start(header.lastindex)])] if header else [("full report", text)]
     while header:
-        name = section_name(header[header.lastindex], within=parts[-1][0])
+        words, start = header[header.lastindex], header.start(header.lastindex)
+        name = section_name(words, within=parts[-1][0])
         following = HEADER.search(cased, header.end())
         end = following.start(following.lastindex) if following else len(text)
         there = any(part == "impression" and worded(body) for part, body in parts)
-        coded = there or re.match(r"\s*\d", text[header.end():])
-        if coded and header[header.lastindex].lower() == "summary":
-            name = "summary"   # CheXpert Plus's, behind the impression: "SUMMARY: 2-ABNORMAL"
+        if words.lower() == "summary" and (there or re.match(r"\s*\d", text[header.end():])):
+            name = "summary"   # CheXpert Plus's, of its own: "SUMMARY: 2-ABNORMAL"
         if name:
             usual = name in BESIDE or name in SECTION_WORDS or name == "wet read"
-            parts.append((name, text[header.end() if usual else header.start(header.lastindex): end]))
+            parts.append((name, text[header.end() if usual else start: end]))
         else:
             name, body = parts.pop()
-            parts.append((name, body + text[header.start(header.lastindex): end]))
+            parts.append((name, body + text[start: end]))
         header = following
     parts = [(name, body) for name, body in parts if body.strip() or name not in ("impression", "findings")]
     if len(parts) > 1 and not {"impression", "findings"} & {name for name, _ in parts}:
