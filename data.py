@@ -17,9 +17,10 @@
 A folder is read with suspicion. Nothing outside it is opened, whatever its tables say. Each row that cannot
 be used is counted by reason, named and skipped; a set that cannot be used at all raises DataError.
 
-A set of up to DECODED_ROWS images is checked and decoded at every start. Of a larger one the rows are checked
-once, without opening more than LOOKED_AT images, and kept as an index in the run folder; images are decoded
-when asked for, or one step ahead of it (stream), and one that proves damaged then is named, and black.
+A set of up to DECODED_ROWS images is checked at every start, and decoded once (`cache`). Of a larger one the
+rows are checked once, without opening more than LOOKED_AT images, and kept as an index in the run folder;
+images are decoded when asked for, or one step ahead of it (stream), and one that proves damaged then is
+named, and black.
 """
 
 import hashlib

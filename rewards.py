@@ -5,7 +5,7 @@ Every score takes images in [0, 1] and their prompts and gives (b,) float32, hig
 gradient, the same value in any batch. RLCF (RL with comparative feedback, CXRL Sec. 2.2) subtracts the score
 of the anchor's image. Normalisation is not done here: rl.py turns these rewards into advantages.
 
-    r_align(psi)        = -|psi - psi_0|_1                    in (-inf, 0]  not comparative
+    r_align(psi)        = -|psi - psi_0|_1                    in [-5, 0]    not comparative
     r_diag(x, x^)       = S(x, labels) - S(x^, labels)        in [-1, 1]    S: probability of the right answer
     r_consist(x, x^, y) = cos(F(x), G(y)) - cos(F(x^), G(y))  in [-2, 2]
 

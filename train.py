@@ -1,9 +1,9 @@
 """Train CXRL, all stages:
 python train.py [--out runs/phantom] [--preset tiny] [--data phantom] [--stage all] ...
 
-    python train.py                                 the whole system on embedded phantoms, minutes on a laptop
+    python train.py                                 the whole system on embedded phantoms, in some 20 minutes
     python train.py --data DIR --out runs/mine      on your own X-rays, or an archive's as published
-    python train.py --stage rl --rounds 40          one stage, once those before it are done
+    python train.py --stage rewards                 one stage, once those before it are done
 
 Stages, in order: vae -> diffusion (with the text encoder) -> rewards -> rl -> evaluate. Each is skipped when
 the run folder already holds its result, and continues bit for bit where it was killed: every random number is

@@ -224,7 +224,7 @@ class AutoencoderKL(nn.Module):
     def start(self) -> None:
         """Initial weights: residual branches zero, the other convolutions orthogonal, little latent noise.
 
-        Pixels pass nearly undistorted from the first step on: worth 2 dB early, 1 dB late in a short run.
+        Pixels pass nearly undistorted from the first step on: worth 1 dB in a short run.
         """
         for name, module in self.named_modules():
             if name.endswith(("conv2", "to_out.0")):

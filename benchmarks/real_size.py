@@ -1,7 +1,7 @@
 """The whole road at Stable Diffusion 1.5's own size, on the CPU, with random weights: does it run, in what
 time and in how much memory?
 
-    python benchmarks/real_size.py [--size sd15] [--out runs/real_size]   # an hour or so on two cores, 20 GB
+    python benchmarks/real_size.py [--size sd15] [--out runs/real_size]   # 16 min on a core, 11 GiB
     python benchmarks/real_size.py --size tiny                            # seconds
 
 Phases, each a fork of its own, whose peak is its own: `build` and save random weights; `load` them;

@@ -1,1 +1,2 @@
-"""The data: phantom.py and patients.py make it up; archives.py, images.py and labels.py read real ones."""
+"""The data: phantom.py and patients.py make it up; archives.py, images.py, reports.py and
+labels.py read real ones, drawn.py writes sets of synthetic ones."""

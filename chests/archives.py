@@ -26,8 +26,9 @@ from chests.tables import BESIDE_CELLS, LONGEST, DataError, Tally, given, newest
 def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> str:
     """The words that condition the image. A report with section headers is cut to the sections asked for.
 
-    "report": the report column (its impression, or else its findings, where it has headers), or else the
-    impression column, or else findings. "impression" and "findings" fall back on each other; "both" joins.
+    Findings and impression are those of their own columns, or else the report's sections. "report": a report
+    without headers as it is, else the impression, or else the findings. "impression" and "findings" fall back
+    on each other; "both" joins.
     """
     parts = sections(report)
     known = {"findings", "impression"} & set(parts)

@@ -354,8 +354,9 @@ ANSWER = re.compile(r"(?:[:=?|-]>?|(?<!\.)\.{2,}) ?"
 YES = r"(?:yes|y|pos(?:itive)?|present|true|1(?:\.0)?(?!\.\s*[a-z])|\+(?:ve)?)"
 AFFIRMED = re.compile(rf"(?:[:=?|-]>?) ?[(\[<]?(?:{YES}|(?P<size>{SIZE})){END}[)\]>]?|[(\[]{YES}[)\]]")
 # "Pneumothorax; no": a semicolon with nothing but an answer behind it is a colon.
-SEMICOLON = re.compile(rf" ?;(?! (?:not large|no (?:\w+ ){{0,4}}cardiomegaly))(?= ?(?:{NONE}|none \w+|no evidence|{GONE.pattern}|{NORMAL}"
-                       rf"|{LARGE}|(?:possib|probab|uncertain|unclear|unlikely|questionabl|equivoc|maybe)\w*)"
+SEMICOLON = re.compile(r" ?;(?! (?:not large|no (?:\w+ ){0,4}cardiomegaly))"
+                       rf"(?= ?(?:{NONE}|none \w+|no evidence|{GONE.pattern}|{NORMAL}|{LARGE}"
+                       rf"|(?:possib|probab|uncertain|unclear|unlikely|questionabl|equivoc|maybe)\w*)"
                        rf"{CLOSE})")
 # "None of the following: effusion, edema." Each item is denied, to the end of the sentence.
 NONE_OF = re.compile(NONE_HEAD + r" ?((?:[^.]|\.\d)*)")

@@ -249,7 +249,7 @@ def pneumonia(film, g, p, f, side):
 
 
 def lesion(film, g, p, f, side):
-    """A round nodule; from a radius of 0.13 on a mass."""
+    """A round nodule; from a radius of 0.15 on a mass."""
     a, y = LOBE[f.place]
     x, y = g.a - a + 0.16 * (f.seed - 0.5), g.y - y + 0.16 * ((f.seed * 13) % 1 - 0.5)
     radius = 0.08 + 0.10 * f.size

@@ -246,7 +246,7 @@ def saved_pipeline(tmp_path_factory) -> tuple[Pipeline, Path]:
 @pytest.mark.parametrize("with_ace", [False, True])
 def test_whole_pipeline_opens_in_diffusers_and_draws_our_picture(saved_pipeline, with_ace, guidance):
     """StableDiffusionPipeline reads the folder as it is; from the same noise both draw the same picture.
-    ACE enters through prompt_embeds, in both branches, as README shows."""
+    ACE enters through prompt_embeds, in both branches, as docs/recipes.md shows."""
     diffusers = pytest.importorskip("diffusers")
     pipe, folder = saved_pipeline
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder)

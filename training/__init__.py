@@ -1,1 +1,2 @@
-"""What the stages of train.py share: options.py, flags; loop.py, how stages resume; ranks.py, torchrun."""
+"""What the stages of train.py share: options.py, flags; plan.py, --dry-run; loop.py,
+how stages resume; latents.py, kept latents; ranks.py, torchrun."""
