@@ -117,6 +117,14 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def layout(device: torch.device | str) -> torch.memory_format:
+    """Channels last, the faster one for convolutions, where group norms keep it. CUDA's answer channels first
+    (pytorch issue 111824): before each norm, and behind it, such a network would copy."""
+    x = torch.zeros(1, 2, 2, 2, device=device).to(memory_format=torch.channels_last)
+    kept = F.group_norm(x, 1).is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if kept else torch.contiguous_format
+
+
 def rows(x: Tensor, many: int) -> Tensor:
     """(x: b ...) -> many ...; a batch that was still one for both branches of guidance is put twice."""
     return x if len(x) == many else torch.cat([x] * (many // len(x)))
@@ -201,7 +209,7 @@ class TransformerBlock(nn.Module):
         self.norm3, self.ff = nn.LayerNorm(dim), FeedForward(dim)
 
     def forward(self, x: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
-        h = self.norm1(x)
+        h = self.norm1(x).to(x.dtype)                   # under autocast a norm's answer is float32
         x = x + self.attn1(h, *self.attn1.read(h))      # pixels look at pixels
         x = rows(x, len(text[0]))                       # from here on branches of guidance differ
         x = x + self.attn2(self.norm2(x), *text)        # pixels look at the report
@@ -225,7 +233,7 @@ class Transformer(nn.Module):
             h = self.proj_in(rearrange(h, "b c h w -> b (h w) c"))
             h = self.proj_out(self.transformer_blocks[0](h, text))
             return x + rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
-        h = rearrange(self.proj_in(h), "b c h w -> b (h w) c")
+        h = rearrange(self.proj_in(h), "b c h w -> b (h w) c").contiguous()   # else each norm copies it
         h = rearrange(self.transformer_blocks[0](h, text), "b (h w) c -> b c h w", h=x.shape[2])
         return x + self.proj_out(h)
 
@@ -377,7 +385,8 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         out = super().forward(x)
-        return out + self.lora_B(self.lora_A(x.float())).to(out.dtype)
+        x = x if torch.is_autocast_enabled(x.device.type) else x.float()   # autocast would take it back
+        return out + self.lora_B(self.lora_A(x)).to(out.dtype)
 
 
 def lora_layers(unet: UNet2DConditionModel) -> dict[str, LoRALinear]:
@@ -426,5 +435,5 @@ def merge_lora(unet: UNet2DConditionModel, folder: Path | str) -> UNet2DConditio
     plain = UNet2DConditionModel.from_pretrained(folder)
     plain.config = unet.config   # as the pipeline takes it (read_unet_config)
     for name, layer in lora_layers(unet).items():
-        plain.get_submodule(name).weight += (layer.lora_B.weight @ layer.lora_A.weight).cpu()
+        plain.get_submodule(name).weight += layer.lora_B.weight.cpu() @ layer.lora_A.weight.cpu()   # no TF32
     return plain

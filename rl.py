@@ -17,14 +17,11 @@ pathwise   the reward is a network, which has a gradient of its own. A state x_t
 Departures from CXRL and DDPO (docs/experiments.md has what was measured of them):
 
 * before the policy gradient, the policy learns from those of the archive's own pairs that the rewards find
-  right (`worthy`): reward-weighted regression (Peters & Schaal 2007) with weights 0 and 1. Real pairs repair
-  what is wrong with the archive without the loss of diversity that the gradient of a reward costs;
+  right (`worthy`): reward-weighted regression (Peters & Schaal 2007) with weights 0 and 1, at no diversity;
 * each reward is counted in the spread of real pairs: no scale dominates, and a reward that has become equal
   falls silent;
 * RLCF: `score` counts diagnosis and consistency against the anchor's image of the same report. The gradient
-  of a difference does not see what is subtracted, so pathwise nothing is compared (the logarithm of the odds
-  to win, which it does see, did what a shorter way does: docs/experiments.md, section 53);
-* what is not an action, x_T and the last step's noise, is shared by a report's group and the anchor's image;
+  of a difference does not see what is subtracted, so pathwise nothing is compared (experiments.md, 53);
 * score, credit `steps`: a step is credited with what the state's promise gained by it, not with the end
   alone, and steps are weighted to act alike on the network;
 * a KL term keeps the policy near the model that the gradient began with, and the result lies part of the way
@@ -138,15 +135,14 @@ def start_policy(folder: Path, device: torch.device,
 
 def freeze(pipe: Pipeline) -> Pipeline:
     """The policy as it is now, to compare it with or to hold it to; what is not trained is shared with it."""
-    unet = LoRASnapshot(pipe.unet) if lora_layers(pipe.unet) else copy.deepcopy(pipe.unet)
+    lora = lora_layers(pipe.unet)
+    unet = LoRASnapshot(pipe.unet) if lora else copy.deepcopy(pipe.unet).requires_grad_(False)
     return replace(pipe, unet=unet, ace=copy.deepcopy(pipe.ace))   # called without gradient only
 
 
 def save_policy(pipe: Pipeline, anchor_folder: Path, folder: Path) -> None:
-    """A whole pipeline folder; beside it, of a LoRA, pytorch_lora_weights.safetensors.
-
-    The LoRA is merged into the anchor's own float32 weights.
-    """
+    """A whole pipeline folder, a LoRA merged into the anchor's own float32 weights; beside it
+    pytorch_lora_weights.safetensors."""
     if lora_layers(pipe.unet):
         save_lora(pipe.unet, folder)
         pipe = replace(pipe, unet=merge_lora(pipe.unet, anchor_folder / "unet"))
@@ -237,9 +233,8 @@ def advantages(rewards: dict[str, Tensor], weights: dict[str, float], units: dic
                group: int, limit: float = 5.0) -> Tensor:
     """Rewards (b,) each -> advantages (b,): each minus its group's mean, in its unit, weighted, summed.
 
-    A unit is the spread of real pairs and stays the same: as the images of a report become equally good,
-    advantages go to 0 and the KL term holds what is left. With group = 1 the batch is the group, as in DDPO
-    without per-prompt statistics.
+    As the images of a report become equally good, advantages go to 0 and the KL term holds what is left. With
+    group = 1 the batch is the group, as in DDPO without per-prompt statistics.
     """
     total = torch.zeros_like(next(iter(rewards.values())))
     for name, reward in rewards.items():
@@ -255,9 +250,8 @@ def credit(advantage: Tensor, values: list[Tensor], valued: list[int], k: int) -
 
     The multiple of a promise's value that foretells the end best is what is known of the end at that state.
     The steps between two valued states are credited with its gain (the temporal difference of Sutton and
-    Barto, section 6.1): from 0 at the start to the whole advantage at the end. What other steps did, most of
-    the advantage's variance, stays out (docs/experiments.md, section 22). Values that hardly differ, by less
-    than a hundredth of a unit, foretell nothing: what is left of them is rounding.
+    Barto, section 6.1): from 0 at the start to the whole advantage at the end (docs/experiments.md, 22).
+    Values that differ by less than a hundredth of a unit foretell nothing: they are rounding.
     """
     known = [v * (v @ advantage) / (v @ v + 1e-4 * len(v)) for v in values]
     known = torch.stack([torch.zeros_like(advantage), *known, advantage], 1)
@@ -268,8 +262,8 @@ def credit(advantage: Tensor, values: list[Tensor], valued: list[int], k: int) -
 def step_weights(schedule: Schedule, t: Tensor, p: Tensor, eta: float) -> Tensor:
     """k steps -> k weights, mean 1: std / |d mean / d output|
 
-    A log-probability's gradient on the network's output is (d mean / d output) / std times unit noise: late
-    steps, where std is small, would drown the early ones.
+    A log-probability's gradient on the output is (d mean / d output) / std times unit noise: late steps,
+    where std is small, would drown the early ones.
     """
     one = torch.ones(len(t), 1, 1, 1, device=t.device)
     slope, std, _ = ddim_step(schedule, one, 0 * one, t, p, eta)   # the mean is linear in the output
@@ -334,7 +328,15 @@ class ScoreFunction(Objective):
             kl = reduce((mean - self.step(begun, image, step)[0]) ** 2 / (2 * std**2), "b c h w -> b", "mean")
         error = (ratio - 1).abs().detach()
         return {"loss": loss + self.config.kl * kl, "kl": kl, "clip_fraction": (error > clip).float(),
-                "ratio_error": error, "ratio": ratio}
+                "ratio_error": error, "ratio": ratio, "logp": logp.detach()}
+
+    def recount(self, parts: list[Tensor], k: int) -> None:
+        """log p_old anew, on the very batches that updates pass: on a GPU one of another size takes other
+        kernels, whose rounding to bf16, times guidance, would be more than the clip range."""
+        alone, logp = replace(self, config=replace(self.config, kl=0.0)), torch.empty_like(self.ro.logp)
+        for mb in (mb for part in parts for mb in part.split(self.config.rl_micro) if len(mb)):
+            logp[mb // k, mb % k] = alone(mb // k, mb % k)["logp"]
+        self.ro = self.ro._replace(logp=logp)
 
 
 def discount(step: Tensor, steps: int) -> Tensor:
@@ -383,17 +385,15 @@ def flat_pairs(b: int, k: int, each: int, updates: int, generator: torch.Generat
 
 def update(objective: Objective, pairs: Tensor, total: int, k: int, optimizer) -> dict[str, Tensor]:
     """One update on the (image, step) pairs of this rank, of k steps an image, `total` on all ranks together;
-    the gradient is the same whatever the micro-batch size and the number of ranks.
-
-    Returns statistics as tensors on the device (no host sync): means over all pairs, of the ratio extremes.
-    """
+    the gradient is the same whatever the micro-batch size and the number of ranks. -> statistics, on the
+    device (no host sync): means over all pairs, of the ratio extremes."""
     device = objective.ro.states.device
     sums = {name: torch.zeros((), device=device) for name in objective.statistics}
     low, high = torch.full((), torch.inf, device=device), torch.zeros((), device=device)   # of the ratio
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)   # of every rank, also one without a pair
-    for mb in pairs.to(device).split(objective.config.rl_micro) if len(pairs) else ():
+    for mb in pairs.split(objective.config.rl_micro) if len(pairs) else ():
         numbers = objective(mb // k, mb % k)
         (numbers["loss"].sum() / total).backward()
         with torch.no_grad():
@@ -466,9 +466,12 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, start: Pipeline, nets: Rewards, r
     waiting = [pipe.text] if config.gradient == "pathwise" else [pipe.text, pipe.vae, *vars(nets).values()]
     history, generator = [], torch.Generator().manual_seed(seeds[0])
     with offloaded(waiting if config.offload else [], pipe.device):
-        for pairs in flat_pairs(len(reports), k, each, config.updates, generator):
-            own = pairs[pairs // (b * k) == rank()] - rank() * b * k
-            history.append(update(objective, own, len(pairs), k, optimizer))
+        pairs = flat_pairs(len(reports), k, each, config.updates, generator)
+        own = [(part[part // (b * k) == rank()] - rank() * b * k).to(pipe.device) for part in pairs]
+        if config.gradient == "score" and pipe.device.type == "cuda":
+            objective.recount(own, k)
+        for part, whole in zip(own, pairs, strict=True):
+            history.append(update(objective, part, len(whole), k, optimizer))
     stats = summarise(history, rewards, ro.images)
     clip = config.clip / ro.states[0, 0].numel()
     if stats.get("ratio_error_first", 0) > 0.1 * clip:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ace import ACE
 from chests.drawn import check_own, draw, plan, read_reports, write_table
-from model import UNet2DConditionModel, read_unet_config
+from model import UNet2DConditionModel, layout, read_unet_config
 from rewards import Rewards, run_weights
 from storage.files import holding, naming, read_json, write_json
 from storage.pictures import grey, picture_grid, read_png, save_png
@@ -222,7 +222,8 @@ def denoise(unet, schedule: Schedule, cond: Tensor, uncond: Tensor, noise: Tenso
             eta: float) -> Iterator[Step]:
     """(cond: b n d, uncond: n d, noise: b steps+1 c h w) -> the steps in order;
     noise[:, 0] is x_T, noise[:, i+1] is step i's."""
-    x, context = noise[:, 0], both_branches(unet, cond, uncond, guidance)   # keys and values: once for all
+    # Keys and values: once for all. x: as all later ones lie in memory, or --compile compiles it apart.
+    context, x = both_branches(unet, cond, uncond, guidance), noise[:, 0].contiguous()
     for i, (t, p) in enumerate(zip(*schedule.timesteps(noise.shape[1] - 1), strict=True)):
         t, p = t.expand(len(x)), p.expand(len(x))
         out = guided_noise(unet, x, t, cond, uncond, guidance, context)
@@ -261,7 +262,7 @@ class Pipeline:
         folder = Path(folder)
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder}: no model_index.json: not a (complete) diffusers pipeline folder")
-        fast = torch.channels_last   # for convolutions
+        fast = layout(device)
         tuned = os.path.lexists(folder / "ace") or read_json(folder / "model_index.json").get("_ace") is True
         pipe = cls(
             UNet2DConditionModel.from_pretrained(folder / "unet").to(device, memory_format=fast).eval(),

@@ -29,7 +29,7 @@ from tqdm import tqdm
 import data
 import evaluate
 import rewards
-from model import UNet2DConditionModel, add_lora, merge_lora
+from model import UNet2DConditionModel, add_lora, layout, merge_lora
 from rewards import CLIPConsistency, ConsistencyNet, DiagnosisNet, PostureNet, Rewards, worthy
 from rl import RLConfig, freeze, queries_per_round, rl_round, save_policy, start_policy
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate
@@ -77,7 +77,7 @@ def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
     """Autoencoder: absolute error of grey values and of their slopes (ribs, vessels), and a light KL;
     its latent scale is measured once and kept in its config.json."""
     torch.manual_seed(run.seed)
-    vae, train = AutoencoderKL(sizes.vae).to(run.device, memory_format=torch.channels_last), sets["train"]
+    vae, train = AutoencoderKL(sizes.vae).to(run.device, memory_format=layout(run.device)), sets["train"]
 
     batch, mine = config.vae_batch, share(config.vae_batch)
     draw = train.stream(lambda step: batch_index(len(train), batch, run.seed, step)[mine])
@@ -114,7 +114,7 @@ def start_pipeline(run: Run, config: TrainConfig, sizes: Preset, vae: Autoencode
                    reports: list[str]) -> Pipeline:
     """From scratch: text encoder by contrast, then frozen, as in Stable Diffusion; a new UNet."""
     tokenizer = Tokenizer.train(reports, sizes.text.vocab_size, sizes.text.max_position_embeddings)
-    unet = UNet2DConditionModel(sizes.unet).to(run.device, memory_format=torch.channels_last)
+    unet = UNet2DConditionModel(sizes.unet).to(run.device, memory_format=layout(run.device))
     text = CLIPTextModel(sizes.text).to(run.device)
     contrast = Contrast(text, sizes.unet.in_channels, sizes.unet.cross_attention_dim).to(run.device)
 
@@ -143,7 +143,7 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
     own schedule, at a small constant rate (as RoentGen, Chambon et al. 2022)."""
     train, scratch = sets["train"], config.init is None
     vae = AutoencoderKL.from_pretrained(run.path("anchor", "vae"))
-    vae = vae.to(run.device, memory_format=torch.channels_last).eval()
+    vae = vae.to(run.device, memory_format=layout(run.device)).eval()
     latents = latent_cache(run, vae, train)
     torch.manual_seed(run.seed + 1)
     pipe = (start_pipeline(run, config, sizes, vae, latents, train.reports) if scratch
@@ -351,12 +351,13 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
     nets = Rewards.load(run.path("rewards"), run.device)
     reports, begun = sets["train"].reports, anchor
     if config.compile:
-        for unet in (pipe.unet, anchor.unet):
-            if isinstance(unet, UNet2DConditionModel):   # else the anchor is the policy without its LoRA
-                unet.compile()
+        pipe.unet.compile()
     if rl.rwr_steps:
         learn_from_archive(run, config, rl, sets["train"], pipe, nets, modules)
         begun = freeze(pipe)
+    for unet in {anchor.unet, begun.unet} if config.compile else ():
+        if isinstance(unet, UNet2DConditionModel):   # else it is the policy, with another LoRA
+            unet.compile()
     origin = [p.detach().to("cpu", copy=True) for group in groups for p in group["params"]]
     optimizer = adamw(groups, rl.rl_lr, weight_decay=1e-4)
     begin, before = load_state(run, "rl", modules, optimizer, None)

@@ -29,6 +29,7 @@ def test_a_whole_run(run):
 
 
 @pytest.mark.parametrize("flags", [("--compile",), ("--compile", "--gradient", "score"),
+                                   ("--gradient", "score", "--guidance", "4", "--rl-micro", "3"),
                                    ("--lora-rank", "4", "--checkpointing", "--offload", "--guidance", "2")])
 def test_reinforcement_learning_in_each_way(run, tmp_path, flags):
     """RL from the run's anchor, the UNets compiled, with the paper's estimator, or as at Stable Diffusion's

@@ -90,6 +90,20 @@ def score_update(pipe: Pipeline, begun: Pipeline, rolled, advantage, config: RLC
     return update(objective, torch.arange(40), 40, 5, optimizer)
 
 
+def test_log_probabilities_counted_anew_are_those_of_the_rollout():
+    """On a GPU other batches take other kernels: what is compared with is counted on the updates' own. Where
+    kernels do not differ, that is what the rollout says, pair by pair, each rank's own."""
+    pipe = small_pipeline()
+    ro, c_p, c_empty = start(pipe)
+    unknown, begun = ro._replace(logp=torch.full_like(ro.logp, torch.nan)), rl.freeze(pipe)
+    objective = ScoreFunction(pipe, begun, unknown, c_p, c_empty, sampling(),
+                              RLConfig(gradient="score", rl_micro=3), torch.ones_like(ro.logp))
+    parts = rl.flat_pairs(8, 5, 5, 2, torch.Generator().manual_seed(0))
+    objective.recount([*parts, torch.tensor([], dtype=torch.long)], 5)
+    torch.testing.assert_close(objective.ro.logp, ro.logp, rtol=0, atol=1e-6)
+    assert not any(p.requires_grad for p in begun.unet.parameters())
+
+
 def optimizer_of(pipe: Pipeline, lr: float):
     return torch.optim.AdamW([*pipe.unet.parameters(), *(pipe.ace.parameters() if pipe.ace else [])], lr=lr)
 

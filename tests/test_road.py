@@ -332,6 +332,13 @@ def test_an_init_is_read_before_the_data(init, tmp_path):
             train.main(command + more)
 
 
+def test_memory_is_foretold_as_a_gpu_needs_it():
+    """CUDA's autocast keeps what norms say in float32, the CPU's does not. An update of 16 images of the small
+    preset took 13.3 GiB on an H200, reward networks included (docs/experiments.md, 69)."""
+    foretold = plan.update_bytes(preset("small"), 16, 0, False, True, torch.float32, 16) / 2**30
+    assert 0.9 * 13.3 < foretold < 13.3
+
+
 def test_processes_of_torchrun_say_why_they_end(tmp_path):
     """torch puts a hook of its own around the one that prints errors, and would keep their line to itself."""
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",

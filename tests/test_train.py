@@ -368,12 +368,12 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 
 def test_every_stage_that_trains_a_unet_compiles_it(smoke_run, same_phantoms, before_rl, monkeypatch):
-    """--compile: the diffusion stage's UNet, then RL's policy and its anchor."""
+    """--compile: the diffusion stage's UNet, then RL's policy, its anchor, and what the KL holds it to."""
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda work: work)           # the check that it works here
     monkeypatch.setattr(UNet2DConditionModel, "compile", lambda unet: compiled.append(unet))
     (before_rl / "anchor" / "model_index.json").unlink()
-    for stage, many in (("diffusion", 1), ("rl", 3)):
+    for stage, many in (("diffusion", 1), ("rl", 4)):
         train.main(["--out", str(before_rl), *SMOKE, "--compile", "--stage", stage])
         assert len(compiled) == many
 

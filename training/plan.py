@@ -7,6 +7,7 @@ import time
 import weakref
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -69,7 +70,11 @@ def update_bytes(sizes: Preset, batch: int, lora: int, checkpointing: bool, half
         torch.set_default_dtype(torch.float32)
         unet.gradient_checkpointing = checkpointing
         tuned = list((add_lora(unet, lora) if lora else unet).parameters())
-        decode = AutoencoderKL(sizes.vae).requires_grad_(False).decode if decoded else None
+        vae = AutoencoderKL(sizes.vae).requires_grad_(False) if decoded else nn.Identity()
+        for norm in (*unet.modules(), *vae.modules()) if half else ():   # CUDA's autocast; the CPU's does not
+            if isinstance(norm, (nn.GroupNorm, nn.LayerNorm)):
+                norm.register_forward_pre_hook(lambda _, args: (args[0].float(),))
+        decode = vae.decode if decoded else None
         if checkpointing and decoded:
             decode = functools.partial(checkpoint, decode, use_reentrant=False)
         copies, optimizer = [p.detach().clone() for p in tuned for _ in range(twins)], adamw(tuned, 1e-6)
