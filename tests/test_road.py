@@ -333,8 +333,8 @@ def test_an_init_is_read_before_the_data(init, tmp_path):
 
 
 def test_memory_is_foretold_as_a_gpu_needs_it():
-    """CUDA's autocast keeps what norms say in float32, the CPU's does not. An update of 16 images of the small
-    preset took 13.3 GiB on an H200, reward networks included (docs/experiments.md, 69)."""
+    """CUDA's autocast keeps what norms say in float32, the CPU's does not. An update of 16 images of the
+    small preset took 13.3 GiB on an H200, reward networks included (docs/experiments.md, 69)."""
     foretold = plan.update_bytes(preset("small"), 16, 0, False, True, torch.float32, 16) / 2**30
     assert 0.9 * 13.3 < foretold < 13.3
 
