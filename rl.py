@@ -17,7 +17,7 @@ pathwise   the reward is a network, which has a gradient of its own. A state x_t
 Departures from CXRL and DDPO (docs/experiments.md has what was measured of them):
 
 * before the policy gradient, the policy learns from those of the archive's own pairs that the rewards find
-  right (`worthy`): reward-weighted regression (Peters & Schaal 2007) with weights 0 and 1, at no diversity;
+  right (`worthy`), which costs no diversity: reward-weighted regression (Peters & Schaal 2007), weights 0, 1;
 * each reward is counted in the spread of real pairs: no scale dominates, and a reward that has become equal
   falls silent;
 * RLCF: `score` counts diagnosis and consistency against the anchor's image of the same report. The gradient
