@@ -74,9 +74,9 @@ def fid(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
         |mu1 - mu2|^2 + Tr(S1 + S2 - 2 (S1 S2)^{1/2}).
 
     S has the N-1 denominator. Tr (S1 S2)^{1/2} is the sum of the roots of the eigenvalues of S2^{1/2} S1
-    S2^{1/2}, which is symmetric, so that no complex root can appear. A resample repeats images, its
-    covariance loses rank, and its FID is too large by about the same amount each time: the resampled rows are
-    shifted so that their mean is row 0.
+    S2^{1/2} = A' A, which is symmetric, so that no complex root can appear; where images are fewer than
+    features, of A A', which has the same. A resample repeats images, its covariance loses rank, and its FID is
+    too large by about the same amount each time: the resampled rows are shifted so that their mean is row 0.
     """
     x, y = x.double(), y.double()
     weights = x.new_ones(1, len(x)) if weights is None else weights
@@ -84,13 +84,14 @@ def fid(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
     eigenvalues, vectors = torch.linalg.eigh(cov_y)
     root_y = vectors * eigenvalues.clamp(min=0).sqrt() @ vectors.T
     rows = []
-    for w in weights.split(64):                                   # 64 d d float64 at a time
+    for w in weights.split(16):                                   # bounds the memory
         total = w.sum(1, keepdim=True)
         mu = w @ x / total                                                                   # r d
-        square = torch.einsum("rn,nd,ne->rde", w, x, x) - total[..., None] * mu[:, :, None] * mu[:, None]
-        cov = square / (total[..., None] - 1)                                                # r d d
-        cross = torch.linalg.eigvalsh(root_y @ cov @ root_y).clamp(min=0).sqrt().sum(1)
-        trace = cov.diagonal(dim1=1, dim2=2).sum(1) + cov_y.trace()
+        scatter = (w / (total - 1)).sqrt()[..., None] * (x - mu[:, None])                    # r n d
+        a = scatter @ root_y
+        gram = a @ a.mT if len(x) < x.shape[1] else a.mT @ a
+        cross = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum(1)
+        trace = scatter.square().sum((1, 2)) + cov_y.trace()
         rows.append((mu - mu_y).square().sum(1) + trace - 2 * cross)
     rows = torch.cat(rows)
     if len(rows) > 1:

@@ -93,6 +93,13 @@ def test_fid_of_a_set_with_itself_is_zero():
     assert abs(metrics.fid(gaussian(20, 64), gaussian(20, 64))[0]) < 1e-3
 
 
+def test_fid_of_fewer_images_than_features_is_the_same_formula():
+    """Features that are always 0 change nothing but which of the two matrices is the smaller."""
+    x, y, weights = gaussian(30, 8), gaussian(40, 8, seed=1, shift=0.3), metrics.resampling(30, 5)
+    padded = [torch.cat([z, z.new_zeros(len(z), 56)], 1) for z in (x, y)]
+    torch.testing.assert_close(metrics.fid(*padded, weights), metrics.fid(x, y, weights), rtol=1e-6, atol=0)
+
+
 def test_fid_interval_holds_its_value():
     """Resampling inflates FID; the shifted rows are centred on the value again."""
     rows = metrics.fid(gaussian(80, 16), gaussian(90, 16, seed=1), metrics.resampling(80, 100))
