@@ -75,8 +75,8 @@ def fid(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
 
     S has the N-1 denominator. Tr (S1 S2)^{1/2} is the sum of the roots of the eigenvalues of S2^{1/2} S1
     S2^{1/2} = A' A, which is symmetric, so that no complex root can appear; where images are fewer than
-    features, of A A', which has the same. A resample repeats images, its covariance loses rank, and its FID is
-    too large by about the same amount each time: the resampled rows are shifted so that their mean is row 0.
+    features, of A A', which has the same. A resample repeats images, its covariance loses rank, and its FID
+    is too large by about the same amount each time: the rows are shifted so that their mean is row 0.
     """
     x, y = x.double(), y.double()
     weights = x.new_ones(1, len(x)) if weights is None else weights
