@@ -28,7 +28,7 @@ and is the floor or ceiling of each metric. evaluation/judge.py: what the judge 
                             features, among equal numbers of both. Two sets drawn alike: 0.5. `real` shows
                             what unseen images get (phantoms: below 0.5, as only training films are badly
                             positioned); above that, at a distance no larger than real's: learned by heart
-    ms_ssim                 mean over pairs of 4 images of a report; `real`: of 2 to 4 such patients
+    ms_ssim                 mean over pairs of 4 images of a report; `real`: of 2 to 4 with its labels
 
 RUN/prompts.txt holds the prompts, one a line: where the reports of --images are these, in this order, their
 difference to the anchor is paired, too. RUN/samples/nearest_pairs.png shows the generated images that are

@@ -427,8 +427,8 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, start: Pipeline, nets: Rewards, r
     """One round on `reports` (one entry for each image, groups adjacent, the same list on every rank)
     -> (statistics over all ranks, this rank's images: b 1 h w).
 
-    Raises FloatingPointError if a reward or the loss is not finite, or if the policy that updates is not the
-    policy that sampled (score: mean |ratio - 1| before the first update above a tenth of the clip range).
+    Raises FloatingPointError if a reward or the loss is not finite, or if update and rollout disagree
+    (score: mean |ratio - 1| before the first update above a tenth of the clip range; not after `recount`).
     """
     steps, group, b = config.rollout_steps, config.group, len(reports) // ranks()
     mine = slice(rank() * b, (rank() + 1) * b)                # whole groups: train.py checks that

@@ -272,9 +272,9 @@ def openi_xml_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Itera
         images = [image.get("id", "") for image in root.iterfind(".//{*}parentImage")]
         if not images:
             notes.add("XML file that names no image", here)
+        more = "further image of a report, of unknown view (indiana_projections.csv has views)"
         for number, name in enumerate(images):
             view = views.get(openi_key(name), "")
-            more = "further image of a report, of unknown view (indiana_projections.csv has views)"
             yield Row(place.get(name, name), report, view=view, fault=more if number and not view else "",
                       patient=file.stem if patient is None else patient.get("id", file.stem))
 

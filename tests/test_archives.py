@@ -223,6 +223,7 @@ def test_patients_of_chexpert_are_found_where_its_downloads_unpack(tmp_path, hom
 
 
 def test_a_folder_above_the_archive_is_told_so(tmp_path):
+    """The one that was meant is named."""
     put(tmp_path, {"CheXpert-v1.0-small/train.csv": "Path\n"})
     with pytest.raises(DataError, match=r"lies above .*small/train\.csv: give the folder that holds it"):
         load(str(tmp_path), size=16)

@@ -33,7 +33,7 @@ def test_a_whole_run(run):
                                    ("--lora-rank", "4", "--checkpointing", "--offload", "--guidance", "2")])
 def test_reinforcement_learning_in_each_way(run, tmp_path, flags):
     """RL from the run's anchor, the UNets compiled, with the paper's estimator, or as at Stable Diffusion's
-    size: `rollout and update disagree`, which DDPO's ratio would show, is not said."""
+    size: each ends. (That rollout and update agree is shown on the CPU, where nothing is counted anew.)"""
     left_out = shutil.ignore_patterns("cxrl", "rl.safetensors", "rwr.safetensors")
     folder = shutil.copytree(run, tmp_path / "again", ignore=left_out)
     done = command("train.py", "--out", folder, "--stage", "rl", *SMOKE, *flags, gpus="0")

@@ -71,4 +71,5 @@ def test_its_numbers_are_the_defaults():
     assert f"t falls {t[0]}, {t[1]}, ... {t[-1]} in ten steps" in WALK and len(t) == 10
     images = config.reports * config.group
     assert f"{config.reports} reports with {config.group} images each, b = {images}" in WALK
+    assert f"{config.rwr_steps:,} supervised steps" in WALK
     assert (config.updates, config.rounds) == (8, 6) and "eight updates" in WALK and "six rounds" in WALK
