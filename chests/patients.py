@@ -70,14 +70,15 @@ LEFT_RIGHT = ("left", "right")
 BASES = (("left", "lower"), ("right", "lower"), ("both", "lower"))
 RIMS = (("left", "rim"), ("right", "rim"))
 LOBES = tuple((side, place) for side in LEFT_RIGHT for place in ("upper", "lower"))
-DEVICES = (*(("left", "pacemaker"),) * 2, ("right", "pacemaker"), ("right", "port"), ("left", "port"),
+DEVICES = (*(("left", "pacemaker"),) * 5, *(("right", "pacemaker"),) * 2, ("right", "port"), ("left", "port"),
            *(("right", "line"),) * 2, ("left", "line"), *(("", "tube"),) * 2)
 # Name -> how often, and where it may be. In this order each takes its place, so that none hides another.
+# Devices are the commonest label of archives, too (half of CheXpert's films); rarer leads are not learned.
 CATALOGUE = {
     "Pleural Effusion": (1.15, BASES), "Atelectasis": (1.1, BASES), "Pneumothorax": (1.0, RIMS),
     "Pleural Other": (0.95, RIMS), "Consolidation": (1.05, LOBES), "Pneumonia": (1.05, LOBES),
     "Lung Lesion": (1.05, LOBES), "Edema": (0.95, (("both", "hila"),)), "Cardiomegaly": (1.0, (("", ""),)),
-    "Enlarged Cardiomediastinum": (0.9, (("", ""),)), "Support Devices": (1.1, DEVICES),
+    "Enlarged Cardiomediastinum": (0.9, (("", ""),)), "Support Devices": (3.0, DEVICES),
 }
 WEIGHTS = np.array([weight for weight, _ in CATALOGUE.values()])
 HOW_MANY = (1,) * 38 + (2,) * 36 + (3,) * 18 + (4,) * 8  # of a hundred patients who are not normal

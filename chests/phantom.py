@@ -30,6 +30,7 @@ from chests.patients import ANATOMY, GRAIN, POSTURE, Finding, hashed, patients, 
 
 JITTER = 0.02       # of each posture parameter of a well-positioned film, either way
 BAD_POSTURE = 0.35  # share of an archive's films that are badly positioned
+HEADROOM = 0.86     # tissue and bone have greys up to here, so that metal is seen in front of them
 NOISE = 0.012       # standard deviation per pixel, of a range of 1
 
 
@@ -297,7 +298,7 @@ def device(film, g, p, f, side):
         wide, high = (0.15, 0.12) if f.place == "pacemaker" else (0.09, 0.09)
         u, v = ((g.x - x) / wide)**2, ((g.y - y) / high)**2
         metal = np.maximum(metal, soft(1 - u * u - v * v, 0.6))
-    film.density += 0.42 * metal
+    film.metal = np.maximum(film.metal, metal)
 
 
 DRAW = {"Pleural Effusion": effusion, "Atelectasis": atelectasis, "Pneumothorax": pneumothorax,
@@ -334,7 +335,8 @@ def draw(size: int, psi: list[float], u: list[float], findings: list[Finding]) -
     below, g.lateral, medial = lung_walls(g, p)
     under, middle = below_diaphragm(g, p), heart(g, p)
     lung = soft(np.minimum(np.minimum(g.lateral - g.a, g.a - medial), below), g.edge)
-    film = SimpleNamespace(air=lung * (1 - under) * (1 - 0.93 * middle), fan=vessels(g, p))
+    film = SimpleNamespace(air=lung * (1 - under) * (1 - 0.93 * middle), fan=vessels(g, p),
+                           metal=np.zeros_like(lung))
     film.density = body(g, p) + shoulders(g, p) + spine(g, p) + 0.12 * middle * (1 - under)
     film.density += rib_cage(g, p, below, g.lateral, under) + abdomen(g, p, under)
     if p.breasts > 0:
@@ -343,7 +345,8 @@ def draw(size: int, psi: list[float], u: list[float], findings: list[Finding]) -
         if f.name in DRAW:
             DRAW[f.name](film, g, p, f, {"left": g.left, "right": 1 - g.left}.get(f.side, np.float32(1)))
     depth = p.depth * (0.72 + 0.28 * soft(g.lateral - g.a - 0.1, 0.2))
-    return tone(film.density - film.air * (depth - film.fan), p)
+    grey = tone(film.density + 0.42 * film.metal - film.air * (depth - film.fan), p)
+    return HEADROOM * grey + (1 - HEADROOM) * film.metal
 
 
 # ------------------------------------------------------------------------------------------------------------

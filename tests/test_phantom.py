@@ -166,9 +166,9 @@ def test_it_is_a_chest():
 
 
 def test_noise_and_exposure():
-    """Films use the range of greys without clipping much of it, and differ in exposure."""
+    """Tissue has most of the range of greys, without clipping much of it; films differ in exposure."""
     films = render(range(100)).float() / 255
-    assert films.quantile(0.01) < 0.15 and films.quantile(0.99) > 0.85
+    assert films.quantile(0.01) < 0.15 and films.quantile(0.99) > 0.75
     assert share((films == 0) | (films == 1)) < 0.02
     assert films.mean((1, 2, 3)).std() > 0.02
 
@@ -208,14 +208,15 @@ def test_no_finding():
     spoken = ((MANY.labels == 1) | (MANY.labels == -1))[:, ill].any(1)
     assert torch.equal(MANY.labels[:, 0] == 1, ~spoken)
     assert torch.equal(MANY.truth[:, 0] == 1, ~(MANY.truth[:, ill] == 1).any(1))
-    assert abs(MANY.truth[:, 0].mean() - NORMAL_SHARE) < 0.06  # a patient with just a device counts too
+    assert abs(MANY.truth[:, 0].mean() - NORMAL_SHARE) < 0.09  # a patient with just a device counts too
 
 
 def test_rates():
-    """Each finding is on 10 to 20 % of the films and denied in more than 5 % of the reports."""
+    """Each finding is on 9 to 14 % of the films, devices on 30 %; each is denied in more than 5 % of reports."""
     for name in CATALOGUE:
         column = LABELS.index(name)
-        assert 0.1 < MANY.truth[:, column].mean() < 0.2, name
+        low, high = (0.27, 0.33) if name == "Support Devices" else (0.09, 0.14)
+        assert low < MANY.truth[:, column].mean() < high, name
         assert share(MANY.labels[:, column] == 0) > 0.05, name
 
 
