@@ -59,6 +59,7 @@ SPLITS = {"": "", "train": "train", "val": "val", "valid": "val", "validate": "v
 DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memory
 LOOKED_AT = 256         # images of a larger set whose headers are read when it is indexed
 CACHED_BYTES = 2**29    # phantoms are kept once rendered, up to this size
+DRAWING = Path(__file__).parent / "chests" / "phantom.py"   # what a phantom's film depends on
 CODE = ("data.py", *(f"chests/{name}.py" for name in (
     "archives", "findings", "images", "labels", "reports", "tables")))   # what an index depends on
 UNNAMED = "image "      # begins the names of patients that no table names
@@ -96,7 +97,8 @@ class PhantomChests:
 
     @cached_property
     def digest(self) -> str:
-        return digest([self.seed, self.start, self.count, self.size, self.faults], self.reports, self.labels)
+        made_by = [self.seed, self.start, self.count, self.size, self.faults, DRAWING.read_text()]
+        return digest(made_by, self.reports, self.labels)
 
     def render(self, index: Tensor) -> Tensor:
         parts = (index + self.start).split(512)  # bounds the renderer's memory

@@ -160,7 +160,8 @@ def asked(judge: Judge, reports: list[str], labels: Tensor) -> dict:
 
 def measure(yard: Yardstick, images: Tensor, groups: list[Tensor],
             resamples: int = RESAMPLES) -> dict[str, Tensor]:
-    """(images: n 1 h w, one a prompt; groups: k 1 h w each, of one report) -> metric: 1+r rows of resamples.
+    """(images: n 1 h w, one a prompt; groups: k 1 h w each, of one report) -> metric: 1+r rows of resamples;
+    those that evaluation/results.py lists in BETTER are reported.
 
     Beside them "by_finding", 1+r 14: the AUROC of each finding; "nearest", 2 n: of each image the distance to
     its nearest training image, and which of yard.train that is.
@@ -334,7 +335,7 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
         raise ValueError(f"--reports {reports}: expected at least {FEWEST}")
     config, log = read_config(run), read_log(run / "log.jsonl")
     eyes = None if features is None else load_eyes(features).to(device)
-    settings = {name: value for name, value in sample.run_settings(run).items() if name != "revision"}
+    settings = sample.run_settings(run).arguments()
     folders = {"anchor": run / "anchor", "cxrl": run / "cxrl"}
     folders |= {f"control_{i}" if i > 1 else "control": Path(folder) for i, folder in enumerate(controls, 1)}
     pipes = {name: sample.Pipeline.load(folder, device) for name, folder in folders.items()}

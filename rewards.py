@@ -32,7 +32,7 @@ from storage.weights import check_numbers, read_config, read_kept, read_weights,
 from text_encoder import EOS, Tokenizer, info_nce
 from training.ranks import rank, ranks, reduce_over_ranks
 
-NAMES = ("align", "diag", "consist")
+NAMES = ("align", "diag", "consist")   # of the rewards, in the order of `Rewards`; --w-NAME is one's weight
 IDENTITY = (1.0, 1.0, 0.0, 0.0, 0.0)   # psi of an image that is already in the canonical pose
 REACH = 0.5                            # psi is sought within identity +- REACH
 XRV_NAMES = {"Effusion": "Pleural Effusion", "Pleural_Thickening": "Pleural Other"}   # torchxrayvision's
@@ -62,7 +62,8 @@ class RewardConfig:
 
 class Frozen(nn.Module):
     """What the three networks share: a scale taken from real pairs, and a folder with config.json and
-    model.safetensors. Each has its own raw_score(images: b 1 h w in [0, 1], reports) -> b."""
+    model.safetensors. Each has its own raw_score(images: b 1 h w in [0, 1], reports) -> b, which the
+    pathwise gradient goes through."""
 
     def __init__(self, config: RewardConfig):
         super().__init__()
@@ -80,7 +81,7 @@ class Frozen(nn.Module):
         """Take the scale from real images, n 1 h w in [0, 1], and their reports."""
         scores = self.score(images, reports)
         self.median.copy_(scores.median())
-        self.spread.copy_(scores.std(correction=0).clamp(min=1e-3))
+        self.spread.copy_(scores.std(correction=0).clamp(min=1e-6))
 
     @classmethod
     def from_pretrained(cls, folder: Path):
@@ -125,6 +126,7 @@ def resnet(config: RewardConfig) -> nn.Sequential:
 
 def image_trunk(config: RewardConfig) -> tuple[nn.Module, int]:
     """-> a network b 1 h w in [-0.5, 0.5] -> b c h' w', and c"""
+    require(config.trunk in ("resnet", "densenet121"), "trunk", config.trunk, "resnet or densenet121")
     if config.trunk == "densenet121":
         return DenseNet121(), 1024
     return resnet(config), 8 * config.width
@@ -425,7 +427,7 @@ class Rewards:
         return cls(*(net.from_pretrained(Path(folder) / name).to(device) for net, name in kinds))
 
     def named(self) -> dict[str, Frozen]:
-        return {"align": self.posture, "diag": self.diagnosis, "consist": self.consistency}
+        return dict(zip(NAMES, vars(self).values(), strict=True))
 
     def scores(self, images: Tensor, reports: list[str]) -> dict[str, Tensor]:
         """(images: b 1 h w in [0, 1]) -> {"align", "diag", "consist"}: (b,) float32 each, without gradient"""
@@ -463,13 +465,13 @@ def run_weights(run: Path) -> dict[str, float]:
 
 
 def compare(scores: dict[str, Tensor], reference: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """RLCF: scores of a rollout, b each -> its rewards: diagnosis and consistency against the anchor's, if
-    there are any: p each, one for each group of b / p adjacent images of one report."""
+    """RLCF: scores of a rollout, b each -> its rewards: all but posture's against the anchor's, if there are
+    any: p each, one for each group of b / p adjacent images of one report."""
     if reference is None:
         return scores
     group = len(scores["align"]) // len(reference["align"])
     return scores | {name: scores[name] - reference[name].repeat_interleave(group)
-                     for name in ("diag", "consist")}
+                     for name in scores if name != "align"}
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ace import ACE
 from model import LoRASnapshot, add_lora, lora_layers, merge_lora, save_lora
-from rewards import Rewards, compare
+from rewards import NAMES, Rewards, compare
 from sample import (
     Pipeline,
     SampleConfig,
@@ -95,8 +95,9 @@ class RLConfig:
     @property
     def weights(self) -> dict[str, float]:
         """Proportions of the rewards: their norm is 1."""
-        norm = (self.w_align**2 + self.w_diag**2 + self.w_consist**2) ** 0.5
-        return {"align": self.w_align / norm, "diag": self.w_diag / norm, "consist": self.w_consist / norm}
+        weights = {name: getattr(self, f"w_{name}") for name in NAMES}
+        norm = sum(weight**2 for weight in weights.values()) ** 0.5
+        return {name: weight / norm for name, weight in weights.items()}
 
 
 # What differs by default with --gradient score.
@@ -174,12 +175,6 @@ def valued_states(config: RLConfig) -> list[int]:
         return []
     last = config.rollout_steps - 1
     return sorted({round(last * j / (VALUED + 1)) for j in range(1, VALUED + 1)} - {0, last})
-
-
-def queries_per_round(config: RLConfig) -> int:
-    """How many pictures of the policy the reward networks score in a round: ends, and promises."""
-    promises = 1 if config.gradient == "pathwise" else len(valued_states(config))
-    return config.reports * config.group * (1 + promises)
 
 
 @torch.no_grad()
@@ -352,8 +347,8 @@ class Pathwise(Objective):
     statistics = ("loss", "kl")
 
     def promise(self, out: Tensor, image: Tensor, step: Tensor) -> dict[str, Tensor]:
-        """What the network says in a state -> rewards of the x_0 that it promises, in units of real pairs and
-        none above the median pair's"""
+        """What the network says in a state -> rewards of the x_0 that it promises, in units of real pairs:
+        what it lacks of the median pair's"""
         decode = self.pipe.decode
         if self.config.checkpointing:
             decode = partial(checkpoint, decode, use_reentrant=False)
@@ -362,7 +357,8 @@ class Pathwise(Objective):
             pictures = grey(torch.cat([decode(x) for x in x_0]))
         scores = self.nets.raw_scores(pictures.float(), [self.reports[i] for i in image.tolist()])
         units, enough = self.nets.units(), self.nets.medians()
-        return {name: score.minimum(enough[name]) / units[name] for name, score in scores.items()}
+        return {name: (score.minimum(enough[name]) - enough[name]) / units[name]
+                for name, score in scores.items()}
 
     def __call__(self, image: Tensor, step: Tensor) -> dict[str, Tensor]:
         out, begun = self.outputs(image, step)

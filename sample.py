@@ -29,7 +29,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ace import ACE
-from chests.drawn import check_own, draw, plan, read_reports, write_table
+from chests.drawn import check_own, draw, draw_best, plan, read_reports, write_table
 from model import UNet2DConditionModel, layout, read_unet_config
 from rewards import Rewards, run_weights
 from storage.files import holding, naming, read_json, write_json
@@ -360,6 +360,8 @@ def generate(pipe: Pipeline, reports: list[str], seeds: list[int], steps: int, g
 
     Whoever calls splits large sets into batches.
     """
+    if not 0 < len(reports) == len(seeds):
+        raise ValueError(f"{len(reports)} reports, {len(seeds)} seeds: expected one seed for each report")
     noise = seeded_noise(seeds, steps, pipe.latent_shape, pipe.device)
     with autocast(pipe.device):
         cond, uncond = pipe.condition(pipe.embed(reports), pipe.embed([""])[0])
@@ -385,15 +387,14 @@ def newest_run(root: Path = Path("runs")) -> Path:
     return max(runs, key=last_written)
 
 
-def run_settings(run: Path) -> dict:
-    """Sampling options (steps, guidance, eta) and revision of a run folder's config.json, with defaults."""
-    config = read_json(run / "config.json", missing={})
-    found = {"steps": config.get("sample_steps", 20), "guidance": config.get("guidance", 1.0),
-             "eta": config.get("eta", 1.0)}
+def run_settings(run: Path) -> SampleConfig:
+    """The sampling options in a run folder's config.json; the defaults of those that it lacks."""
+    config, usual = read_json(run / "config.json", missing={}), asdict(SampleConfig())
+    found = {name: config.get(name, value) for name, value in usual.items()}
     for name, value in found.items():
-        if type(value) not in ((int,) if name == "steps" else (int, float)) or not 0 <= value < math.inf:
+        if type(value) not in (int, type(usual[name])) or not 0 <= value < math.inf:
             raise ValueError(f"{run / 'config.json'}: {name} is {value!r}, expected a number >= 0")
-    return {**found, "revision": config.get("git", "unknown")}
+    return SampleConfig(**found)
 
 
 def liking(run: Path, device: torch.device) -> tuple[Callable[[Tensor, list[str]], Tensor], str]:
@@ -402,23 +403,6 @@ def liking(run: Path, device: torch.device) -> tuple[Callable[[Tensor, list[str]
     nets, weights = Rewards.load(run / "rewards", device), run_weights(run)
     return (lambda images, reports: nets.total(grey(images), reports, weights),
             digest(nets.named().values(), weights))
-
-
-def draw_best(pipe: Pipeline, settings: dict, like: Callable | None, reports: list[str],
-              seeds: list[range]) -> tuple[Tensor, list[int]]:
-    """-> images: b c h w, for each report that of the best liked of its seeds, and these seeds"""
-    best = kept = liked = None
-    for candidates in zip(*seeds, strict=True):
-        images = generate(pipe, reports, list(candidates), **settings)
-        score = torch.zeros(len(images)) if like is None else like(images, reports).cpu()
-        if not (images.isfinite().all() and score.isfinite().all()):
-            raise FloatingPointError(f"an image of the seeds {candidates}, or its score, is not finite")
-        if best is None:
-            best, kept, liked = images, torch.tensor(candidates), score
-        better = score > liked
-        best[better], liked = images[better], score.maximum(liked)
-        kept = torch.where(better, torch.tensor(candidates), kept)
-    return best, kept.tolist()
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -469,19 +453,20 @@ def main(argv: list[str] | None = None) -> None:
             check_own(args.out, args.grid, jobs)
         wait_for_ranks()
         model = "cxrl" if (run / "cxrl" / "model_index.json").exists() and not args.anchor else "anchor"
-        pipe, settings = Pipeline.load(run / model, device), run_settings(run)
-        revision, steps = settings.pop("revision"), args.steps or settings["steps"]
+        pipe, settings = Pipeline.load(run / model, device), run_settings(run).arguments()
+        revision = read_json(run / "config.json", missing={}).get("git", "unknown")
+        steps = args.steps or settings["steps"]
         guidance = settings["guidance"] if args.guidance is None else args.guidance
         settings |= {"steps": steps, "guidance": float(guidance)}
         about = settings | {"model": model, "revision": revision, "weights": pipe.digest()}
         pipe.schedule.timesteps(steps)   # refuses more than the schedule has
-        like = None
+        like, paint = None, partial(generate, pipe, **settings)
         if args.best_of > 1:
             like, rewards = liking(run, device)
             about |= {"best_of": args.best_of, "rewards": rewards}
         if rank() == 0 and (cut := pipe.tokenizer.cut_count(reports)):
             print(f"{cut} of {len(reports)} reports exceed {pipe.tokenizer.max_length} tokens, and are cut")
-        draw(jobs, about, args.batch, partial(draw_best, pipe, settings, like), whole=not args.grid)
+        draw(jobs, about, args.batch, partial(draw_best, paint, like), whole=not args.grid)
         wait_for_ranks()
         if rank() == 0 and args.grid:
             seeds = f"[seeds {jobs[0].seeds[0]}-{jobs[-1].seeds[-1]}]"

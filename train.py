@@ -31,7 +31,7 @@ import evaluate
 import rewards
 from model import UNet2DConditionModel, add_lora, layout, merge_lora
 from rewards import CLIPConsistency, ConsistencyNet, DiagnosisNet, PostureNet, Rewards, worthy
-from rl import RLConfig, freeze, queries_per_round, rl_round, save_policy, start_policy
+from rl import RLConfig, freeze, rl_round, save_policy, start_policy
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate
 from storage.files import git_revision, holding
 from storage.pictures import grey, picture_grid, save_png
@@ -50,7 +50,7 @@ from training.loop import (
     step_generator,
 )
 from training.options import Preset, TrainConfig, bind, finished, given_by_init, open_run, parse, sizes_of
-from training.plan import dry_run
+from training.plan import dry_run, queries_per_round
 from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks, whole_job
 from vae import AutoencoderKL
 

@@ -92,7 +92,7 @@ def tested(net: DiagnosisNet, images: Tensor, labels: Tensor, seed: int, device:
 
 def draw(run: Path, pipes: dict[str, sample.Pipeline], reports: list[str], seed: int) -> dict[str, Tensor]:
     """-> system: n 1 h w uint8, one image a report, from the same noise for each"""
-    settings = {name: value for name, value in sample.run_settings(run).items() if name != "revision"}
+    settings = sample.run_settings(run).arguments()
     first = 2 * 10**12 + 10**7 * seed   # far from the seeds of training and of evaluate.py
     seeds = [first + i for i in range(len(reports))]
     return {name: reduced(evaluate.draw_all(pipe, reports, seeds, settings, name))

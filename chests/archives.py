@@ -97,13 +97,14 @@ VALUES = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, 
 
 def cells_to_labels(cells: dict[str, str], where: str, notes: Tally) -> tuple[float, ...]:
     """Cells of CheXpert's 14 columns ("1.0", "0.0", "-1.0" or empty) -> labels; others are noted, and nan.
-    No Finding, the first, is 1 or nan: its 0 says what the others do, and so does its 1 beside theirs."""
+    No Finding, the first, is 1 or nan: its 0 says what the others do, and so does its 1 beside theirs, but
+    for Support Devices, the last."""
     for column in LABEL_COLUMNS:
         if cells[column] not in VALUES:
             notes.add("label is none of 1, 0, -1 and blank, and taken as blank",
                       f"{where}: {column} {cells[column]}")
-    nothing, *findings = (VALUES.get(cells[column], nan) for column in LABEL_COLUMNS)
-    return nothing if nothing == 1 and 1 not in findings[:-1] else nan, *findings
+    nothing, *findings, devices = (VALUES.get(cells[column], nan) for column in LABEL_COLUMNS)
+    return nothing if nothing == 1 and 1 not in findings else nan, *findings, devices
 
 
 def compose_report(present: list[str], possible: list[str] = (), absent: list[str] = ()) -> str:

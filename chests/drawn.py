@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -95,6 +96,27 @@ def unfinished(jobs: list[Job], about: dict) -> list[Job]:
     return [job for job in jobs if not job.text(about).items() <= (png_text(job.path) or {}).items()]
 
 
+def draw_best(paint: Callable[[list[str], list[int]], Tensor],
+              like: Callable[[Tensor, list[str]], Tensor] | None,
+              reports: list[str], seeds: list[range]) -> tuple[Tensor, list[int]]:
+    """-> images: b c h w, for each report that of its seeds which is liked best, and these seeds
+
+    paint(reports, seeds) -> b c h w, like(images, reports) -> b.
+    """
+    best = kept = liked = None
+    for candidates in zip(*seeds, strict=True):
+        images = paint(reports, list(candidates))
+        score = torch.zeros(len(images)) if like is None else like(images, reports).cpu()
+        if not (images.isfinite().all() and score.isfinite().all()):
+            raise FloatingPointError(f"an image of the seeds {candidates}, or its score, is not finite")
+        if best is None:
+            best, kept, liked = images, torch.tensor(candidates), score
+        better = score > liked
+        best[better], liked = images[better], score.maximum(liked)
+        kept = torch.where(better, torch.tensor(candidates), kept)
+    return best, kept.tolist()
+
+
 def draw(jobs: list[Job], about: dict, batch: int,
          best: Callable[[list[str], list[range]], tuple[Tensor, list[int]]], whole: bool) -> None:
     """Draw this process's share of what is missing; best(reports, seeds) -> b c h w and the seeds taken. A
@@ -103,7 +125,10 @@ def draw(jobs: list[Job], about: dict, batch: int,
     A batch is always the same jobs, whoever draws it and whatever is missing: no picture depends on that, not
     even by rounding.
     """
-    if rank() == 0 and whole and unfinished(jobs, about):
+    left = len(unfinished(jobs, about)) if rank() == 0 else 0
+    if rank() == 0 and left < len(jobs):
+        print(f"{len(jobs) - left} of {len(jobs)} pictures are there already, by these weights and settings")
+    if whole and left:
         (jobs[0].path.parent / "prompt_INFO.csv").unlink(missing_ok=True)
     batches = [jobs[i:i + batch] for i in range(0, len(jobs), batch)][rank()::ranks()]
     for part in tqdm(batches, "images", unit="batch", disable=rank() > 0):

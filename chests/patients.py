@@ -7,6 +7,10 @@ Everything about a patient is a pure function of (seed, index). A report names e
 shows, and denies or passes over what it does not. Labels are noted beside each sentence as it is written, not
 read back from the text; labels.label, which reads, agrees. Reports of an archive (faults=True) now and then
 leave out, add or misplace a finding: labels then follow the report, truth the film.
+
+Another finding needs a row in CATALOGUE, sentences in PRESENT, a NOUN, denials in ABSENT, a drawing in
+phantom.DRAW and, where it is none of CheXpert's, a label and its words in findings.py; tests/test_phantom.py
+says what is missing.
 """
 from dataclasses import dataclass, replace
 

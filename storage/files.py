@@ -145,8 +145,9 @@ def keep_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str] 
 
 
 def git_revision() -> str:
-    """The commit of the code that runs, for pictures and records."""
-    command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+    """The commit of the code that runs, for pictures and records; "-dirty" behind it: as changed since."""
+    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40",
+               "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
     except OSError:

@@ -747,7 +747,7 @@ def test_a_small_set_of_phantoms_has_few_held_out(monkeypatch, train, val, test)
 def test_digest_follows_what_a_run_is_made_of(tmp_path, monkeypatch):
     """A set's digest changes with its images, reports and labels, and their order (which of train is not the
     table's, but within a patient); a large set's goes by its files. A phantom's goes by its seed, range, size
-    and faults."""
+    and faults, and by the code that draws it."""
     rows = good_rows(tmp_path, 6, split="train")
     rows[0]["split"] = "val"
 
@@ -770,6 +770,9 @@ def test_digest_follows_what_a_run_is_made_of(tmp_path, monkeypatch):
         (0, 9, 0, 32, True), (0, 9, 0, 32, True), (1, 9, 0, 32, True), (0, 8, 0, 32, True),
         (0, 9, 1, 32, True), (0, 9, 0, 64, True), (0, 9, 0, 32, False))]
     assert phantoms[0] == phantoms[1] and len(set(phantoms)) == 6
+    (tmp_path / "phantom.py").write_text("another lesion")
+    monkeypatch.setattr(data, "DRAWING", tmp_path / "phantom.py")
+    assert data.PhantomChests("train", 0, 9, 0, 32, True).digest not in phantoms
 
 
 @pytest.mark.skipif(not os.environ.get("CXRL_REAL"), reason="CXRL_REAL names no folder of real X-rays")

@@ -212,7 +212,7 @@ def test_no_finding():
 
 
 def test_rates():
-    """Each finding is on 9 to 14 % of the films, devices on 30 %; each is denied in more than 5 % of reports."""
+    """A finding is on 9 to 14 % of the films, devices on 30 %; each is denied in more than 5 % of reports."""
     for name in CATALOGUE:
         column = LABELS.index(name)
         low, high = (0.27, 0.33) if name == "Support Devices" else (0.09, 0.14)

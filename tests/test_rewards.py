@@ -175,6 +175,12 @@ def test_rlcf_is_a_margin_and_spares_posture():
     assert compared["diag"].abs().max() == 0 and compared["consist"].abs().max() == 0
 
 
+def test_a_misspelt_trunk_is_no_resnet():
+    """A DenseNet that was asked for by another name would silently be a ResNet."""
+    with pytest.raises(ValueError, match="trunk is 'densenet', expected resnet or densenet121"):
+        rewards.DiagnosisNet(rewards.RewardConfig(trunk="densenet"))
+
+
 def test_every_reward_has_a_gradient_on_the_image():
     """raw_scores is scores with gradient: each network says how a pixel should change."""
     nets, images = three(), torch.rand(3, 1, 64, 64, requires_grad=True)

@@ -399,21 +399,23 @@ def test_what_is_not_of_this_set_is_not_replaced(run, tmp_path):
         sample.main([report, "--run", str(run), "--n", "1", "--out", str(tmp_path / "grid.png")])
 
 
-def test_a_set_that_is_drawn_anew_is_no_set_until_it_is_whole(run, tmp_path, monkeypatch):
-    """Half of the new pictures would be judged together with half of the old."""
+def test_a_set_that_is_drawn_anew_is_no_set_until_it_is_whole(run, tmp_path, monkeypatch, capsys):
+    """Half of the new pictures would be judged together with half of the old. What is kept is said."""
     command = [REPORTS[0], "--run", str(run), "--n", "3", "--batch", "1", "--out", str(tmp_path / "set")]
     sample.main(command)
     whole, drawn_best = contents(tmp_path / "set"), sample.draw_best
 
-    def dies(pipe, settings, like, reports, seeds):
-        return drawn_best(pipe, settings, like, reports, seeds) if seeds[0][0] == 0 else 1 / 0
+    def dies(paint, like, reports, seeds):
+        return drawn_best(paint, like, reports, seeds) if seeds[0][0] == 0 else 1 / 0
 
     monkeypatch.setattr(sample, "draw_best", dies)
     with pytest.raises(ZeroDivisionError):
         sample.main([*command, "--guidance", "3"])
     assert not (tmp_path / "set" / "prompt_INFO.csv").exists()
     monkeypatch.undo()
+    capsys.readouterr()
     sample.main(command)
+    assert "2 of 3 pictures are there already" in capsys.readouterr().out
     assert contents(tmp_path / "set") == whole
 
 
@@ -456,5 +458,11 @@ def test_a_picture_is_there_if_all_that_made_it_is_the_same(run, tmp_path):
 def test_options_of_a_run_are_numbers(run, tmp_path):
     """A config.json whose sampling options cannot be meant is refused by name."""
     write_json(tmp_path / "config.json", {"sample_steps": "many"})
-    with pytest.raises(ValueError, match="config.json: steps is 'many'"):
+    with pytest.raises(ValueError, match="config.json: sample_steps is 'many'"):
         sample.run_settings(tmp_path)
+
+
+def test_a_picture_needs_a_report_and_a_seed(run):
+    """One seed for four reports would be one noise for four pictures, silently."""
+    with pytest.raises(ValueError, match="4 reports, 1 seeds: expected one seed for each"):
+        generate(Pipeline.load(run / "anchor"), ["Clear."] * 4, [0], 2)

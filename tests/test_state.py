@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import data
 from rewards import DiagnosisNet
 from sample import SampleConfig
+from storage import files
 from storage.files import append_line, holding, keep_tensors, read_json, replacing, to_json, write_json
 from storage.pictures import png_text, save_png
 from training import loop, options
@@ -450,6 +451,17 @@ def test_a_result_keeps_the_revision_that_made_it(tmp_path, monkeypatch):
     write_json(run.path("cxrl", "model_index.json"), {})
     options.bind(run, {})
     assert read_json(run.path("config.json"))["git"] == "old"
+
+
+def test_a_revision_says_that_the_code_was_changed(tmp_path, monkeypatch):
+    """The commit alone would name code that did not run."""
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "files.py"))
+    (tmp_path / "files.py").write_text("1")
+    for words in ("init -q", "add .", "-c user.name=a -c user.email=b commit -qm 1"):
+        subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+    clean = files.git_revision()
+    (tmp_path / "files.py").write_text("2")
+    assert len(clean) == 40 and files.git_revision() == f"{clean}-dirty"
 
 
 def test_an_init_is_tied_by_what_is_in_it(tmp_path):

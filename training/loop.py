@@ -121,9 +121,10 @@ def refuse_another(name: str, old: dict, new: dict, path: Path, advice: str) -> 
     if before == now or spelled and os.path.realpath(before) == os.path.realpath(now):
         return
     if name == "data_digest":
+        why = ("chests/phantom.py has changed, or what it draws" if new["data"] == "phantom" else
+               "images of a large set go by size and time: cp -p keeps them")
         raise ValueError(f"--data {new['data']}: its images, reports or labels are not those that {path} was "
-                         "begun with (images of a large set go by size and time: cp -p keeps them); "
-                         f"{advice}")
+                         f"begun with ({why}); {advice}")
     if name.endswith("_digest"):
         flag = name.removesuffix("_digest")
         raise ValueError(f"--{flag} {new[flag]}: its files are not those that {path} was begun with; "
@@ -184,7 +185,7 @@ class Muon(torch.optim.AdamW):
     def step(self) -> None:
         for group in self.param_groups:
             sizes: dict[tuple[int, int], list[Tensor]] = {}
-            for p in (p for p in group["params"] if turned(p, group)):
+            for p in (p for p in group["params"] if turned(p, group) and p.grad is not None):
                 sizes.setdefault((len(p), p.numel() // len(p)), []).append(p)
             for size, same in sizes.items():   # together, for many small products take long one by one
                 gradients, momenta = [p.grad for p in same], [self.state[p]["exp_avg"] for p in same]

@@ -14,7 +14,7 @@ import torch
 
 from evaluation.metrics import FEWEST
 from model import UNetConfig, read_unet_config
-from rewards import CLIPConsistency, DiagnosisNet, RewardConfig
+from rewards import NAMES, CLIPConsistency, DiagnosisNet, RewardConfig, Rewards
 from rl import SCORE, RLConfig
 from sample import SampleConfig, Schedule, ScheduleConfig
 from storage.command import arguments
@@ -165,7 +165,7 @@ def parse(argv: list[str] | None, text: str = "") -> tuple[TrainConfig, SampleCo
 # The least and the most of an option's values: of others more than 0, and 10^9.
 LEAST = {"eta": 0.01, "clip": 0.01, "rollout_steps": 2, "text_batch": 2, "reward_batch": 2,
          "eval_reports": FEWEST, **dict.fromkeys(
-             ("seed", "prompt_dropout", "guidance", "w_align", "w_diag", "w_consist", "kl", "ace_lr", "mix",
+             ("seed", "prompt_dropout", "guidance", *(f"w_{name}" for name in NAMES), "kl", "ace_lr", "mix",
               "save_every", "lora_rank", "rwr_steps", "rwr_lr", "rl_lr", "rounds", "ema_decay"), 0)}
 MOST = {"seed": 2**31 - 1, "train_images": 2**20, "prompt_dropout": 1, "ema_decay": 1, "mix": 1, "eta": 10,
         "guidance": 1000, "ace_tokens": 2**12, "lora_rank": 2**12, "finetune_rank": 2**12, **dict.fromkeys(
@@ -208,8 +208,8 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
         raise ValueError("--reports 1 --group 1: expected more than one image a round")
     if rl.rwr_steps == 0 and 0 in (rl.rounds, rl.mix):
         raise ValueError(f"--rwr-steps 0 --rounds {rl.rounds} --mix {rl.mix}: nothing would be learned")
-    if rl.w_align == rl.w_diag == rl.w_consist == 0:
-        raise ValueError("--w-align 0 --w-diag 0 --w-consist 0: at least one reward needs a weight above 0")
+    if not any(getattr(rl, f"w_{name}") for name in NAMES):
+        raise ValueError(f"--w-{' 0 --w-'.join(NAMES)} 0: at least one reward needs a weight above 0")
     score, lora = rl.gradient == "score", config.finetune == "lora"
     for part, name, needed, there in [(rl, "rlcf", "--gradient score", score),
                                       (rl, "clip", "--gradient score", score),
@@ -265,7 +265,7 @@ STAGE_OF = {"vae": "vae", "text": "diffusion", "diffusion": "diffusion", "ema": 
             "prompt": "diffusion", "finetune": "diffusion", "reward": "rewards"}
 # The files that mark a stage's result: renamed into place when all of it is written.
 MARKS = {"vae": ["anchor/vae/config.json"], "diffusion": ["anchor/model_index.json"],
-         "rewards": [f"rewards/{n}/config.json" for n in ("posture", "diagnosis", "consistency")],
+         "rewards": [f"rewards/{net.name}/config.json" for net in dataclasses.fields(Rewards)],
          "rl": ["cxrl/model_index.json"], "evaluate": ["evaluation.json"]}
 
 

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from model import UNet2DConditionModel, UNetConfig, add_lora
-from rl import RLConfig, queries_per_round
+from rewards import NAMES
+from rl import RLConfig, valued_states
 from sample import SampleConfig, autocast
 from text_encoder import CLIPTextModel
 from training.loop import adamw, read_log
@@ -49,6 +50,12 @@ class LiveBytes(TorchDispatchMode):
     def remove(self, key: int, size: int) -> None:
         self.alive.discard(key)
         self.now -= size
+
+
+def queries_per_round(config: RLConfig) -> int:
+    """How many pictures of the policy the reward networks score in a round: ends, and promises."""
+    promises = 1 if config.gradient == "pathwise" else len(valued_states(config))
+    return config.reports * config.group * (1 + promises)
 
 
 def inputs(config: UNetConfig, batch: int, tokens: int, device: torch.device | str = "cpu") -> tuple:
@@ -139,7 +146,7 @@ def work(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, n: int,
     free += trained * (rl.kl > 0)
     replayed = rl.rwr_steps * config.diffusion_batch
     learned = config.diffusion_steps * config.diffusion_batch
-    taught = 3 - (config.diagnosis is not None) - (config.consistency is not None)
+    taught = len(NAMES) - (config.diagnosis is not None) - (config.consistency is not None)
     before = (f"{config.text_steps:,} updates of the text encoder, then " if config.init is None
               else f"--finetune {config.finetune}: ")
     return {
