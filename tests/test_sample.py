@@ -288,6 +288,15 @@ def run(saved_pipeline, tmp_path_factory) -> Path:
     return folder
 
 
+def test_the_recipe_from_python_runs(run):
+    """docs/recipes.md's first block, with a run of random weights in place of its own."""
+    code = (ROOT / "docs" / "recipes.md").read_text().split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code.replace('"runs/phantom"', repr(str(run))).replace('"cxrl"', '"anchor"'), names)
+    assert names["images"].shape[0] == 4 and set(names["scores"]) == {"align", "diag", "consist"}
+    assert all(score.shape == (4,) and score.isfinite().all() for score in names["scores"].values())
+
+
 def test_single_images_lie_beside_the_grid(run, tmp_path, capsys):
     """Every image of the grid is there alone, too, by report and seed, and says how to draw it again."""
     sample.main([REPORTS[0], "--run", str(run), "--n", "2", "--seed", "7", "--out", str(tmp_path / "g.png")])
