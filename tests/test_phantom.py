@@ -139,6 +139,13 @@ def test_every_device_is_seen(side, place):
         assert (left > 2 * right) if side == "left" else (right > 2 * left)
 
 
+def test_a_lead_is_seen_in_front_of_the_heart():
+    """Metal is brighter than any tissue: a pacemaker's lead stands out by a tenth of the greys."""
+    without = film([])
+    lead = film([Finding("Support Devices", "left", "pacemaker", 0.5, 0.5)])[38:44, 20:44]
+    assert (lead - without[38:44, 20:44]).max() > 0.1 and lead.max() > without.max()
+
+
 @pytest.mark.parametrize("name", [name for name in CATALOGUE if name != "Support Devices"])
 def test_larger_means_larger(name):
     """A finding of size 1 changes the film more than one of size 0; a pneumothorax darkens more of it."""
