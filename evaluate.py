@@ -67,7 +67,7 @@ from evaluation.report import write_report
 from evaluation.results import entry, gains, table
 from pretrained.vit import Dinov2
 from rewards import DiagnosisNet
-from storage.files import git_revision, holding, read_json, strict, write_json, write_text
+from storage.files import git_revision, holding, naming, read_json, strict, write_json, write_text
 from storage.pictures import grey, picture_grid, save_png
 from training.loop import read_log
 
@@ -334,7 +334,8 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
     if reports < FEWEST:
         raise ValueError(f"--reports {reports}: expected at least {FEWEST}")
     config, log = read_config(run), read_log(run / "log.jsonl")
-    eyes = None if features is None else load_eyes(features).to(device)
+    with naming("--features ", ValueError):
+        eyes = None if features is None else load_eyes(features).to(device)
     settings = sample.run_settings(run).arguments()
     folders = {"anchor": run / "anchor", "cxrl": run / "cxrl"}
     folders |= {f"control_{i}" if i > 1 else "control": Path(folder) for i, folder in enumerate(controls, 1)}

@@ -33,7 +33,7 @@ from model import UNet2DConditionModel, add_lora, layout, merge_lora
 from rewards import CLIPConsistency, ConsistencyNet, DiagnosisNet, PostureNet, Rewards, worthy
 from rl import RLConfig, freeze, rl_round, save_policy, start_policy
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate
-from storage.files import git_revision, holding
+from storage.files import git_revision, holding, read_json
 from storage.pictures import grey, picture_grid, save_png
 from text_encoder import CLIPTextModel, Contrast, Tokenizer
 from training.latents import Latents, latent_cache
@@ -61,8 +61,9 @@ STAGES = ("vae", "diffusion", "rewards", "rl", "evaluate")
 
 def load_sets(config: TrainConfig) -> dict:
     """The run's data; real images are decoded once and kept in RUN/state."""
+    cache = None if config.dry_run and not config.out.exists() else config.out / "state"
     return data.load(config.data, size=sizes_of(config).size, seed=config.seed, fit=config.fit,
-                     train_images=config.train_images, prompt=config.prompt, cache=config.out / "state")
+                     train_images=config.train_images, prompt=config.prompt, cache=cache)
 
 
 def unit(images: Tensor, device: torch.device) -> Tensor:
@@ -416,13 +417,6 @@ def before_and_after(run: Run, anchor: Pipeline, pipe: Pipeline, reports: list[s
 def main(argv: list[str] | None = None) -> None:
     config, sampling, rl = parse(argv, __doc__)
     device, given = start_ranks(), given_by_init(config)
-    for flag, value, stage in [("reports", rl.reports, "rl"), ("vae-batch", config.vae_batch, "vae"),
-                               ("text-batch", config.text_batch, "vae"),   # given with it
-                               ("diffusion-batch", config.diffusion_batch,
-                                "rl" if rl.rwr_steps else "diffusion"),   # of the archive, too
-                               ("reward-batch", config.reward_batch, "rewards")]:
-        if stage not in given and value % ranks():
-            raise ValueError(f"--{flag} {value}: expected a multiple of the {ranks()} processes")
     wanted = STAGES if config.stage == "all" else (config.stage,)
     if config.dry_run:
         if rank() > 0:
@@ -474,7 +468,9 @@ def begin(run: Run, config: TrainConfig) -> dict:
 def do_stage(stage: str, run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig,
              rl: RLConfig) -> None:
     if finished(run.folder, stage):
-        print(f"{stage}: done already in {config.out}")
+        judged = read_json(run.path("evaluation.json")) if stage == "evaluate" else {}
+        how = "".join(f", {name} {judged.get(name)}" for name in ("n", "seed", "features") if judged)
+        print(f"{stage}: done already in {config.out}{how}")
         return
     wait_for_ranks()   # all have seen the same state of the folder
     start, sizes = time.monotonic(), sizes_of(config)

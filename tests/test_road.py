@@ -183,18 +183,18 @@ def test_two_processes_make_what_one_makes(init, mimic, tmp_path):
         assert (value - two[name]).double().norm() <= 1e-9 * value.double().norm(), name
 
 
-def test_batches_must_split_evenly_over_processes(monkeypatch):
+def test_batches_must_split_evenly_over_processes(tmp_path, monkeypatch):
     """A batch that the processes cannot share is refused with the flag's name."""
-    monkeypatch.setattr(train, "ranks", lambda: 3)
+    monkeypatch.setattr(options, "ranks", lambda: 3)
     # The archive's part of reinforcement learning takes the diffusion stage's batch, also with --init alone.
     batches = ["--reports", "3", "--reward-batch", "3", "--diffusion-batch", "8"]
-    monkeypatch.setattr(train, "given_by_init", lambda config: ("vae", "diffusion"))
+    monkeypatch.setattr(options, "given_by_init", lambda config: ("vae", "diffusion"))
     with pytest.raises(ValueError, match="--diffusion-batch 8: expected a multiple of the 3 processes"):
-        train.main(batches)
+        options.open_run(*parse(["--out", str(tmp_path), *batches]))
     monkeypatch.undo()
-    monkeypatch.setattr(train, "ranks", lambda: 3)
+    monkeypatch.setattr(options, "ranks", lambda: 3)
     with pytest.raises(ValueError, match="--vae-batch 4: expected a multiple of the 3 processes"):
-        train.main(["--reports", "33"])
+        options.open_run(*parse(["--out", str(tmp_path), "--reports", "33"]))
 
 
 def test_passes_of_any_size_make_the_same_update(tmp_path):

@@ -358,7 +358,9 @@ def test_latents_of_other_images_are_made_again(tmp_path, capsys):
     (["--seed", "3000000000"], "--seed 3000000000"), (["--seed", "9" * 20], "--seed 9999"),
     (["--sample-steps", "1001"], "--sample-steps 1001: .*expected 1 to 1000"),
     (["--eta", "0"], "--eta 0.*no log-probability"), (["--eta", "1e-30"], "--eta 1e-30"),
-    (["--w-align", "1e308"], "--w-align 1e.308"), (["--guidance", "1e9"], "--guidance"),
+    (["--w-align", "1e308"], "--w-align 1e.308"),
+    (["--w-align", "1e-200", "--w-diag", "0", "--w-consist", "0"], "at least one reward needs a weight"),
+    (["--guidance", "1e9"], "--guidance"),
     (["--ace-tokens", "70000"], "--ace-tokens 70000: .*at most 4,096"),
     (["--lora-rank", "100000"], "--lora-rank 100000"), (["--vae-batch", "1000000000"], "--vae-batch"),
     (["--text-batch", "1"], "--text-batch 1: expected at least 2"),
@@ -409,6 +411,35 @@ def test_options_of_a_stage_that_is_done_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--eval-reports 9: .*evaluation.json was begun with 77; delete it"):
         options.refuse_other_origin(run_of(tmp_path / "run", vae_steps=6, eval_reports=9))
     options.refuse_other_origin(run_of(tmp_path / "run", vae_steps=6, eval_reports=77))
+
+
+def test_options_of_a_stage_that_is_begun_are_refused_before_the_folder_says_so(tmp_path):
+    """A start that is refused leaves config.json, which sample.py reads, as it was. The given flag is
+    named, not the defaults that it brings; what a later stage takes is free until then."""
+    run, net = run_of(tmp_path / "run"), torch.nn.Linear(2, 2)
+    options.bind(run, {})
+    said = run.path("config.json").read_bytes()
+    loop.save_state(run, "rl", 3, 1.0, {"net": net}, stepped(net), None)
+    for flags, words in (("--guidance 3", "--guidance 3.0: .*rl.safetensors was begun with 1.0; give that"),
+                         ("--gradient score", "--gradient score: .*was begun with 'pathwise'"),
+                         ("--no-ace", "--no-ace: .* was begun with the other")):
+        with pytest.raises(ValueError, match=words):
+            options.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE, *flags.split()]))
+    assert run.path("config.json").read_bytes() == said
+    loop.save_state(run, "vae", 3, 1.0, {"net": net}, stepped(net), None)
+    later = run_of(tmp_path / "run", rounds=9)
+    assert loop.load_state(later, "vae", {"net": net}, stepped(net), None)[0] == 3
+    with pytest.raises(ValueError, match="--rounds 9: .*rl.safetensors was begun with"):
+        loop.load_state(later, "rl", {"net": net}, stepped(net), None)
+
+
+@pytest.mark.parametrize("flags", [
+    "--rwr-steps 0 --rounds 0", "--rwr-steps 0 --mix 0", "--rwr-lr 0 --rl-lr 0 --no-ace",
+    "--rwr-steps 0 --rl-lr 0 --ace-lr 0", "--rounds 0 --rwr-lr 0 --no-ace", "--mix 0 --rwr-lr 0 --no-ace"])
+def test_learning_nothing_is_refused(flags):
+    """The anchor would be called CXRL."""
+    with pytest.raises(ValueError, match="nothing would be learned"):
+        parse(flags.split())
 
 
 def test_a_moved_init_is_the_same_init(tmp_path):

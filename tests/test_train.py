@@ -502,8 +502,9 @@ def test_init_takes_a_diffusers_folder_in_place_of_two_stages(smoke_run, same_ph
     assert (tmp_path / "cxrl" / "pytorch_lora_weights.safetensors").exists()
 
 
-def test_reports_must_split_evenly_over_processes(monkeypatch):
-    """A number of reports that the processes cannot share is refused with the flag's name."""
-    monkeypatch.setattr(train, "ranks", lambda: 3)
-    with pytest.raises(ValueError, match="--reports 32: expected a multiple of the 3 processes"):
-        train.main([])
+def test_reports_must_split_evenly_over_processes(tmp_path, monkeypatch):
+    """A number of reports that the processes cannot share is refused under its flag, and leaves nothing."""
+    monkeypatch.setattr(options, "ranks", lambda: 3)
+    with pytest.raises(ValueError, match="--reports 8: expected a multiple of the 3 processes"):
+        train.main(["--out", str(tmp_path / "run"), "--reports", "8", "--vae-steps", "1"])
+    assert not (tmp_path / "run").exists()

@@ -70,7 +70,20 @@ def read_log(path: Path) -> list[dict]:
 # Options that may change when a stage resumes: they do not touch its result, or data_digest speaks for them.
 NOT_RESULT = {"out", "stage", "dry_run", "save_every", "compile", "eval_reports", "data", "sample_steps",
               "diffusion_micro", "rl_batch", "rl_micro", "checkpointing", "offload"}
+ORIGIN = ("preset", "data_digest", "seed", "fit", "prompt", "init", "init_digest", "finetune", "diagnosis",
+          "diagnosis_digest", "consistency", "consistency_digest", "train_images")   # of all stages
+# By the first word of an option's name, the stage whose result it shapes; all others shape RL's.
+STAGE_OF = {"vae": "vae", "text": "diffusion", "diffusion": "diffusion", "ema": "diffusion",
+            "prompt": "diffusion", "finetune": "diffusion", "reward": "rewards"}
+# Stage -> its parts, each with a state file of its own; stages come in this order.
+PARTS_OF = {"vae": ["vae"], "diffusion": ["text", "diffusion"],
+            "rewards": ["posture", "diagnosis", "consistency"], "rl": ["rwr", "rl"]}
+ANEW = "give that value, or delete it to begin the stage anew"
 QUICK = 2**28   # bytes of a checkpoint that is written in well under a second
+
+
+def stage_of(option: str) -> str:
+    return STAGE_OF.get(option.split("_")[0], "rl")
 
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
@@ -129,13 +142,16 @@ def refuse_another(name: str, old: dict, new: dict, path: Path, advice: str) -> 
         flag = name.removesuffix("_digest")
         raise ValueError(f"--{flag} {new[flag]}: its files are not those that {path} was begun with; "
                          f"{advice}")
-    raise ValueError(f"--{name.replace('_', '-')} {now}: {path} was begun with {before!r}; {advice}")
+    flag = name.replace("_", "-")
+    if isinstance(now, bool):
+        raise ValueError(f"--{flag if now else f'no-{flag}'}: {path} was begun with the other; {advice}")
+    raise ValueError(f"--{flag} {now}: {path} was begun with {before!r}; {advice}")
 
 
 def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer,
                ema: dict | None) -> tuple[int, float]:
     """-> (steps done, seconds spent), 0 when the stage is new."""
-    path, anew = run.path("state", f"{stage}.safetensors"), "delete it to begin the stage anew"
+    path = run.path("state", f"{stage}.safetensors")
     if not os.path.lexists(path):
         return 0, 0.0
     try:
@@ -148,9 +164,13 @@ def load_state(run: Run, stage: str, modules: dict[str, nn.Module], optimizer,
         for key, _ in sorted(found.items() ^ wanted.items()):
             raise ValueError(f"{key} is {found.get(key)}, expected {wanted.get(key)}")
     except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged, or of another kind ({error}); {anew}") from error
-    for name in run.options.keys() - NOT_RESULT:
-        refuse_another(name, old, run.options, path, f"give that value, or {anew}")
+        raise ValueError(f"{path}: damaged, or of another kind ({error}); delete it to begin the stage "
+                         "anew") from error
+    own = next((i for i, parts in enumerate(PARTS_OF.values()) if stage in parts), len(PARTS_OF))
+    earlier = [*PARTS_OF][:own + 1]   # what a later stage will be made with does not matter yet
+    for name in run.options:
+        if name in ORIGIN or name not in NOT_RESULT and stage_of(name) in earlier:
+            refuse_another(name, old, run.options, path, ANEW)
     with torch.no_grad():
         for key, value in live.items():
             value.copy_(tensors[key])

@@ -22,8 +22,8 @@ from storage.files import git_revision, naming, read_json, write_json
 from storage.weights import read_config
 from text_encoder import FIXED as TEXT_FIXED
 from text_encoder import TextConfig
-from training.loop import NOT_RESULT, Run, read_log, refuse_another
-from training.ranks import rank, start_ranks
+from training.loop import ANEW, NOT_RESULT, ORIGIN, PARTS_OF, Run, read_log, refuse_another, stage_of
+from training.ranks import rank, ranks, start_ranks
 from vae import FIXED as VAE_FIXED
 from vae import VAEConfig
 
@@ -206,9 +206,12 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
         check_values(part)
     if rl.reports * rl.group < 2:
         raise ValueError("--reports 1 --group 1: expected more than one image a round")
-    if rl.rwr_steps == 0 and 0 in (rl.rounds, rl.mix):
-        raise ValueError(f"--rwr-steps 0 --rounds {rl.rounds} --mix {rl.mix}: nothing would be learned")
-    if not any(getattr(rl, f"w_{name}") for name in NAMES):
+    ace = rl.ace and rl.ace_lr > 0
+    if not (rl.rwr_steps and (rl.rwr_lr or ace) or rl.rounds and rl.mix and (rl.rl_lr or ace)):
+        raise ValueError(f"--rwr-steps {rl.rwr_steps} --rwr-lr {rl.rwr_lr:g} --rounds {rl.rounds} --mix "
+                         f"{rl.mix:g} --rl-lr {rl.rl_lr:g} --ace-lr {rl.ace_lr if rl.ace else 0:g}: nothing "
+                         "would be learned")
+    if not sum(getattr(rl, f"w_{name}") ** 2 for name in NAMES):
         raise ValueError(f"--w-{' 0 --w-'.join(NAMES)} 0: at least one reward needs a weight above 0")
     score, lora = rl.gradient == "score", config.finetune == "lora"
     for part, name, needed, there in [(rl, "rlcf", "--gradient score", score),
@@ -258,11 +261,6 @@ def sizes_of(config: TrainConfig) -> Preset:
 # ------------------------------------------------------------------------------------------------ run folder
 
 
-ORIGIN = ("preset", "data_digest", "seed", "fit", "prompt", "init", "init_digest", "finetune", "diagnosis",
-          "diagnosis_digest", "consistency", "consistency_digest", "train_images")
-# By the first word of an option's name, the stage whose result it shapes; all others shape RL's.
-STAGE_OF = {"vae": "vae", "text": "diffusion", "diffusion": "diffusion", "ema": "diffusion",
-            "prompt": "diffusion", "finetune": "diffusion", "reward": "rewards"}
 # The files that mark a stage's result: renamed into place when all of it is written.
 MARKS = {"vae": ["anchor/vae/config.json"], "diffusion": ["anchor/model_index.json"],
          "rewards": [f"rewards/{net.name}/config.json" for net in dataclasses.fields(Rewards)],
@@ -279,6 +277,17 @@ def given_by_init(config: TrainConfig) -> tuple[str, ...]:
     if config.init is None:
         return ()
     return ("vae", "diffusion") if config.finetune == "none" else ("vae",)
+
+
+def check_shares(config: TrainConfig, rl: RLConfig, processes: int) -> None:
+    """Refuse what so many processes cannot share alike."""
+    for flag, value, stage in [("reports", rl.reports, "rl"), ("vae-batch", config.vae_batch, "vae"),
+                               ("text-batch", config.text_batch, "vae"),   # given with it
+                               ("diffusion-batch", config.diffusion_batch,
+                                "rl" if rl.rwr_steps else "diffusion"),   # of the archive, too
+                               ("reward-batch", config.reward_batch, "rewards")]:
+        if stage not in given_by_init(config) and value % processes:
+            raise ValueError(f"--{flag} {value}: expected a multiple of the {processes} processes")
 
 
 def needless(config: TrainConfig) -> list[str]:
@@ -332,6 +341,7 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
         if (path := getattr(config, name)) is not None:
             options[f"{name}_digest"] = files_digest(path)
     run = Run(config.out, options, start_ranks(), config.seed, config.save_every)
+    check_shares(config, rl, ranks())
     read_log(run.path("log.jsonl"))
     for line in needless(config) if rank() == 0 else ():
         print(f"note: {line}")
@@ -343,15 +353,19 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
 
 def refuse_other_origin(run: Run) -> None:
     """Raise ValueError where RUN/config.json was made with another of ORIGIN, of those known now, or with
-    another option of a stage that is done: it would be said of a result that it did not make."""
+    another option of a stage that is done or begun: it would be said of a result that it did not make."""
     old = read_json(run.path("config.json"), missing={})
     taken = run.options["init"] is not None and run.options["finetune"] == "none"   # vae and diffusion
     for name in filter(old.__contains__, run.options):
-        stage = STAGE_OF.get(name.split("_")[0], "rl")
+        stage = stage_of(name)
         stage = "rl" if taken and stage != "rewards" else stage
-        begun = any(run.path(mark).exists() for mark in MARKS[stage])
-        if name in ORIGIN or name not in NOT_RESULT and begun:
+        done = any(run.path(mark).exists() for mark in MARKS[stage])
+        states = [run.path("state", f"{part}.safetensors") for part in PARTS_OF[stage]]
+        states = [path for path in states if path.exists()]
+        if name in ORIGIN or name not in NOT_RESULT and done:
             refuse_another(name, old, run.options, run.folder, "choose another --out")
+        elif name not in NOT_RESULT and states:
+            refuse_another(name, old, run.options, states[-1], ANEW)
         elif (name in ("sample_steps", "eval_reports") and old[name] != run.options[name]
               and finished(run.folder, "evaluate")):
             path = run.path("evaluation.json")   # evaluate.py may have made it with another number
