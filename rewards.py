@@ -15,7 +15,7 @@ its FLOOR in spreads below the median pair is no example to learn from.
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -427,7 +427,7 @@ class Rewards:
         return cls(*(net.from_pretrained(Path(folder) / name).to(device) for net, name in kinds))
 
     def named(self) -> dict[str, Frozen]:
-        return dict(zip(NAMES, vars(self).values(), strict=True))
+        return dict(zip(NAMES, (getattr(self, net.name) for net in fields(self)), strict=True))
 
     def scores(self, images: Tensor, reports: list[str]) -> dict[str, Tensor]:
         """(images: b 1 h w in [0, 1]) -> {"align", "diag", "consist"}: (b,) float32 each, without gradient"""
