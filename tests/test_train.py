@@ -182,14 +182,16 @@ def test_moments_come_back_in_the_layout_of_their_parameters(tmp_path, muon):
 @pytest.mark.parametrize("shape", [(24, 60), (60, 24), (8, 3, 3, 3)])
 def test_muon_moves_as_torchs_own(shape):
     """Where torch's Muon knows the shape, matrices, ours moves as far and the same way as it (bf16 there); a
-    convolution moves as the matrix of its kernels, whatever its layout. Biases are AdamW's."""
+    convolution moves as the matrix of its kernels, whatever its layout. Biases are AdamW's; what
+    no loss reaches stays."""
     begun = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     weight = torch.nn.Parameter(begun.clone())
     if begun.ndim == 4:
         weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     bias, other = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(4))
     matrix = torch.nn.Parameter(begun.flatten(1).clone())
-    ours = loop.adamw([{"params": [weight, bias], "muon": True}], 1e-2)
+    idle = torch.nn.Parameter(torch.ones(2, 2))
+    ours = loop.adamw([{"params": [weight, bias, idle], "muon": True}], 1e-2)
     theirs = torch.optim.Muon([matrix], lr=1e-2 * loop.STRIDE, weight_decay=1e-2 / loop.STRIDE,
                               adjust_lr_fn="match_rms_adamw")
     plain = loop.adamw([other], 1e-2)
@@ -200,7 +202,7 @@ def test_muon_moves_as_torchs_own(shape):
         for optimizer in (ours, theirs, plain):
             optimizer.step()
     assert (matrix - weight.flatten(1)).norm() < 0.02 * (matrix - begun.flatten(1)).norm()
-    assert torch.equal(bias, other)
+    assert torch.equal(bias, other) and torch.equal(idle, torch.ones(2, 2))
 
 
 @pytest.mark.parametrize("scratch", [True, False])
@@ -276,6 +278,14 @@ def test_non_finite_loss_stops_with_stage_step_and_seed(tmp_path):
         loop.fit(run, "vae", {"net": net}, loss, 6, 1e-3, 1)
     optimizer = loop.adamw([{"params": list(net.parameters()), "muon": True}], 1e-3)
     assert loop.load_state(run, "vae", {"net": net}, optimizer, None)[0] == 2
+
+
+def test_a_finished_evaluation_says_which_it_is(tmp_path, capsys):
+    """evaluate.py may have made it with another seed than the run's own command would."""
+    (tmp_path / "evaluation.json").write_text('{"n": 22, "seed": 7, "features": "judge"}')
+    config, sampling, rl = parse(["--out", str(tmp_path)])
+    train.do_stage("evaluate", options.open_run(config, sampling, rl), config, {}, sampling, rl)
+    assert f"done already in {tmp_path}, n 22, seed 7, features judge" in capsys.readouterr().out
 
 
 def test_order_visits_every_image_once_an_epoch_and_starts_anywhere():
@@ -446,14 +456,17 @@ def test_lora_run_ends_with_a_merged_unet_and_a_lora_file(before_rl, same_phanto
 
 def test_a_handful_of_images_is_enough_to_begin(tmp_path):
     """Nine films of nine patients go through to reward networks with a scale of their own: at least one
-    training pair is kept back for it."""
+    training pair is kept back for it. A dry run of them leaves no decoded film behind."""
     lines = ["image,report,patient_id"]
     for i in range(9):
         Image.effect_noise((64, 64), 40 + i).save(tmp_path / f"{i}.png")
         lines.append(f"{i}.png,{'Large left pleural effusion.' if i % 2 else 'No acute disease.'},p{i}")
     (tmp_path / "metadata.csv").write_text("\n".join(lines) + "\n")
+    start = ["--data", str(tmp_path), "--out", str(tmp_path / "run"), *SMOKE, "--stage"]
+    train.main([*start, "vae", "--dry-run"])
+    assert not (tmp_path / "run").exists()
     for stage in ("vae", "diffusion", "rewards"):
-        train.main(["--data", str(tmp_path), "--out", str(tmp_path / "run"), *SMOKE, "--stage", stage])
+        train.main([*start, stage])
     for name in ("posture", "diagnosis", "consistency"):
         net = load_file(tmp_path / "run" / "rewards" / name / "model.safetensors")
         assert net["spread"] > 0 and math.isfinite(net["spread"]) and math.isfinite(net["median"])
