@@ -39,13 +39,14 @@ def read_bytes(path: Path, most: int = LONGEST) -> bytes:
 
 
 def lines_of(text: TextIO) -> Iterator[str]:
-    """A table's lines. Raises OSError beyond what a table may hold: a small gzip can unpack to anything."""
+    """A table's lines, a sign in place of NULs, at which Python 3.10 gives a table up. Raises OSError beyond
+    what a table may hold: a small gzip can unpack to anything."""
     size = number = 0
     while line := text.readline(LONGEST):
         size, number = size + len(line), number + 1
         if size > LARGEST or number > MOST_LINES:
             raise OSError(f"larger than {LARGEST:,} characters or {MOST_LINES:,} lines")
-        yield line
+        yield line.replace("\0", "\ufffd")
 
 
 CELLS = "line with more or fewer cells than the header"

@@ -91,11 +91,13 @@ def hostile(tmp_path):
     (folder / "bomb.png").write_bytes(bomb)
     bad = ["link.png", "loop.png", "text.png", "sub", "pipe.png", "tiny.png", "strip.png", "cut.jpg",
            "cut.png", "bomb.png", "absent.png", "", "../outside.png", str(tmp_path / "outside.png"),
-           "zero\0byte.png", "x" * 5000, "..\\outside.png"]
+           "zero-byte.png", "x" * 5000, "..\\outside.png"]
     rows = good_rows(folder)
     rows += [{"image": name, "report": "Clear lungs.", "patient_id": "bad"} for name in bad]
     rows.append({"image": "good0.png", "report": " ", "patient_id": "p0"})
     write_table(folder, rows)
+    table = folder / "metadata.csv"
+    table.write_bytes(table.read_bytes().replace(b"zero-byte", b"zero\0byte"))   # csv writes none in 3.10
     return folder
 
 
@@ -680,7 +682,8 @@ def test_depths_that_cannot_be_read_rightly_are_refused(tmp_path):
 @pytest.mark.parametrize("factor", [257, 16])
 def test_min_is_white(tmp_path, factor):
     """A deep TIFF whose 0 is white is read as its negative; shallow ones Pillow turns itself."""
-    Image.fromarray(np.asarray(picture()) * np.uint16(factor)).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    deep = np.asarray(picture()).astype(np.uint16) * factor
+    Image.fromarray(deep).save(tmp_path / "a.tif", tiffinfo={262: 0})
     read = images.read_image(tmp_path / "a.tif", 48, "crop").astype(int)
     assert abs(read - (255 - np.asarray(picture()).astype(int))).max() <= 2
 

@@ -363,7 +363,7 @@ def test_prefix_and_position_ids(folder, prefix, dtype):
     """Files of transformers 4 (prefix, stray position_ids) and 5 (no prefix), in any float type,
     are the same model."""
     weights = load_file(folder / "model.safetensors")
-    weights = {k.removeprefix("text_model."): v.to(dtype) for k, v in weights.items()}
+    weights = {k.removeprefix("text_model."): v.to(dtype, copy=True) for k, v in weights.items()}
     stray = {"embeddings.position_ids": torch.arange(11)[None]}
     save_file({prefix + k: v for k, v in (weights | stray).items()}, folder / "model.safetensors")
     state = CLIPTextModel.from_pretrained(folder).state_dict()
