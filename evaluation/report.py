@@ -13,11 +13,12 @@ from pathlib import Path
 from evaluation.results import BETTER, cell, remarks, systems_of
 from storage.files import write_text
 from storage.pictures import png_text
+from training.loop import PARTS_OF
 from training.options import command_of
 
 COLOURS = {"real": "#5b6770", "anchor": "#b3540a", "cxrl": "#0b5fa8"}   # of systems; others: purple
 OTHERS = "#7a3b9a"
-STAGES = ("vae", "text", "diffusion", "posture", "diagnosis", "consistency", "rwr", "rl")
+STAGES = [part for parts in PARTS_OF.values() for part in parts]   # as log.jsonl names them
 PICTURES = {   # file -> caption, and whether it shows images of the data set
     "anchor_vs_cxrl": ("Same reports, same noise. Left half: anchor, before reinforcement learning. "
                        "Right half: CXRL, after it.", False),

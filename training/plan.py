@@ -18,7 +18,7 @@ from rewards import NAMES
 from rl import RLConfig, valued_states
 from sample import SampleConfig, autocast
 from text_encoder import CLIPTextModel
-from training.loop import adamw, read_log
+from training.loop import PARTS_OF, adamw, read_log
 from training.options import Preset, TrainConfig
 from training.ranks import ranks
 from vae import AutoencoderKL, at_once
@@ -165,11 +165,6 @@ def work(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, n: int,
                      drawn * branches(sampling) * sampling.sample_steps)}
 
 
-# The loops of each stage, as log.jsonl names them.
-LOOPS = {"vae": ["vae"], "diffusion": ["text", "diffusion"],
-         "rewards": ["posture", "diagnosis", "consistency"], "rl": ["rwr", "rl"], "evaluate": []}
-
-
 def dry_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, sizes: Preset, n: int, drawn: int,
             stages: list[str], device: torch.device) -> None:
     """Print the plan of these stages. Raises ValueError where memory or disk cannot hold them."""
@@ -197,6 +192,6 @@ def dry_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, sizes: Pr
         if stage in stages:
             took = f"; {passes * second / ranks() / 60:,.0f} min" if passes else ""
             held = f"; {needs[stage] / 1e9:.1f} GB of tensors" if stage in needs else ""
-            done = [f"{loop} {begun[loop]:,}" for loop in LOOPS[stage] if loop in begun]
+            done = [f"{part} {begun[part]:,}" for part in PARTS_OF.get(stage, ()) if part in begun]
             print(f"{stage}: {what}{held}{took}" + f"; done of it: {', '.join(done)}" * bool(done))
     print(f"{latents / 1e9:.1f} GB of latents on disk")
