@@ -28,6 +28,7 @@ import json
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -41,21 +42,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from chests.archives import read_rows
+from chests.archives import REPORTS, read_rows
 from chests.findings import LABELS
 from chests.images import SMALLEST, UNOPENED, ImageError, Row, decode, open_image, real, safe_path
 from chests.labels import label_values
 from chests.phantom import describe, render
 from chests.tables import CELLS, DataError, Tally
-from storage.files import keep_tensors, write_text
+from storage.files import keep_tensors, read_text, write_text
 from storage.weights import read_kept
 
 FRONTAL = re.compile(r"(?<![a-z])(?<!non[ -])(?<!not )(?:pa|ap|frontal|postero-?anterior|antero-?posterior)"
                      r"(?![a-z])(?!.*(?:axial|obliq|decub|lordot|(?<![a-z])(?:ll?d|rld)(?![a-z])))")
 ENGLISH = re.compile(r"(?i)\b(?:the|is|are|of|with|and|without|clear|acute|unremarkable|left|right|lungs?"
                      r"|heart|chest|disease|evidence|seen|stable|unchanged)\b")
-SPLITS = {"": "", "train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
-          "dev": "val", "test": "test"}
+SPLITS = {"": "", "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val",
+          "validation": "val", "dev": "val", "test": "test", "testing": "test"}
 DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memory
 LOOKED_AT = 256         # images of a larger set whose headers are read when it is indexed
 CACHED_BYTES = 2**29    # phantoms are kept once rendered, up to this size
@@ -97,7 +98,7 @@ class PhantomChests:
 
     @cached_property
     def digest(self) -> str:
-        made_by = [self.seed, self.start, self.count, self.size, self.faults, DRAWING.read_text()]
+        made_by = [self.seed, self.start, self.count, self.size, self.faults, read_text(DRAWING)]
         return digest(made_by, self.reports, self.labels)
 
     def render(self, index: Tensor) -> Tensor:
@@ -208,7 +209,7 @@ def checked(folder: Path, row: Row) -> Row:
     if not row.report:
         raise ImageError("no report, and no labels in CheXpert's or NIH's terms")
     if row.split not in SPLITS:
-        raise ImageError(f"split is none of {', '.join(filter(None, SPLITS))}")
+        raise ImageError(f"split {row.split!r} is none of {', '.join(filter(None, SPLITS))}")
     # One patient may be 7 in a table, 7.0 in another, and have an accent in two pieces.
     return row._replace(image=image, patient=normalize("NFC", re.sub(r"^(\d+)\.0$", r"\1", row.patient)))
 
@@ -266,8 +267,8 @@ def index_folder(folder: Path, prompt: str, cache: Path | None) -> Index:
     reads them. What is kept is not compared with the images and report files again."""
     tables = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.glob("*")
                     if path.suffix in (".csv", ".gz", ".txt", ".zip") and path.is_file())
-    code = [(Path(__file__).parent / name).read_text() for name in CODE]
-    reports = (folder / "mimic-cxr-reports").is_dir()   # unpacked beside the tables later on
+    code = [read_text(Path(__file__).parent / name) for name in CODE]
+    reports = [root for root in REPORTS if (folder / root).is_dir()]   # unpacked beside the tables later on
     key = json.dumps([str(folder.resolve()), prompt, tables, reports, code])
     file = cache and cache / f"index-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     if file and file.is_file():
@@ -297,20 +298,22 @@ def read_index(file: Path) -> Index:
     return Index(layout, total, rows, Tally(skipped), Tally(notes))
 
 
-def images_digest(folder: Path, rows: list[Row], size: int, fit: str) -> str:
-    """A name for what decoded images depend on: files (by size and time), true aspects, size and fit."""
+def images_digest(folder: Path, rows: list[Row], size: int, fit: str, renamed: bool = False) -> str:
+    """A name for what decoded images depend on: files (by size and time; also by when they were renamed),
+    true aspects, size and fit."""
     key = []
     for row in rows:
         path = f"{folder}/{row.image}"
         file = os.stat(path) if os.path.exists(path) else None  # else gone since it was indexed
-        key.append((row.image, row.aspect, file and file.st_size, file and file.st_mtime_ns))
+        times = file and (file.st_mtime_ns, file.st_ctime_ns)[:1 + renamed]
+        key.append((row.image, row.aspect, file and file.st_size, times))
     return hashlib.sha256(json.dumps([size, fit, key]).encode()).hexdigest()[:16]
 
 
 def decode_all(folder: Path, rows: list[Row], size: int, fit: str,
                cache: Path | None) -> tuple[Tensor, dict[int, str]]:
     """Rows -> pixels (n 1 h w) uint8 and {row: reason} of the unreadable. Kept in `cache` if given."""
-    file = cache and cache / f"images-{images_digest(folder, rows, size, fit)}.safetensors"
+    file = cache and cache / f"images-{images_digest(folder, rows, size, fit, True)}.safetensors"
     if file and file.is_file():
         try:
             kept, header = read_kept(file)
@@ -387,6 +390,9 @@ def load_folder(folder: Path, size: int, fit: str, prompt: str,
     unnamed = sum(row.patient.startswith(UNNAMED) for row in rows)
     if unnamed:
         print(f"data: {unnamed:,} rows name no patient (in metadata.csv: patient_id): each counts as its own")
+    for name, count in Counter(row.patient for row in rows).most_common(1):
+        if 4 * count > len(rows) > 20:
+            print(f"data: {count:,} of {len(rows):,} rows are of one patient, {name!r}: a word for unknown?")
     where = assign_splits(rows)
     if not where["train"] or not where["val"]:
         patients = len({row.patient for row in rows})

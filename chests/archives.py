@@ -136,17 +136,18 @@ def true_aspect(width: str, height: str) -> float | None:
     return aspect if 0.25 <= aspect <= 4 else None
 
 
+PATIENTS = ("patient_id", "subject_id", "patientid", "patient id", "patient")
 VIEWS = ("view", "viewposition", "view_position", "view position", "projection", "frontal/lateral")
 
 
 def plain_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """metadata.csv: `image`, and `report`, `findings`, `impression` or `labels` ('|' between terms).
 
-    Optional: `patient_id`, `split`, `view` (or as the archives call it), and `orig_width`, `orig_height` of
+    Optional: `patient_id`, `split`, `view` (or as the archives call them), and `orig_width`, `orig_height` of
     images stored as a square.
     """
     table = list(read_table(path, notes, ["image", "report|findings|impression|labels"],
-                            ["patient_id", "split", *VIEWS, "orig_width", "orig_height"]))
+                            [*PATIENTS, "split", *VIEWS, "orig_width", "orig_height"]))
     vocabulary = {term for cells in table for term in known_terms(cells["labels"], notes)}
     for cells in table:
         report = choose_prompt(cells["report"], cells["findings"], cells["impression"], prompt)
@@ -154,7 +155,8 @@ def plain_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
         if not report:
             terms = known_terms(cells["labels"])
             report, labels = compose_report(terms), terms_to_labels(terms, vocabulary)
-        yield Row(cells["image"], report, labels, cells["patient_id"], cells["split"].lower(),
+        patient = next(filter(None, (cells[name] for name in PATIENTS)), "")
+        yield Row(cells["image"], report, labels, patient, cells["split"].lower(),
                   " ".join(cells[name].lower() for name in VIEWS).strip(),
                   true_aspect(cells["orig_width"], cells["orig_height"]))
 
@@ -168,8 +170,9 @@ def chexgenbench_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> It
 def mimic_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """MIMIC-CXR-JPG: mimic-cxr-2*-{metadata,split,chexpert}.csv[.gz], files/p10/p10000032/s50414267/*.jpg.
 
-    Reports are MIMIC-CXR's: files/p10/p10000032/s50414267.txt, or all in mimic-cxr-reports.zip. A study
-    without one gets a report composed from its CheXpert labels. Images may be .png as well.
+    Reports are MIMIC-CXR's: files/p10/p10000032/s50414267.txt, or below REPORTS, or all in
+    mimic-cxr-reports.zip. A study without one gets a report composed from its CheXpert labels. Images may be
+    .png as well.
     """
     suffix = next((path.suffix for path in folder.glob("files/p*/p*/s*/*.[jp][pn]g")), ".jpg")
     split = mimic_table(folder, "split", ["dicom_id", "split"], notes,
@@ -184,7 +187,7 @@ def mimic_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
         if not (subject.isdecimal() and study.isdecimal()):  # they become part of a path
             yield Row(f"subject {subject}, study {study}", "", fault="subject or study is no whole number")
             continue
-        stem = f"files/p{subject[:2]}/p{subject}/s{study}"
+        stem = f"p{subject[:2]}/p{subject}/s{study}"
         frontal = view.lower() in ("pa", "ap")
         if dicom in seen:
             notes.add("dicom_id in a second line of the metadata table, left out", dicom)
@@ -198,7 +201,7 @@ def mimic_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
             notes.add("no report (mimic-cxr-reports.zip, or a link to it, was looked for): the prompt is "
                       "composed from the labels", f"{stem}.txt")
             report = composed
-        yield Row(f"{stem}/{dicom}{suffix}", report, own, subject, split.get(dicom, ""),
+        yield Row(f"files/{stem}/{dicom}{suffix}", report, own, subject, split.get(dicom, ""),
                   view.lower() if frontal else "lateral or unknown")
 
 
@@ -220,19 +223,26 @@ def mimic_table(folder: Path, name: str, columns: list[str], notes: Tally,
     return found
 
 
+# Where MIMIC-CXR's reports may lie unpacked, beside the images' own folder
+REPORTS = ("mimic-cxr-reports/files/", "mimic-cxr-reports/", "reports/files/", "reports/")
+
+
 def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
-    """folder -> a function from a report's path to its text, out of the zip if there is one; "" if absent."""
+    """folder -> a function from "p10/p10000032/s50414267.txt" to that report's text, out of the zip if there
+    is one; "" if absent."""
     archive, reports = folder / "mimic-cxr-reports.zip", None
     if archive.is_file():
         try:
             reports = zipfile.ZipFile(archive)
         except (OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{archive}: cannot be read: {error}") from None
-    root = "mimic-cxr-reports/"   # of files/, as some pack or unpack it
-    there = any(name.startswith(root) for name in reports.namelist()) if reports else (folder / root).is_dir()
+    names = reports.namelist() if reports else ()
+    packed = next(filter(None, (re.fullmatch(r"(.*?)p\d\d/p\d+/s\d+\.txt", name) for name in names)), None)
+    unpacked = (root for root in REPORTS if any((folder / root).glob("p[0-9]*")))
+    root = packed[1] if packed else next(unpacked, "files/")
 
     def read(name: str) -> str:
-        name = root + name if there else name
+        name = root + name
         try:
             with reports.open(name) if reports else open(safe_path(folder, name), "rb") as file:
                 text = file.read(LONGEST).decode("utf-8", "replace")
@@ -262,12 +272,13 @@ def openi_xml_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Itera
     for file in sorted(path.glob("[!.]*.[xX][mM][lL]"), key=lambda file: (len(file.name), file.name)):
         here = str(file.relative_to(folder))
         try:
-            root = ET.fromstring(read_bytes(safe_path(folder, here)))  # obeys the encoding that it declares
+            root = ET.fromstring(read_bytes(safe_path(folder, here)).strip())  # obeys its declared encoding
         except (ET.ParseError, OSError, ValueError, LookupError):
             yield Row(here, "", fault="XML file that cannot be read")
             continue
-        parts = {part.get("Label"): given("".join(part.itertext()), notes, f"{here}: {part.get('Label')}")
-                 for part in root.iterfind(".//{*}AbstractText")}
+        texts = {part.get("Label", "").upper(): part for part in root.iterfind(".//{*}AbstractText")}
+        parts = {name: given("".join(part.itertext()), notes, f"{here}: {name}")
+                 for name, part in texts.items()}
         report = choose_prompt("", parts.get("FINDINGS", ""), parts.get("IMPRESSION", ""), prompt)
         patient = root.find("{*}uId")
         images = [image.get("id", "") for image in root.iterfind(".//{*}parentImage")]
@@ -314,12 +325,15 @@ OPENI = ("*", "images/*", "images/images_normalized/*", "images_normalized/*", "
 NIH = ("images/*", "images_[0-9]*/images/*", "images_[0-9]*/*", "*")   # as the archives are downloaded
 
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+
+
 def images_in(folder: Path, patterns: Collection[str]) -> Iterator[Path]:
     """The pictures that match, as paths inside the folder; hidden ones are left out."""
     for pattern in patterns:
         for path in sorted(folder.glob(pattern)):
             here = path.relative_to(folder)
-            if here.suffix.lower() in (".png", ".jpg", ".jpeg") and not any(p[0] == "." for p in here.parts):
+            if here.suffix.lower() in SUFFIXES and not any(p[0] == "." for p in here.parts):
                 yield here
 
 
@@ -343,6 +357,8 @@ def image_places(folder: Path, official: Collection[str], notes: Tally) -> dict[
     for here in below:
         if own and here.name in found or not own and len(parents[here.stem]) == 1:
             enter(here)
+            if not own:
+                notes.add("image found in none of the archive's own folders", str(here))
         elif not own:
             notes.add("image in several folders, none of them the archive's own: not used", str(here))
     return found
@@ -374,7 +390,7 @@ def chexpert_plus_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> I
 
 
 # Folders of patients: of the small set and Kaggle's; of the large set's downloads; of CheXpert Plus's
-PATIENTS = [f"{above}{split}/patient*" for above in (
+HOMES = [f"{above}{split}/patient*" for above in (
     "", "CheXpert-v1.0*/", "PNG/", "PNG/PNG/", "png_chexpert_plus_chunk_*/", "png_chexpert_plus_chunk_*/PNG/")
     for split in ("train", "valid")] + ["CheXpert-v1.0 batch */patient*"]
 
@@ -383,14 +399,14 @@ def chexpert_places(folder: Path) -> Callable[[str], str]:
     """folder -> a function from an image's path in a table, "CheXpert-v1.0/train/patient00001/..." to the one
     in the folder, by where that patient lies, as .jpg or .png; a path of no patient here stays."""
     homes: dict[str, str] = {}
-    for pattern in PATIENTS:
+    for pattern in HOMES:
         for home in folder.glob(pattern):
             homes.setdefault(home.name, str(home.relative_to(folder)))
     some = escape(next(iter(homes.values()), "train"))
     suffix = next((path.suffix for path in images_in(folder, [f"{some}/*/*"])), ".jpg")
 
     def place(name: str) -> str:
-        patient = re.search(r"(?:^|/)(patient\d+)/(.*)\.\w+$", name)
+        patient = re.search(r"(?:^|/)(patient\d+)/(.*)\.\w+$", name.replace("\\", "/"))
         return f"{homes[patient[1]]}/{patient[2]}{suffix}" if patient and patient[1] in homes else name
 
     return place
@@ -448,7 +464,7 @@ def read_rows(folder: Path, prompt: str, notes: Tally) -> tuple[str, list[Row]]:
         for path in newest(folder, pattern, notes):
             rows = reader(folder, path, prompt, notes)
             return name, list(tqdm(rows, "reading tables", unit="row", delay=2))
-    deeper = (path for name, pattern, _ in LAYOUTS for above in ("*/", "*/*/")
+    deeper = (path for name, pattern, _ in LAYOUTS for above in ("*/", "*/*/", "physionet.org/files/*/*/")
               for path in folder.glob(above + pattern))
     found = (f"lies above {within}: give the folder that holds it" if (within := next(deeper, None))
              else "has none of them" if any(folder.iterdir()) else "is empty")

@@ -84,6 +84,8 @@ def check_own(out: Path, grid: bool, jobs: list[Job]) -> None:
             raise ValueError(f"--out {out}: {path} is no picture drawn here, and would be replaced")
         if text is not None and not grid and text.get("report") != report:
             raise ValueError(f"--out {out}: {path.name} was drawn for another report; choose another folder")
+    if not grid and (out / "anchor").is_dir() and (out / "config.json").is_file():
+        raise ValueError(f"--out {out}: a run's folder; choose another")
     drawn = {path.name for path in out.glob("*_*.png") if re.fullmatch(r"\d+_\d+\.png", path.name)}
     if not grid and (left := drawn - {job.path.name for job in jobs}):
         raise ValueError(f"--out {out}: holds {len(left)} other pictures, such as {min(left)}; choose "

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -52,7 +53,10 @@ def safe_path(folder: Path, name: str) -> Path:
         raise ImageError("no image named")
     if name[0] == "/":
         raise ImageError("an absolute path; expected one that starts in the folder")
-    path = real(f"{root}/{name}") if "\0" not in name else f"{root}/{name}"   # which is no file's
+    # Accents may be letters of their own, as macOS has them; what has a NUL is no file's.
+    forms = (name,) if name.isascii() else (name, normalize("NFC", name), normalize("NFD", name))
+    paths = [real(f"{root}/{form}") if "\0" not in form else f"{root}/{form}" for form in forms]
+    path = next(filter(os.path.isfile, paths), paths[0])
     if not f"{path}/".startswith(f"{root}/"):
         raise ImageError("path leaves the folder" if ".." in name.split("/") else
                          "a link leads out of the folder, and is not followed")

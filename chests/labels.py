@@ -48,7 +48,17 @@ NO_MORE = re.compile(rf"{STOP.pattern}|" + cues(r"""
 
 # Either of two places or devices is no doubt about the finding: "mid or lower", "NG or OG"
 PLACE = (r"(?:left|right|upper|mid(?:dle)?|lower|lingul\w+|\w*hilar|(?:bi)?basilar|basal|retrocardiac|apical"
-         r"|lateral|medial|anterior|posterior|interstitial|alveolar|[no]gt?|ett?|\w+gastric|endotracheal|svc)")
+         r"|lateral|medial|anterior|posterior|interstitial|alveolar|[no]gt?|ett?|\w+gastric|endotracheal|svc"
+         r"|central|peripheral|picc|dob\w+|feeding|enteric)")
+# Nor is either of two words for how much, of what form, how old
+FORM = (r"(?:mild|small|mod(?:erate)?|severe|large|trace|tiny|minimal|one|two|three|four|more|less|just"
+        r"|at|stable|unchanged|smaller|larger|(?:in|de)creas(?:ed|ing)|improv(?:ed|ing)"
+        r"|worsen(?:ed|ing)|linear|\w*segmental|patchy|streaky|hazy|\w*nodular|reticular|loculated|layering"
+        r"|acute|chronic|old|heal(?:ed|ing)|cavitary|necrotic|\d+(?:st|nd|rd|th)?)")
+# "No change in the effusion", "not completely resolved effusion", "no layering of the effusion" deny a change
+# or an attribute: read as "unchanged".
+DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major|much|yet|been|appear"
+          r"|evidence[ ]of|sig(?:nif)?)[ ]){0,4}")
 # What says the same in words that end no denial: "does not appear to be", "is seen to suggest" ...
 PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
     (r"\bnot (?:appear|seem|have|believe|think|feel|felt|thought)(?: to (?:be|have)(?: been)?)?(?: that)?"
@@ -60,7 +70,7 @@ PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
     (r"\bneither ((?:[\w-]+ ){1,5})nor ((?:[\w-]+ ){1,5})ha(?:s|ve) (?:\w+ly )?(?:changed|progressed"
      r"|(?:in|de)creased|worsened|improved|resolved|cleared)\b", r"unchanged \1and \2"),
     (r"\bneg(?:ative)?(?: for)?(?= (?!chest|exam|study|film|radiograph|x)\w)", "negative for"),
-    (r"\b(left|right),? (?:but|and) no (?:left|right)(?:-sided)?,? ", r"\1 "),
+    (r"\b(left|right),? (?:but|and) not? (?:left|right)(?:-sided)?,? ", r"\1 "),
     (r"\bwithout (?:iv |intravenous )?(?:contrast|(?:prior )?comparison|lateral)\b,?", ""),
     (r"\b(?:document|[ei]nsure|confirm|assess|evaluate|verify|check|until|for)(?: for)?(?: the)?"
      r"(?: complete| full| interval)? (?:resolution|clearing) of\b", "follow"),
@@ -85,13 +95,10 @@ PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
     (r"\bwnl\b", "within normal limits"),
     (r"\bno (?:better|worse|larger|smaller|bigger)\b", "unchanged"),
     (r"\bnor (?:is|are|was|were|has|have|does|do|can)\b(?: there)?(?: be)?(?: any)?", "nor"),
-    (r"\b(mild|small|mod|moderate|one|two|three|more|at) or "
-     r"(mod|moderate|severe|large|two|three|four|more|less|just)\b", r"\1 to \2"))]
+    (rf"\b({FORM}) or (?:\w+ly )?(?={FORM}\b)", r"\1-"),
+    (rf"\b(no|without) ((?:[\w-]+,? ){{1,8}})(?<!development )or (?={DEGREE}(?:change|(?:in|de)crease"
+     r"|improvement|progression|worsening|migration)s? (?:in|of)\b)", r"\1 \2; no "))]
 
-# "No change in the effusion", "not completely resolved effusion", "no layering of the effusion" deny a change
-# or an attribute: read as "unchanged".
-DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major|much|yet|been|appear"
-          r"|evidence[ ]of|sig(?:nif)?)[ ]){0,4}")
 SAME = re.compile(rf"""(?x) \b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?)[ ]{DEGREE}(?:
     change(?!s?,?[ ]or[ ]\w+\b(?![ ](?:in|of))|s?,[^.]*[ ]or[ ]|s[ ]of[ ]|s?[ ]to[ ]suggest)|(?:in|de)crease
     |improvement|progression|difference|worsening|growth|(?<=interval[ ])enlargement|resolution|clearing
@@ -113,12 +120,13 @@ NO = re.compile(cues(r"""
     den(?:y|ies|ied)\b|free (?:of|from)\b|clear of\b|rules out\b|ruled out\b|(?<!to )excludes?\b|history of\b
     lack(?:s|ing)?\b|as opposed to\b|in(?:consistent|compatible) with\b|devoid of\b|fail(?:s|ed|ure)? to\b
     unable to\b|cannot (?:see|find|identify|detect)\b
-    (?:resolution|disappearance|removal|drainage|absence|clearing) of\b""")
+    (?<!failed )(?<!failure of )(?:resolution|disappearance|removal|drainage|absence|clearing) of\b""")
     + r"|(?<!has )(?<!have )(?<!been )(?<!is )(?<!are )(?<!was )(?<!now )\b(?:absent|resolved)\b(?!,)")
 GONE = re.compile(cues(r"""
     (?:not|no longer|cannot be) (?:now |(?!previous)\w+ly )?(?:seen|identified|visuali[sz]ed|visible|present
     evident|demonstrated|noted|detected|observed|apparent|suspected|shown|found|recur(?:red)?)\b(?! (?:before
-    previous|(?:on|in) (?:the |an? )?(?:pr|yesterday|earlier|last|old|outside)|in (?:its|their) entirety))
+    previous|(?:on|in) (?:the |an? )?(?:pr(?!esent)|yesterday|earlier|last|old|outside)
+    in (?:its|their) entirety))
     no longer appreciated\b|not (?:persist|in place)\b|(?:is|are|was|were) not$|nonvisuali[sz]ed\b|gone\b
     remov(?:ed|al)\b|pulled\b(?! back)|disappeared\b|absent\b|resolved\b|cleared\b
     (?<!must be )(?<!should be )(?<!to be )(?:excluded|ruled out)\b
@@ -157,6 +165,7 @@ MAYBE_LEFT = re.compile(cues(r"""
     equivocal\b|either\b|perhaps\b|maybe\b|potential\w*|at most\b|if present\b
     limit\w* (?:\w+ ){0,2}(?:evaluation|assessment|detection) for\b
     (?:minimal|trace|tiny|small|little|mild|scant),? if any\b
+    (?:evaluate|assess) for\b|query\b
     suspicio\w+ (?:for|of)\b|concern\w* (?:for|of)\b|worrisome for\b|suggest\w* of\b|favor\w*
     consider(?!abl)\w*|likelihood of\b|vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b
     borderline\b|correlate\b|correlation for\b
@@ -165,6 +174,7 @@ MODAL = (r"(?:may|might|could|would|should|can|must|needs?|ha(?:s|ve))(?: also)?
          r"(?: also)?")
 MAYBE_RIGHT = re.compile(cues(rf"""
     {MODAL} (?:be (?:present|considered|possible|excluded|ruled out|(?:\w+ )?occult)\b|exist\b|not be \w+)
+    low (?:probability|likelihood|suspicion)\b
     possib\w+|probably present\b|favou?red(?: over\b|$)|consideration\b|limited\b|question(?:able|ed)\b
     suspected\b|presumed\b|equivocal\b|obscured\b|in the differential\b|if (?:any(?=$|,)|present\b)
     difficult to (?:assess|evaluate)\b
@@ -184,11 +194,12 @@ OR_RIGHT = re.compile(r"[\w-]*(?: [\w-]+| (?:in|at) (?:(?!and |with |no |place )
 PROXY = re.compile(r"congestion|indistinctness|vascular prominence")  # these hint at edema, no more
 
 
-def reaches(gap: str, after: str) -> bool:
-    """Does a cue before `gap` still speak of the mention behind it, which begins `after`?"""
+def reaches(gap: str, after: str, predicate: str) -> bool:
+    """Does a cue before `gap` still speak of the mention behind it, which begins `after`, and of which
+    `predicate` is said?"""
     if NO_MORE.search(gap) or " vs " in gap or "," in gap and VERSUS.match(after):
         return False
-    if JOINED.search(gap) and ASSERTED.match(after):
+    if JOINED.search(gap) and ASSERTED.match(predicate):
         return False
     device = DEVICE.match(after) and not DEVICE.search(gap)  # "no pneumothorax, chest tube"
     if device and re.search(r" (?:from|related to) ", gap):
@@ -202,12 +213,14 @@ def reaches(gap: str, after: str) -> bool:
 
 
 # Findings, organs, and what else of a film is spoken of
-SUBJECT = re.compile("|".join(word.pattern for word in (*FINDING.values(), *ORGAN.values())) + "|" + cues(r"""
-    malignan|\w*adenopathy|empyema|abscess|tuberculosis|embol|dissection|process\b
+SUBJECT = re.compile("|".join(word.pattern for word in FINDING.values()) + "|" + cues(r"""
+    malignan|\w*adenopathy|empyema|abscess|tuberculosis|embol|dissection|process\b""") + "|(?P<part>"
+    + "|".join(word.pattern for word in ORGAN.values()) + "|" + cues(r"""
     lungs?\b|bones?\b|(?:hemi)?diaphragms?\b|angles?\b|remainder\b|rest\b|exam\w*|study\b|views?\b|ct\b
-    evaluation\b|assessment\b"""))
-JOINT = re.compile(r",| (?:and|or|with|after|following|since|post|despite|due|from|for) ")
+    evaluation\b|assessment\b""") + ")")
+JOINT = re.compile(r",| (?:and|or|nor|with|after|following|since|post|despite|due|from|for) ")
 CLOSED = re.compile(r"\b(?:and|or|nor)\b")
+VERB = re.compile(r"\b(?:is|are|was|were|has|have|cannot)\b")
 # What is said of a finding without a verb: "edema resolved"
 SAID = (rf"{GONE.pattern}|{NOT_EXCLUDED.pattern}|\b(?:not|no|cleared|(?:un)?likely|absent|improved|resolved"
         r"|removed|possible|suspected|questioned|present)\b")
@@ -225,20 +238,23 @@ TO_ITS_VERB = re.compile(rf"(?:(?:{IN_LIST})?, (?!and |or )){{0,6}}(?:{IN_LIST})
 ASPECT = re.compile(r",(?! if\b)| (?:with|in the setting of|on this|for which) ")
 
 
-def own(left: str, right: str) -> str:
+def own(left: str, right: str, organ: bool = False) -> str:
     """What is said behind a mention, that is between `left` and `right`, of this mention: up to the phrase of
-    the next one, or, where both are in a list that is closed ("A, B and C are not seen"), behind the last."""
+    the next one, or, where both are in a list that is closed ("A, B and C are not seen"), behind the last.
+    No list holds a finding and a part of the chest."""
     alone = re.search(r"\b(?:there (?:is|are|was|were)|shows?|demonstrates?|reveals?)\b"
                       r"(?!.*, and )", left)   # has its verb already
     rest = None if alone or STOP.search(left) else TO_ITS_VERB.match(right)
+    rest = rest if organ or rest and not any(m["part"] for m in SUBJECT.finditer(rest[0])) else None
     if rest and (left.count(",") + rest[0].count(",") > 1 or not re.search(", (?:and|or) ", rest[0])):
-        return own("", right[rest.end():])
+        return own("", right[rest.end():], organ)
     unclosed, start, end = None, 0, 0
     for m in SUBJECT.finditer(right):
         gap = right[end: m.start()]
         joints = [end + joint.start() for joint in JOINT.finditer(gap)]
-        listed = (LISTED.fullmatch(gap) and not (alone and STOP.search(right, m.end()))
-                  or not alone and TOGETHER.fullmatch(gap) and PLURAL.match(right, m.end()))
+        listed = (organ or not m["part"]) and not VERB.search(right, 0, end) and (   # has no verb yet
+            LISTED.fullmatch(gap) and not (alone and STOP.search(right, m.end()))
+            or not alone and TOGETHER.fullmatch(gap) and PLURAL.match(right, m.end()))
         pair = left.count(",") + right.count(",", 0, m.start()) < 2   # "A, and B are seen" is said of B alone
         listed = listed and not (pair and re.search(", (?:and|or) ", gap))
         if joints and not listed:
@@ -266,7 +282,7 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
         return UNCERTAIN
     left = left[beyond.end():] if beyond else left
     for no in list(NO.finditer(left))[-1:]:
-        if reaches(left[no.end():], mention + right):
+        if reaches(left[no.end():], mention + right, predicate):
             return UNCERTAIN if NO_NEW.search(left) else ABSENT
     if (COLON_NO.match(right) and not (device and SUBJECT.search(right))) or GONE.search(predicate):
         return ABSENT
@@ -275,7 +291,8 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
     for maybe in list(MAYBE_LEFT.finditer(left))[-1:]:
         gap = left[maybe.end():]
         apart = maybe[0] == "vs" or "," in gap and SUBJECT.search(gap)   # "possible A, stable B"
-        if not (STOP.search(gap) or ANOTHER.search(gap)) and (not apart or reaches(gap, mention + right)):
+        if not (STOP.search(gap) or ANOTHER.search(gap)) and (
+                not apart or reaches(gap, mention + right, predicate)):
             return UNCERTAIN
     doubt = (MAYBE_RIGHT.search(ASPECT.split(predicate, 1)[0]) or VERSUS.match(right) or OR_LEFT.search(left)
              or OR_RIGHT.match(right))
@@ -314,7 +331,7 @@ ADJECTIVE_GAP = re.compile(
 def organ_verdict(left: str, right: str) -> float:
     """Is the organ between `left` and `right` in its clause enlarged? nan where nothing is said."""
     adjectives = [m for m in VERDICT.finditer(left) if ADJECTIVE_GAP.fullmatch(left[m.end():])]
-    said = [m for m in VERDICT.finditer(own(left, right)) if not SAME_SIZE.fullmatch(m[0])]
+    said = [m for m in VERDICT.finditer(own(left, right, organ=True)) if not SAME_SIZE.fullmatch(m[0])]
     if adjectives and said and "," in left[adjectives[-1].end():]:   # "large effusion, heart size normal"
         adjectives = []
     verdict = adjectives[-1] if adjectives else said[0] if said else VERDICT.search(right)
@@ -333,7 +350,7 @@ def organ_verdict(left: str, right: str) -> float:
 TYPESET = str.maketrans({letter: meant for letters, meant in (
     ("’‘ʼ´′＇`\x92\ufffd", "'"), ("–−‑‐\x96", "-"), ("•·●▪◦‣", "; "), ('"“”{}*', ""), ("—", " - "),
     ("±", "+/-"), ("_", " "), ("…", "..."), ("\xad", ""), ("&", " and "), ("☐□", "[ ]"), ("☑☒✓✔", "[x]"),
-    ("ﬀ", "ff"), ("ﬁ", "fi"), ("ﬂ", "fl"), ("ﬃ", "ffi"), ("ﬄ", "ffl")) for letter in letters})
+    ("ø∅", "no "), ("ﬀ", "ff"), ("ﬁ", "fi"), ("ﬂ", "fl"), ("ﬃ", "ffi"), ("ﬄ", "ffl")) for letter in letters})
 SHORT = (("â€™", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
          ("not normal", "abnormal"), ("not only", "also"), ("v/s", "vs"), ("n/a", "not assessed"),
          ("[x]", ";"), ("(+)", ";"), ("+/-", "possible "), ("and/or", "or"), (",", ", "))
@@ -350,6 +367,10 @@ ANSWER = re.compile(r"(?:[:=?|-]>?|(?<!\.)\.{2,}) ?"
                     rf"[(\[<]?(?:(?:none|nothing)\b(?! of)|nil\b|{NONE}{END})[)\]>]?"
                     rf"|[(\[](?:{NONE}| ?)[)\]]|(?:(?<=\s)|;\s?)(?:none|nil|neg(?:ative)?|-(?:ve)?){END}"
                     rf"|(?<=\s)no(?={CLOSE})|(?<=[a-z]\s)0(?={CLOSE})")
+# "Effusion: small, now resolved": what comes last counts.
+OUTDATED = re.compile(rf"(?<=[a-z]:) ?{SIZE}, ?(?=(?:now |can)?(?:{GONE.pattern}|{NOT_EXCLUDED.pattern}"
+                      rf"|{NORMAL}|{LARGE}|if (?:any|present)|(?:possib|probab|uncertain|unclear|unlikely"
+                      rf"|questionabl|equivoc|maybe)\w*){CLOSE})")
 # "Pneumothorax: +" is one, too; "Findings: 1. Edema" begins a list.
 YES = r"(?:yes|y|pos(?:itive)?|present|true|1(?:\.0)?(?!\.\s*[a-z])|\+(?:ve)?)"
 AFFIRMED = re.compile(rf"(?:[:=?|-]>?) ?[(\[<]?(?:{YES}|(?P<size>{SIZE})){END}[)\]>]?|[(\[]{YES}[)\]]")
@@ -383,7 +404,8 @@ def clean(text: str) -> list[str]:
     text = re.sub(r"(?<=: )(?:probab\w+|uncertain|unclear|indeterminate|maybe)\b", "possible", text)
     text = re.sub(r"\(-\) ?(?=[a-z])", "; no ", text) if re.match(r"\([+-]\)", text) else text
     text = re.sub(r"(?:^|(?<=[,;] ))\(-\) ?(?=[a-z])", "no ", text)             # "(-) effusion, (+) edema"
-    text = AFFIRMED.sub(lambda m: f": {m['size']};" if m["size"] else " present;", ANSWER.sub(" none;", text))
+    text = ANSWER.sub(" none;", OUTDATED.sub(" ", text))
+    text = AFFIRMED.sub(lambda m: f": {m['size']};" if m["size"] else " present;", text)
     text = re.sub(r":\s+", ": ", text.replace("|", ", "))
     if "?" in text:
         text = re.sub(r"\(\?+ ?([^()?]+)\)", r"; question \1; ", text)

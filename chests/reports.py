@@ -27,7 +27,8 @@ ITEM_LINE = re.compile(rf"(?m)^(?:{BULLET})?(.+?)[.,;]?$")
 WORDED = re.compile(r"(?i)\b(?!(?:x+|none|nan?|nil|null|not|assessed|as|same|see|of|the|to|refer|please|above"
                     r"|below|per|in|body|details?|comments?|full|findings?|impression|section|final|report"
                     r"|(?:not|dictat|discuss|mention|record|report|redact|describ|stat|provid)ed|pending|blank"
-                    r"|(?:un)?available|done|applicable|missing|tbd|empty|given|data|no (?:report|data))\b)"
+                    r"|(?:un)?available|done|applicable|missing|tbd|empty|given|data"
+                    r"|no (?:report|data|impression))\b)"
                     r"[a-z]{2,}")
 
 
@@ -46,8 +47,9 @@ NO_CHANGE = re.compile(
 
 
 def worded(text: str) -> bool:
-    """Does the text say something of its own? (In other letters than ASCII, that is taken for granted.)"""
-    return not text.isascii() or bool(WORDED.search(text)) and not NO_CHANGE.fullmatch(text)
+    """Does a sentence say something of its own? (In other letters than ASCII, that is taken for granted.)"""
+    return not text.isascii() or any(WORDED.search(sentence) and not NO_CHANGE.fullmatch(sentence)
+                                     for sentence in re.split(r"(?<=[.;])\s+", text))
 
 
 OPEN = (r"(?:\b(?:(?<![:;|=?-] )(?<!\t)no|not|of|or|and|the|an?|with|without|for|to|in|on|by|is|are|was|be"
@@ -97,7 +99,11 @@ HEADER = re.compile(
     rf"(?:^|\n) ?(?!{PARTS})([A-Z][A-Z ()/,-]*):(?=\s|$)|(?:^|\n)[ =*_\[-]*((?i:{KNOWN}))[ =*_\]:-]*(?=\n)"
     rf"|\b({KNOWN}) ?[:：]|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})) ?(?::|;| [-–—=](?= ))"
     rf"|\b\w[\w.)]{{0,40}}[ \t|]+(?=[A-Z][a-z])((?i:{KNOWN})):"
-    r"|(?:^|\n|(?<=\. ))(FINDINGS|IMPRESSION)(?= [A-Z]?[a-z])")
+    r"|(?:^|\n|(?<=\. ))(FINDINGS|IMPRESSION)(?= [A-Z]?[a-z])"
+    r"|(?<=[.!?:;] )((?:[A-Z]+ ){0,3}CHEST(?:,? [A-Z\d][A-Z\d /,-]{1,30})?):")
+# "FINDNGS:", "[Impression]"
+MISSPELT = re.compile(r"(\[)?\b([A-Z]{6,15}|[A-Z][a-z]{5,14})(?(1)\]|(?=:)):?")
+USUAL = ("FINDINGS", "IMPRESSION", "INDICATION", "CONCLUSION", "RECOMMENDATION")
 SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
     ("indication", r"reason for (the )?(exam(ination)?|study)"),
     ("history", r"clinical (history|information|data|details)|patient history|pfi"),
@@ -139,6 +145,12 @@ def section_name(header: str, within: str = "") -> str:
     return "" if part else "findings" if CHEST_VIEW.search(name) else name
 
 
+def spelt(header: re.Match) -> str:
+    """A match of MISSPELT, as it should be"""
+    near = get_close_matches(header[2].upper(), USUAL, 1, 0.85)
+    return f"{near[0] if header[2].isupper() else near[0].capitalize()}:" if near else header[0]
+
+
 def sections(text: str) -> dict[str, str]:
     """Report -> {section name: its text on one line}; of two sections of one name the last stays.
 
@@ -146,7 +158,7 @@ def sections(text: str) -> dict[str, str]:
     name stays in its section's text ("NG TUBE: in place"). Where there are headers, but neither findings nor
     impression, what follows the last section's first blank line is "last_paragraph".
     """
-    text = "\n".join(plain(text).splitlines())
+    text = MISSPELT.sub(spelt, "\n".join(plain(text).splitlines()))
     cased = text.upper() if text.islower() and text.isascii() else text
     header = HEADER.search(cased)
     parts = [("preamble", text[: header.start(header.lastindex)])] if header else [("full report", text)]

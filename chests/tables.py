@@ -83,7 +83,8 @@ def read_table(path: Path, notes: Tally, needed: Collection[str],
             columns = [name.strip().lower() for name in next(lines, [])]
             if not all(set(name.split("|")) & set(columns) for name in needed):
                 raise DataError(f"{path}: expected the columns {', '.join(needed).replace('|', ' or ')}; "
-                                f"found {', '.join(map(repr, columns)) or 'none'}")
+                                f"found {', '.join(map(repr, columns)) or 'none'}"
+                                + "; cells are parted by commas" * (len(columns) == 1))
             names = [*"|".join(needed).split("|"), *more]
             if twice := [name for name in names if columns.count(name) > 1]:
                 raise DataError(f"{path}: two columns are named {twice[0]!r}; expected one")

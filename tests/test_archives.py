@@ -88,6 +88,12 @@ def test_mimic_reports_from_the_zip(mimic):
         reports.extractall(mimic / "mimic-cxr-reports")
     (mimic / "mimic-cxr-reports.zip").unlink()
     assert list(loaded(mimic).values()).count("Small left effusion.") == 4
+    (mimic / "mimic-cxr-reports" / "files").rename(mimic / "reports")   # and as some lay it out
+    assert list(loaded(mimic).values()).count("Small left effusion.") == 4
+    with zipfile.ZipFile(mimic / "mimic-cxr-reports.zip", "w") as reports:
+        for path in mimic.glob("reports/*/*/*.txt"):
+            reports.write(path, "mimic-cxr/2.0.0/" + str(path.relative_to(mimic / "reports")))
+    assert list(loaded(mimic).values()).count("Small left effusion.") == 4
 
 
 def test_mimic_as_png(mimic):
@@ -175,6 +181,13 @@ def test_openi_sections_that_mean_missing_are_blank(tmp_path, capsys):
         | {f"CXR{i}_1_IM-000{i}-1.png": None for i in range(4)})
     assert sorted(loaded(tmp_path).values()) == ["Clear.", "Clear.", "Clear.", "Small effusion."]
     assert "noted 3: text that means missing" in capsys.readouterr().out
+
+
+def test_openi_xml_by_other_hands(tmp_path):
+    """A label in small letters, a blank line in front."""
+    put(tmp_path, {f"ecgen-radiology/{i}.xml": "\n" + XML.format(i=i).replace("IMPRESSION", "Impression")
+                   for i in range(4)} | {f"CXR{i}_1_IM-000{i}-1.png": None for i in range(4)})
+    assert sorted(loaded(tmp_path).values()) == [f"No {i}." for i in range(4)]
 
 
 def test_openi_csv(tmp_path):
@@ -335,6 +348,11 @@ def test_a_mask_never_stands_in_for_a_missing_image(tmp_path, capsys):
     with pytest.raises(DataError, match="1 of 8 rows usable"):
         load(str(tmp_path / "b"))
     assert "noted 14: image in several folders, none of them the archive's own" in capsys.readouterr().out
+    nih(tmp_path / "c", names, ["heatmaps"])
+    load(str(tmp_path / "c"))
+    assert "noted 8: image found in none of the archive's own folders" in capsys.readouterr().out
+    put(tmp_path / "c", {f"images/{name[:-4]}.tif": None for name in names})
+    assert sorted(loaded(tmp_path / "c")) == [f"images/{name[:-4]}.tif" for name in names]
 
 
 def test_the_image_that_a_table_names_is_read(tmp_path):

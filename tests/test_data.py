@@ -3,6 +3,7 @@
 import csv
 import os
 import struct
+import subprocess
 import sys
 import time
 import zlib
@@ -408,6 +409,14 @@ def test_prompt_choice():
     ("FINDINGS: Edema.\nIMPRESSION: Stable cardiomegaly.", "Stable cardiomegaly."), ("Unchanged.", ""),
     ("CLINICAL INDICATION: Rule out pneumothorax. RESULT: Right effusion.", "Right effusion."),
     (" HISTORY: Cough.\n\n Right effusion.\n\n Dictated by: ___\n", "Right effusion."),
+    ("INDICATION: Cough. FINDNGS: Effusion. IMPRESION: Edema.", "Edema."), ("No impression.", ""),
+    ("Indication: Cough. Findngs: Effusion.", "Effusion."),
+    ("FINDINGS: Edema.\nCONCLUSON: Effusion.", "Effusion."),
+    ("[INDICATION] Rule out edema. [FINDINGS] Clear. [IMPRESSION] Effusion.", "Effusion."),
+    ("HISTORY: Cough, rule out edema. CHEST, TWO VIEWS: Effusion.", "Effusion."),
+    ("REASON FOR EXAM: Edema? PORTABLE CHEST: Effusion.", "Effusion."),
+    ("FINDINGS: Effusion. CHEST: Edema. DEPRESSION: none.", "Effusion. CHEST: Edema. DEPRESSION: none."),
+    ("FINDINGS: Small effusion. IMPRESSION: As above. No change from prior.", "Small effusion."),
     ("Left eff\u200busion.\\tE\x00dema.", "Left effusion. Edema.")])
 def test_a_prompt_is_all_that_was_read_on_the_film_and_nothing_else(text, prompt):
     """Of a text without headers every paragraph; never the indication, the technique, or a line that only
@@ -515,7 +524,7 @@ def test_given_splits_stand(tmp_path, capsys):
     assert chests["val"].patients == chests["test"].patients == ["p8"]
     assert (len(chests["train"]), len(chests["judge"])) == (6, 2)
     printed = capsys.readouterr().out
-    assert "split is none of" in printed and "1 train images left out" in printed
+    assert "split 'moon' is none of" in printed and "1 train images left out" in printed
 
 
 def test_training_rows_are_in_no_order_of_the_table(tmp_path):
@@ -533,6 +542,45 @@ def test_unknown_patients(tmp_path, capsys):
     write_table(tmp_path, good_rows(tmp_path, patient_id=""))
     assert len(all_rows(load(str(tmp_path)))) == 8
     assert "8 rows name no patient" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("column", ["subject_id", "Patient ID", "PatientID", "patient"])
+def test_patients_by_other_names(tmp_path, column):
+    """The column of patients may be called as the archives call it: else a patient could be on two sides."""
+    write_table(tmp_path, [{column if key == "patient_id" else key: text for key, text in row.items()}
+                           for row in good_rows(tmp_path)])
+    assert sorted({row.patient for row in all_rows(load(str(tmp_path)))}) == [f"p{i}" for i in range(8)]
+
+
+def test_a_word_for_unknown_is_said(tmp_path, capsys):
+    """One patient who has a great part of all films is likely none: a table's mark for unknown."""
+    rows = good_rows(tmp_path, 24)
+    write_table(tmp_path, rows[:16] + [row | {"patient_id": "-1"} for row in rows[16:]])
+    load(str(tmp_path))
+    assert "8 of 24 rows are of one patient, '-1'" in capsys.readouterr().out
+
+
+def test_accents_in_two_pieces(tmp_path):
+    """File names as macOS packs them, a letter and its accent apart, are those of the table."""
+    rows = good_rows(tmp_path)
+    (tmp_path / "good0.png").rename(tmp_path / "foe\u0301.png")
+    write_table(tmp_path, [rows[0] | {"image": "fo\u00e9.png"}, *rows[1:]])
+    assert len(all_rows(load(str(tmp_path)))) == 8
+
+
+def test_any_code_page(tmp_path):
+    """A real set is read where the system's letters are not UTF-8 (Windows' seldom are)."""
+    write_table(tmp_path, good_rows(tmp_path))
+    done = subprocess.run([sys.executable, "-c", f"import data; data.load({str(tmp_path)!r})"], text=True,
+                          env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+                          cwd=Path(data.__file__).parent, capture_output=True)
+    assert done.returncode == 0 and "8 of 8 rows usable" in done.stdout, done.stderr
+
+
+def test_cells_parted_otherwise_are_said(tmp_path):
+    (tmp_path / "metadata.csv").write_text("image;report;patient_id\na.png;Clear.;1\n")
+    with pytest.raises(DataError, match="cells are parted by commas"):
+        load(str(tmp_path))
 
 
 def test_a_file_is_one_patient_however_its_path_is_spelled(tmp_path):
@@ -720,6 +768,23 @@ def test_pixels_are_kept_in_the_cache(tmp_path, monkeypatch):
     for i in range(8):
         Image.radial_gradient("L").resize((40, 40)).save(folder / f"good{i}.png")
     assert not torch.equal(load(str(folder), cache=cache)["train"].images([0]), first)
+
+
+def test_files_that_changed_names_are_decoded_again(tmp_path):
+    """Two films of one size and time that take each other's names: a small set's digest follows."""
+    folder, cache = tmp_path / "set", tmp_path / "cache"
+    folder.mkdir()
+    write_table(folder, good_rows(folder))
+    for i in range(8):
+        picture().rotate(90 * (i % 2)).save(folder / f"good{i}.bmp")
+        os.utime(folder / f"good{i}.bmp", (1e9, 1e9))
+    table = folder / "metadata.csv"
+    table.write_text(table.read_text().replace(".png", ".bmp"))
+    before = {name: chests.digest for name, chests in load(str(folder), cache=cache).items()}
+    for i in range(0, 8, 2):
+        for old, new in ((i, "x"), (i + 1, i), ("x", i + 1)):
+            (folder / f"good{old}.bmp").rename(folder / f"good{new}.bmp")
+    assert before["train"] != load(str(folder), cache=cache)["train"].digest
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -396,6 +396,8 @@ def test_what_is_not_of_this_set_is_not_replaced(run, tmp_path):
         sample.main(command)
     (tmp_path / "set" / "prompt_INFO.csv").write_bytes(before["prompt_INFO.csv"])
     reports.write_text("\n".join([*REPORTS, "One more."]))
+    with pytest.raises(ValueError, match="a run's folder"):
+        sample.main([*command[:-1], str(run)])
     (tmp_path / "set" / "00001_0.png").write_bytes(b"damaged")
     sample.main(command)
     assert before.items() - contents(tmp_path / "set").items() == {

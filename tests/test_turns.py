@@ -174,6 +174,46 @@ The mediastinum is not widened. | -ecm
 No concern for pneumonia. | -pna
 """
 
+# What is said of a part of the chest behind a denied list is not said of the list; what has its verb is in no
+# list; a change that is denied beside a finding; a qualification behind an answer; two words for one thing.
+WHOSE_WORDS = r"""
+No effusion, edema or pneumothorax and the aortic and cardiac contours are stable. | -eff -edema -ptx
+No pneumonia, effusion or pneumothorax and heart size remains normal. | -pna -eff -ptx -heart
+No pneumothorax, consolidation, or effusion and the left PICC remains in place. | -ptx -cons -eff +dev
+No edema, pneumothorax or effusion with tubes and lines unchanged. | -edema -ptx -eff +dev
+Without edema, effusion or consolidation and the lungs have improved aeration. | -edema -eff -cons
+No edema, effusion and the heart remains large. | -edema -eff +heart
+No pneumothorax, consolidation and effusion are unchanged. | -ptx +cons +eff
+No pneumothorax and the edema is unchanged. | -ptx +edema
+Effusion is not seen on the present exam, nor is edema. | -eff -edema
+Pneumonia is not present in the lungs, nor is there a nodule. | -pna -lesion
+Pneumothorax is not visible at either angle or on the lateral view. | -ptx
+Rib fractures are not seen in the visualized bones, nor is pneumothorax. | -fx -ptx
+Edema and effusion are not seen. | -edema -eff
+No effusion or change in the small right pneumothorax. | -eff +ptx
+No pneumothorax, edema, or interval worsening of the consolidation. | -ptx -edema +cons
+No effusion or change in position of the tubes. | -eff +dev
+No development or progression of pneumonia. | -pna
+Heart: unchanged, enlarged. | +heart
+Heart size: stable, normal. | -heart
+Effusion: tiny, possible. | ?eff
+Edema: mild, cannot be excluded. | ?edema
+Pneumothorax: decreased, no longer visible. | -ptx
+Effusion: improved, now resolved. | -eff
+Effusion: small, left. Pneumothorax: small, edema: none. | +eff +ptx -edema
+Smaller or unchanged effusion. | +eff
+Linear or subsegmental atelectasis. | +atel
+Acute or chronic rib fractures. | +fx
+A 7 or 8 mm nodule. | +lesion
+PICC or central line. | +dev
+Patchy atelectasis or pneumonia. | ?atel ?pna
+Failed resolution of pneumonia. | +pna
+Please assess for pneumothorax. | ?ptx
+Pneumonia: low likelihood. | ?pna
+Ø effusion, ø edema | -eff -edema
+Left but not right effusion. | +eff
+"""
+
 # A device is there where only its tip is not seen.
 DEVICES = r"""
 S/p chest tube, no PTX. | +dev -ptx
@@ -201,7 +241,7 @@ No chest tube. | -dev
 Interval removal of ETT and NGT; right PICC unchanged. | +dev
 """
 
-KINDS = (THEN_SOMETHING_NEW, FORMS, CHANGE, DOUBT, DEVICES)
+KINDS = (THEN_SOMETHING_NEW, FORMS, CHANGE, DOUBT, WHOSE_WORDS, DEVICES)
 
 
 @pytest.mark.parametrize("line", [line for kind in KINDS for line in kind.strip().split("\n")])
