@@ -96,8 +96,9 @@ PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
     (r"\bno (?:better|worse|larger|smaller|bigger)\b", "unchanged"),
     (r"\bnor (?:is|are|was|were|has|have|does|do|can)\b(?: there)?(?: be)?(?: any)?", "nor"),
     (rf"\b({FORM}) or (?:\w+ly )?(?={FORM}\b)", r"\1-"),
-    (rf"\b(no|without) ((?:[\w-]+,? ){{1,8}})(?<!development )or (?={DEGREE}(?:change|(?:in|de)crease"
-     r"|improvement|progression|worsening|migration)s? (?:in|of)\b)", r"\1 \2; no "))]
+    (rf"\b(no|without) ((?:[\w-]+,? ){{1,8}})(?<!development )or (?={DEGREE}(?:change|improvement|progression"
+     r"|worsening|migration)s? (?:in|of) (?!(?:the )?(?:size of the )?(?:heart|cardiac|mediast)|.* to sugg))",
+     r"\1 \2; no "))]
 
 SAME = re.compile(rf"""(?x) \b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?)[ ]{DEGREE}(?:
     change(?!s?,?[ ]or[ ]\w+\b(?![ ](?:in|of))|s?,[^.]*[ ]or[ ]|s[ ]of[ ]|s?[ ]to[ ]suggest)|(?:in|de)crease
@@ -153,6 +154,14 @@ ANSWERED = re.compile(rf"\w*(?:: (?:{SIZE}|left|right|bi\w+)|:? (?:yes|present))
 ASSERTED = re.compile(r"(?:(?!\bor\b)[^,;])*\b(?:in place\b|unchanged\b|stable\b|as before\b"
                       rf"|(?:is|are|was|were|remains?) (?:now )?{SIZE}|persists?\b|remains?\b"
                       r"|(?:(?:has|have) )?(?:\w+ly )?(?:(?:in|de)creased|improved|worsened|progressed)\b)")
+# "No effusion or edema and the heart is stable": there speaks of something else
+PART = cues(r"""
+    heart\b|cardiac\b|cardio(?:mediast|peric)\w+|mediastin\w+|contours?\b|silhouette|lungs?\b|bon(?:es?|y)\b
+    osseous\b|structures?\b|aort\w+|hil(?:a|um|ar)\b|\w*diaphragms?\b|\w*vascul\w+|trachea\b|bowel\b
+    soft tissues?\b|degenerative\b|\w*surgical\b|hyperinflat\w+|clips?\b|wires?\b|abdomen\b|exam\w*|study\b
+    film\b|chest\b|appearance\b|otherwise\b""")
+NEXT_PART = re.compile(rf" and (?:there (?:is|are)\b|{SIZE}|(?:[\w-]+ ){{0,3}}?{PART})")
+NEXT = re.compile(rf"{NEXT_PART.pattern}| (?:and|with) (?:[\w-]+ ){{0,3}}?{DEVICE.pattern}")
 
 NO_NEW = re.compile(r"\b(?:no|without) (?:\w+ )?new ")  # an old one may still be there
 CANNOT = (r"(?:not|(?:no evidence|difficult|hard|(?:not |im)possible|unable) to)"
@@ -161,11 +170,11 @@ CANNOT_EXCLUDE = re.compile(CANNOT + r"(?:exclud\w*|rul\w* out) ")
 NOT_EXCLUDED = re.compile(CANNOT + r"(?:excluded|ruled out|(?:exclude|rule out)(?=\W*$|,| (?:and|given|on"
                           r"|with|at|in|by|due|because|based|from|completely|entirely)\b))")
 MAYBE_LEFT = re.compile(cues(r"""
-    may\b(?! (?:of )?\d)|might\b|could\b|would\b|possib\w+|probabl\w+|presum\w+|question\w*|suspect\w*
-    equivocal\b|either\b|perhaps\b|maybe\b|potential\w*|at most\b|if present\b
+    may\b(?! (?:of )?\d)|might\b|could\b|would\b|possib\w+\b(?! and the)|probabl\w+|presum\w+|question\w*
+    suspect\w*|equivocal\b|either\b|perhaps\b|maybe\b|potential\w*|at most\b|if present\b
     limit\w* (?:\w+ ){0,2}(?:evaluation|assessment|detection) for\b
     (?:minimal|trace|tiny|small|little|mild|scant),? if any\b
-    (?:evaluate|assess) for\b|query\b
+    (?:^|please )(?:evaluate|assess) for\b|query\b
     suspicio\w+ (?:for|of)\b|concern\w* (?:for|of)\b|worrisome for\b|suggest\w* of\b|favor\w*
     consider(?!abl)\w*|likelihood of\b|vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b
     borderline\b|correlate\b|correlation for\b
@@ -194,12 +203,12 @@ OR_RIGHT = re.compile(r"[\w-]*(?: [\w-]+| (?:in|at) (?:(?!and |with |no |place )
 PROXY = re.compile(r"congestion|indistinctness|vascular prominence")  # these hint at edema, no more
 
 
-def reaches(gap: str, after: str, predicate: str) -> bool:
-    """Does a cue before `gap` still speak of the mention behind it, which begins `after`, and of which
-    `predicate` is said?"""
+def reaches(gap: str, after: str) -> bool:
+    """Does a cue before `gap` still speak of the mention behind it, which begins `after`?"""
     if NO_MORE.search(gap) or " vs " in gap or "," in gap and VERSUS.match(after):
         return False
-    if JOINED.search(gap) and ASSERTED.match(predicate):
+    of_its_own = (NEXT_PART if DEVICE.match(after) else NEXT).split(after, maxsplit=1)[0]
+    if JOINED.search(gap) and ASSERTED.match(of_its_own):
         return False
     device = DEVICE.match(after) and not DEVICE.search(gap)  # "no pneumothorax, chest tube"
     if device and re.search(r" (?:from|related to) ", gap):
@@ -213,11 +222,10 @@ def reaches(gap: str, after: str, predicate: str) -> bool:
 
 
 # Findings, organs, and what else of a film is spoken of
-SUBJECT = re.compile("|".join(word.pattern for word in FINDING.values()) + "|" + cues(r"""
-    malignan|\w*adenopathy|empyema|abscess|tuberculosis|embol|dissection|process\b""") + "|(?P<part>"
-    + "|".join(word.pattern for word in ORGAN.values()) + "|" + cues(r"""
+SUBJECT = re.compile("|".join(word.pattern for word in (*FINDING.values(), *ORGAN.values())) + "|" + cues(r"""
+    malignan|\w*adenopathy|empyema|abscess|tuberculosis|embol|dissection|process\b
     lungs?\b|bones?\b|(?:hemi)?diaphragms?\b|angles?\b|remainder\b|rest\b|exam\w*|study\b|views?\b|ct\b
-    evaluation\b|assessment\b""") + ")")
+    evaluation\b|assessment\b"""))
 JOINT = re.compile(r",| (?:and|or|nor|with|after|following|since|post|despite|due|from|for) ")
 CLOSED = re.compile(r"\b(?:and|or|nor)\b")
 VERB = re.compile(r"\b(?:is|are|was|were|has|have|cannot)\b")
@@ -238,21 +246,19 @@ TO_ITS_VERB = re.compile(rf"(?:(?:{IN_LIST})?, (?!and |or )){{0,6}}(?:{IN_LIST})
 ASPECT = re.compile(r",(?! if\b)| (?:with|in the setting of|on this|for which) ")
 
 
-def own(left: str, right: str, organ: bool = False) -> str:
+def own(left: str, right: str) -> str:
     """What is said behind a mention, that is between `left` and `right`, of this mention: up to the phrase of
-    the next one, or, where both are in a list that is closed ("A, B and C are not seen"), behind the last.
-    No list holds a finding and a part of the chest."""
+    the next one, or, where both are in a list that is closed ("A, B and C are not seen"), behind the last."""
     alone = re.search(r"\b(?:there (?:is|are|was|were)|shows?|demonstrates?|reveals?)\b"
                       r"(?!.*, and )", left)   # has its verb already
     rest = None if alone or STOP.search(left) else TO_ITS_VERB.match(right)
-    rest = rest if organ or rest and not any(m["part"] for m in SUBJECT.finditer(rest[0])) else None
     if rest and (left.count(",") + rest[0].count(",") > 1 or not re.search(", (?:and|or) ", rest[0])):
-        return own("", right[rest.end():], organ)
+        return own("", right[rest.end():])
     unclosed, start, end = None, 0, 0
     for m in SUBJECT.finditer(right):
         gap = right[end: m.start()]
         joints = [end + joint.start() for joint in JOINT.finditer(gap)]
-        listed = (organ or not m["part"]) and not VERB.search(right, 0, end) and (   # has no verb yet
+        listed = not VERB.search(right, 0, end) and (   # what has its verb is in no list
             LISTED.fullmatch(gap) and not (alone and STOP.search(right, m.end()))
             or not alone and TOGETHER.fullmatch(gap) and PLURAL.match(right, m.end()))
         pair = left.count(",") + right.count(",", 0, m.start()) < 2   # "A, and B are seen" is said of B alone
@@ -282,7 +288,7 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
         return UNCERTAIN
     left = left[beyond.end():] if beyond else left
     for no in list(NO.finditer(left))[-1:]:
-        if reaches(left[no.end():], mention + right, predicate):
+        if reaches(left[no.end():], mention + right):
             return UNCERTAIN if NO_NEW.search(left) else ABSENT
     if (COLON_NO.match(right) and not (device and SUBJECT.search(right))) or GONE.search(predicate):
         return ABSENT
@@ -291,8 +297,7 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
     for maybe in list(MAYBE_LEFT.finditer(left))[-1:]:
         gap = left[maybe.end():]
         apart = maybe[0] == "vs" or "," in gap and SUBJECT.search(gap)   # "possible A, stable B"
-        if not (STOP.search(gap) or ANOTHER.search(gap)) and (
-                not apart or reaches(gap, mention + right, predicate)):
+        if not (STOP.search(gap) or ANOTHER.search(gap)) and (not apart or reaches(gap, mention + right)):
             return UNCERTAIN
     doubt = (MAYBE_RIGHT.search(ASPECT.split(predicate, 1)[0]) or VERSUS.match(right) or OR_LEFT.search(left)
              or OR_RIGHT.match(right))
@@ -319,7 +324,7 @@ LARGE = cues(r"""
 VERDICT = re.compile(f"(?P<uncertain>{UNSURE})|(?P<absent>{NORMAL})|(?P<present>{LARGE})")
 # "Mediastinum: enlarged nodes", but not "Heart: enlarged since then"
 OTHER = re.compile(rf"[^,:]*:.*?{LARGE}\b(?! (?:in|since|compared|and|from|again|with)\b|,|$)")
-NEITHER = re.compile(r"\b(?:neither|nor)(?: the)? ?$")
+NEITHER = re.compile(r"\b(?:neither|nor)(?: the)?(?: mediastinal| cardiac)? ?$")
 SAME_SIZE = re.compile(r"stable|unchanged|similar")   # a verdict only where there is no other
 VALUES = {"absent": ABSENT, "uncertain": UNCERTAIN, "present": PRESENT}
 # Adjective ... organ: "normal heart size and mediastinal contour", but not "heart normal and mediastinum".
@@ -331,7 +336,7 @@ ADJECTIVE_GAP = re.compile(
 def organ_verdict(left: str, right: str) -> float:
     """Is the organ between `left` and `right` in its clause enlarged? nan where nothing is said."""
     adjectives = [m for m in VERDICT.finditer(left) if ADJECTIVE_GAP.fullmatch(left[m.end():])]
-    said = [m for m in VERDICT.finditer(own(left, right, organ=True)) if not SAME_SIZE.fullmatch(m[0])]
+    said = [m for m in VERDICT.finditer(own(left, right)) if not SAME_SIZE.fullmatch(m[0])]
     if adjectives and said and "," in left[adjectives[-1].end():]:   # "large effusion, heart size normal"
         adjectives = []
     verdict = adjectives[-1] if adjectives else said[0] if said else VERDICT.search(right)
@@ -368,9 +373,9 @@ ANSWER = re.compile(r"(?:[:=?|-]>?|(?<!\.)\.{2,}) ?"
                     rf"|[(\[](?:{NONE}| ?)[)\]]|(?:(?<=\s)|;\s?)(?:none|nil|neg(?:ative)?|-(?:ve)?){END}"
                     rf"|(?<=\s)no(?={CLOSE})|(?<=[a-z]\s)0(?={CLOSE})")
 # "Effusion: small, now resolved": what comes last counts.
-OUTDATED = re.compile(rf"(?<=[a-z]:) ?{SIZE}, ?(?=(?:now |can)?(?:{GONE.pattern}|{NOT_EXCLUDED.pattern}"
-                      rf"|{NORMAL}|{LARGE}|if (?:any|present)|(?:possib|probab|uncertain|unclear|unlikely"
-                      rf"|questionabl|equivoc|maybe)\w*){CLOSE})")
+OUTDATED = re.compile(rf"(?<=[a-z]:) ?{SIZE}, ?(?=(?:now |can)?(?!previously)(?:{GONE.pattern}"
+                      rf"|{NOT_EXCLUDED.pattern}|{NORMAL}|{LARGE}|if (?:any|present)|(?:possib|probab"
+                      rf"|uncertain|unclear|unlikely|questionabl|equivoc|maybe)\w*){CLOSE})")
 # "Pneumothorax: +" is one, too; "Findings: 1. Edema" begins a list.
 YES = r"(?:yes|y|pos(?:itive)?|present|true|1(?:\.0)?(?!\.\s*[a-z])|\+(?:ve)?)"
 AFFIRMED = re.compile(rf"(?:[:=?|-]>?) ?[(\[<]?(?:{YES}|(?P<size>{SIZE})){END}[)\]>]?|[(\[]{YES}[)\]]")

@@ -89,9 +89,11 @@ KNOWN = (r"END OF IMPRESSION|ACCESSION NUMBER|(?:CLINICAL |PATIENT )?(?:INDICATI
          r"|(?:REASON FOR (?:THE )?)?(?:EXAM(?:INATION)?|STUDY)|FINDINGS?(?: ?(?:AND|/|&) ?IMPRESSIONS?)?"
          r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATION(?:S|\(S\))?|ADDENDUM|WET READ|NOTIFICATION"
          r"|REPORT|(?<!CRITICAL )RESULTS?|SUMMARY|INTERPRETATION"
-         r"|(?:ELECTRONICALLY )?(?:SIGNED|DICTATED|REPORTED) BY")
+         r"|(?:ELECTRONICALLY )?(?:SIGNED|DICTATED|REPORTED|INTERPRETED) BY|ATTESTATION")
 PARTS = (r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BON[EY]|OSSEOUS|SOFT|LINE|TUBE|DEVICE|AIRWAY|HIL|DIAPHRAGM"
          r"|AORTA|OTHER)")
+VIEW = (r"(?:PA|AP|FRONTAL|LATERAL|PORTABLE|UPRIGHT|SUPINE|SINGLE|ONE|TWO|[12]|AND|VIEWS?|FILMS?|X-?RAYS?"
+        r"|XR|RADIOGRAPHS?)")
 # At the start of a line any capitals (but not "LUNGS:", a part of the findings); a usual name alone on its
 # line, anywhere in capitals, behind a word with a capital ("cough Findings:"), as the first words of a
 # sentence, or in capitals before words that are none ("FINDINGS Heart normal").
@@ -100,9 +102,10 @@ HEADER = re.compile(
     rf"|\b({KNOWN}) ?[:：]|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})) ?(?::|;| [-–—=](?= ))"
     rf"|\b\w[\w.)]{{0,40}}[ \t|]+(?=[A-Z][a-z])((?i:{KNOWN})):"
     r"|(?:^|\n|(?<=\. ))(FINDINGS|IMPRESSION)(?= [A-Z]?[a-z])"
-    r"|(?<=[.!?:;] )((?:[A-Z]+ ){0,3}CHEST(?:,? [A-Z\d][A-Z\d /,-]{1,30})?):")
-# "FINDNGS:", "[Impression]"
-MISSPELT = re.compile(r"(\[)?\b([A-Z]{6,15}|[A-Z][a-z]{5,14})(?(1)\]|(?=:)):?")
+    rf"|(?<=[.!?] )(?P<view>(?:{VIEW}[ ,]+)*CHEST(?:,? {VIEW})*):")
+# "FINDNGS:"; "[Impression] Edema." at the start of a sentence
+MISSPELT = re.compile(r"((?:^|(?<=[\n.!?:;] )|(?<=\n))\[)?\b([A-Z]{6,15}|[A-Z][a-z]{5,14})"
+                      r"(?(1)\]:?(?=\s+[A-Z])|(?=:):)")
 USUAL = ("FINDINGS", "IMPRESSION", "INDICATION", "CONCLUSION", "RECOMMENDATION")
 SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
     ("indication", r"reason for (the )?(exam(ination)?|study)"),
@@ -121,8 +124,8 @@ CHEST_VIEW = re.compile(cues(r"""
     chest|portable|pa and lat|lat(?:eral)? and pa|(?:two|one|frontal|pa|ap|lateral) views?|frontal and
     frontal (?:semi-)?upright|bone window|ribs"""))
 # What is about the report; and what a header has to hold to end the findings or the impression
-ABOUT = re.compile(r"communicat|discuss|notif|^end of|accession|dictat|electronic|(?:sign|report)ed by"
-                   r"|attending")
+ABOUT = re.compile(r"communicat|discuss|notif|^end of|accession|dictat|electronic|attending"
+                   r"|(?:sign|report|interpret)ed by|attest")
 ENDS = re.compile("|".join(BESIDE) + "|addendum|wet read|exam")
 
 
@@ -147,7 +150,7 @@ def section_name(header: str, within: str = "") -> str:
 
 def spelt(header: re.Match) -> str:
     """A match of MISSPELT, as it should be"""
-    near = get_close_matches(header[2].upper(), USUAL, 1, 0.85)
+    near = get_close_matches(header[2].upper(), USUAL, 1, 0.87)
     return f"{near[0] if header[2].isupper() else near[0].capitalize()}:" if near else header[0]
 
 
@@ -170,6 +173,9 @@ def sections(text: str) -> dict[str, str]:
         there = any(part == "impression" and worded(body) for part, body in parts)
         if words.lower() == "summary" and (there or re.match(r"\s*\d", text[header.end():])):
             name = "summary"   # CheXpert Plus's, of its own: "SUMMARY: 2-ABNORMAL"
+        read = {"findings", "impression"} & {part for part, _ in parts}
+        if header["view"] and (read or parts[-1][0] not in BESIDE):
+            name = ""   # behind an indication it begins what was read, elsewhere it is a part of that
         if name:
             usual = name in BESIDE or name in SECTION_WORDS or name == "wet read"
             parts.append((name, text[header.end() if usual else start: end]))
@@ -182,6 +188,7 @@ def sections(text: str) -> dict[str, str]:
         while len(parts) > 2 and parts[-1][0] in ("notification", "summary"):
             parts.pop()
         name, body = parts.pop()
-        first, *rest = re.split(r"\n ?\n", body, maxsplit=1)
+        ends = r"\n ?\n|(?<=\.) ?\n" if name in ("comparison", "technique") else r"\n ?\n"
+        first, *rest = re.split(ends, body, maxsplit=1)
         parts += [(name, first), *(("last_paragraph", paragraph) for paragraph in rest)]
     return {name: one_line(body) for name, body in parts}

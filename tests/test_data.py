@@ -417,6 +417,14 @@ def test_prompt_choice():
     ("REASON FOR EXAM: Edema? PORTABLE CHEST: Effusion.", "Effusion."),
     ("FINDINGS: Effusion. CHEST: Edema. DEPRESSION: none.", "Effusion. CHEST: Edema. DEPRESSION: none."),
     ("FINDINGS: Small effusion. IMPRESSION: As above. No change from prior.", "Small effusion."),
+    ("LUNGS: Clear. HEART: Enlarged. CHEST WALL: Port.", "LUNGS: Clear. HEART: Enlarged. CHEST WALL: Port."),
+    ("Small effusion. CHEST CT: recommended.", "Small effusion. CHEST CT: recommended."),
+    ("FINDINGS: Edema. COMPARISON: CHEST XRAY: none.", "Edema."),
+    ("HEART: Enlarged. CHEST: Clear lungs.", "HEART: Enlarged. CHEST: Clear lungs."),
+    ("FINDINGS: Old fractures. Compression: T12.", "Old fractures. Compression: T12."),
+    ("FINDINGS: Pneumonia [Finding]. No edema.", "Pneumonia [Finding]. No edema."),
+    ("TECHNIQUE: PA and lateral.\nCOMPARISON: None.\nSmall effusion.", "Small effusion."),
+    ("IMPRESSION: Edema. ATTESTATION: I have reviewed the films.", "Edema."),
     ("Left eff\u200busion.\\tE\x00dema.", "Left effusion. Edema.")])
 def test_a_prompt_is_all_that_was_read_on_the_film_and_nothing_else(text, prompt):
     """Of a text without headers every paragraph; never the indication, the technique, or a line that only

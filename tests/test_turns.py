@@ -212,6 +212,27 @@ Please assess for pneumothorax. | ?ptx
 Pneumonia: low likelihood. | ?pna
 Ø effusion, ø edema | -eff -edema
 Left but not right effusion. | +eff
+No consolidation, effusion, or pneumothorax and the osseous structures are stable. | -cons -eff -ptx
+There is no edema, effusion or pneumothorax and the aorta is unchanged. | -edema -eff -ptx
+No pneumonia, effusion or edema and postsurgical changes are stable. | -pna -eff -edema
+Without effusion, pneumothorax or edema and otherwise stable. | -eff -ptx -edema
+This may represent atelectasis, pneumonia, or aspiration and is unchanged. | ?atel ?pna
+Effusions and lung nodules are not seen. | -eff -lesion
+The left effusion and left lung consolidation have cleared. | -eff -cons
+Pneumothorax, effusion and abnormal cardiac contour are not identified. | -ptx -eff
+Rib fractures and destructive bone lesions are not seen. | -fx
+No pneumothorax and PICC with its tip in the SVC is unchanged. | -ptx +dev
+No pneumothorax, effusion with adjacent atelectasis is unchanged. | -ptx +eff +atel
+No pneumothorax, cardiomegaly with mild edema is stable. | -ptx +heart +edema
+No infiltrate or increase in interstitial markings. | -opacity
+No consolidation or change in the lungs to suggest pneumonia. | -cons -pna
+No effusion or change in the size of the heart, which remains normal. | -eff -heart
+CT to evaluate for malignancy given the right hilar mass. | +lesion
+Portable film to assess for lines shows the PICC in the SVC. | +dev
+Effusion: small, previously seen. | +eff
+Edema or atelectasis is possible and the left PICC remains in place. | ?edema ?atel +dev
+Neither the heart nor the mediastinal contours is enlarged. | -heart -ecm
+Lines/tubes/devices: Right chest wall port. | +dev
 """
 
 # A device is there where only its tip is not seen.
