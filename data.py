@@ -305,8 +305,8 @@ def images_digest(folder: Path, rows: list[Row], size: int, fit: str, renamed: b
     for row in rows:
         path = f"{folder}/{row.image}"
         file = os.stat(path) if os.path.exists(path) else None  # else gone since it was indexed
-        times = file and (file.st_mtime_ns, file.st_ctime_ns)[:1 + renamed]
-        key.append((row.image, row.aspect, file and file.st_size, times))
+        facts = (file.st_size, file.st_mtime_ns, file.st_ctime_ns) if file else (None, None, None)
+        key.append((row.image, row.aspect, *facts[:2 + renamed]))
     return hashlib.sha256(json.dumps([size, fit, key]).encode()).hexdigest()[:16]
 
 
