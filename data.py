@@ -209,7 +209,7 @@ def checked(folder: Path, row: Row) -> Row:
     if not row.report:
         raise ImageError("no report, and no labels in CheXpert's or NIH's terms")
     if row.split not in SPLITS:
-        raise ImageError(f"split {row.split!r} is none of {', '.join(filter(None, SPLITS))}")
+        raise ImageError(f"split is none of {', '.join(filter(None, SPLITS))}")
     # One patient may be 7 in a table, 7.0 in another, and have an accent in two pieces.
     return row._replace(image=image, patient=normalize("NFC", re.sub(r"^(\d+)\.0$", r"\1", row.patient)))
 
@@ -227,7 +227,7 @@ def build_index(folder: Path, prompt: str) -> Index:
         try:
             row = checked(folder, row)
         except ImageError as error:
-            skipped.add(str(error), row.image)
+            skipped.add(str(error), row.image if row.split in SPLITS else f"{row.image}, split {row.split}")
         else:  # an unknown patient: each file stands for its own
             said = label_values(row.report) if row.labels is None else row.labels
             own = owners.setdefault(row.image, row.patient or UNNAMED + row.image)
@@ -265,10 +265,11 @@ def look_at_some(folder: Path, rows: list[Row]) -> dict[int, str]:
 def index_folder(folder: Path, prompt: str, cache: Path | None) -> Index:
     """build_index, for a large set kept in `cache`, named after the tables it was made of and the code that
     reads them. What is kept is not compared with the images and report files again."""
-    tables = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.glob("*")
+    tables = sorted((str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
+                    for path in (*folder.glob("*"), *folder.glob("*/*.csv"))
                     if path.suffix in (".csv", ".gz", ".txt", ".zip") and path.is_file())
     code = [read_text(Path(__file__).parent / name) for name in CODE]
-    reports = [root for root in REPORTS if (folder / root).is_dir()]   # unpacked beside the tables later on
+    reports = [root for root in REPORTS[1:] if any((folder / root).glob("p*"))]   # unpacked later on
     key = json.dumps([str(folder.resolve()), prompt, tables, reports, code])
     file = cache and cache / f"index-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
     if file and file.is_file():
@@ -328,6 +329,8 @@ def decode_all(folder: Path, rows: list[Row], size: int, fit: str,
         else:
             pixels[i, 0] = torch.from_numpy(image)
     if file and not any(fault.startswith(UNOPENED) for fault in faults.values()):   # may be mended
+        for old in cache.glob("images-*.safetensors"):
+            old.unlink()
         keep_tensors(file, {"pixels": pixels}, {"faults": json.dumps(faults)})
     return pixels, faults
 
@@ -390,9 +393,9 @@ def load_folder(folder: Path, size: int, fit: str, prompt: str,
     unnamed = sum(row.patient.startswith(UNNAMED) for row in rows)
     if unnamed:
         print(f"data: {unnamed:,} rows name no patient (in metadata.csv: patient_id): each counts as its own")
-    for name, count in Counter(row.patient for row in rows).most_common(1):
-        if 4 * count > len(rows) > 20:
-            print(f"data: {count:,} of {len(rows):,} rows are of one patient, {name!r}: a word for unknown?")
+    (name, most), (_, second) = (*Counter(row.patient for row in rows).most_common(2), ("", 0), ("", 0))[:2]
+    if most > max(5, 5 * second) and second and not name.startswith(UNNAMED):
+        print(f"data: {most:,} of {len(rows):,} rows are of one patient, {name!r}: a word for unknown?")
     where = assign_splits(rows)
     if not where["train"] or not where["val"]:
         patients = len({row.patient for row in rows})

@@ -5,10 +5,12 @@ image and trusts no path. To add a layout, write its reader and enter it in LAYO
 it away.
 """
 
+import os
 import re
 import xml.etree.ElementTree as ET
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from glob import escape
@@ -136,7 +138,7 @@ def true_aspect(width: str, height: str) -> float | None:
     return aspect if 0.25 <= aspect <= 4 else None
 
 
-PATIENTS = ("patient_id", "subject_id", "patientid", "patient id", "patient")
+PATIENTS = ("patient_id", "subject_id", "patientid", "patient id")
 VIEWS = ("view", "viewposition", "view_position", "view position", "projection", "frontal/lateral")
 
 
@@ -149,14 +151,14 @@ def plain_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
     table = list(read_table(path, notes, ["image", "report|findings|impression|labels"],
                             [*PATIENTS, "split", *VIEWS, "orig_width", "orig_height"]))
     vocabulary = {term for cells in table for term in known_terms(cells["labels"], notes)}
+    patient = next((name for name in PATIENTS if any(cells[name] for cells in table)), PATIENTS[0])
     for cells in table:
         report = choose_prompt(cells["report"], cells["findings"], cells["impression"], prompt)
         labels = None
         if not report:
             terms = known_terms(cells["labels"])
             report, labels = compose_report(terms), terms_to_labels(terms, vocabulary)
-        patient = next(filter(None, (cells[name] for name in PATIENTS)), "")
-        yield Row(cells["image"], report, labels, patient, cells["split"].lower(),
+        yield Row(cells["image"], report, labels, cells[patient], cells["split"].lower(),
                   " ".join(cells[name].lower() for name in VIEWS).strip(),
                   true_aspect(cells["orig_width"], cells["orig_height"]))
 
@@ -199,7 +201,7 @@ def mimic_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
         own = None if report or not frontal else labels.get(study)
         if own and (composed := compose_from_labels(own)):
             notes.add("no report (mimic-cxr-reports.zip, or a link to it, was looked for): the prompt is "
-                      "composed from the labels", f"{stem}.txt")
+                      "composed from the labels", f"files/{stem}.txt")
             report = composed
         yield Row(f"files/{stem}/{dicom}{suffix}", report, own, subject, split.get(dicom, ""),
                   view.lower() if frontal else "lateral or unknown")
@@ -223,37 +225,39 @@ def mimic_table(folder: Path, name: str, columns: list[str], notes: Tally,
     return found
 
 
-# Where MIMIC-CXR's reports may lie unpacked, beside the images' own folder
-REPORTS = ("mimic-cxr-reports/files/", "mimic-cxr-reports/", "reports/files/", "reports/")
+# Where MIMIC-CXR's reports may lie unpacked; the first is the images' folder, too
+REPORTS = ("files/", "mimic-cxr-reports/files/", "mimic-cxr-reports/", "reports/files/", "reports/")
 
 
 def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
-    """folder -> a function from "p10/p10000032/s50414267.txt" to that report's text, out of the zip if there
-    is one; "" if absent."""
+    """folder -> a function from "p10/p10000032/s50414267.txt" to that report's text, out of the zip, whatever
+    it is packed below, or else from REPORTS; "" if absent."""
     archive, reports = folder / "mimic-cxr-reports.zip", None
     if archive.is_file():
         try:
             reports = zipfile.ZipFile(archive)
         except (OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{archive}: cannot be read: {error}") from None
-    names = reports.namelist() if reports else ()
-    packed = next(filter(None, (re.fullmatch(r"(.*?)p\d\d/p\d+/s\d+\.txt", name) for name in names)), None)
-    unpacked = (root for root in REPORTS if any((folder / root).glob("p[0-9]*")))
-    root = packed[1] if packed else next(unpacked, "files/")
+    members = set(reports.namelist() if reports else ())
+    found = map(re.compile(r"(.*?)p\d\d/p\d+/s\d+\.txt").fullmatch, members)
+    packed = [root for root, _ in Counter(name[1] for name in found if name).most_common()]
+
+    def place(name: str) -> str:
+        there = (root + name for root in packed if root + name in members)
+        beside = (root + name for root in REPORTS if os.path.lexists(f"{folder}/{root}{name}"))
+        return next(there, "") or next(beside, "")
 
     def read(name: str) -> str:
-        name = root + name
+        if not (name := place(name)):
+            return ""
         try:
-            with reports.open(name) if reports else open(safe_path(folder, name), "rb") as file:
+            with reports.open(name) if name in members else open(safe_path(folder, name), "rb") as file:
                 text = file.read(LONGEST).decode("utf-8", "replace")
             if "\ufffd" in text:
                 notes.add("report is not UTF-8: letters are lost", name)
             return text
-        except KeyError:   # the zip has none
-            return ""
         except ImageError as error:
-            if str(error) != "no such file":
-                notes.add(f"report cannot be read: {error}", name)
+            notes.add(f"report cannot be read: {error}", name)
         except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError):
             notes.add("report cannot be read", name)  # damaged, encrypted, not allowed
         return ""
@@ -272,13 +276,14 @@ def openi_xml_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Itera
     for file in sorted(path.glob("[!.]*.[xX][mM][lL]"), key=lambda file: (len(file.name), file.name)):
         here = str(file.relative_to(folder))
         try:
-            root = ET.fromstring(read_bytes(safe_path(folder, here)).strip())  # obeys its declared encoding
+            root = ET.fromstring(read_bytes(safe_path(folder, here)).lstrip())  # obeys its declared encoding
         except (ET.ParseError, OSError, ValueError, LookupError):
             yield Row(here, "", fault="XML file that cannot be read")
             continue
-        texts = {part.get("Label", "").upper(): part for part in root.iterfind(".//{*}AbstractText")}
-        parts = {name: given("".join(part.itertext()), notes, f"{here}: {name}")
-                 for name, part in texts.items()}
+        parts: dict[str, str] = {}
+        for part in root.iterfind(".//{*}AbstractText"):
+            name = part.get("Label", "").upper()
+            parts[name] = parts.get(name) or given("".join(part.itertext()), notes, f"{here}: {name}")
         report = choose_prompt("", parts.get("FINDINGS", ""), parts.get("IMPRESSION", ""), prompt)
         patient = root.find("{*}uId")
         images = [image.get("id", "") for image in root.iterfind(".//{*}parentImage")]
@@ -325,22 +330,23 @@ OPENI = ("*", "images/*", "images/images_normalized/*", "images_normalized/*", "
 NIH = ("images/*", "images_[0-9]*/images/*", "images_[0-9]*/*", "*")   # as the archives are downloaded
 
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+USUAL, OTHER = (".png", ".jpg", ".jpeg"), (".tif", ".tiff", ".webp", ".bmp")   # suffixes of pictures
 
 
-def images_in(folder: Path, patterns: Collection[str]) -> Iterator[Path]:
+def images_in(folder: Path, patterns: Collection[str], suffixes: Collection[str] = USUAL) -> Iterator[Path]:
     """The pictures that match, as paths inside the folder; hidden ones are left out."""
     for pattern in patterns:
         for path in sorted(folder.glob(pattern)):
             here = path.relative_to(folder)
-            if here.suffix.lower() in SUFFIXES and not any(p[0] == "." for p in here.parts):
+            if here.suffix.lower() in suffixes and not any(p[0] == "." for p in here.parts):
                 yield here
 
 
 def image_places(folder: Path, official: Collection[str], notes: Tally) -> dict[str, str]:
     """{name, with its suffix or without: path inside the folder} of the images in the official places, or
     where these hold none, one or two levels below. Of two with one name that in the official place counts,
-    and elsewhere neither: one may be in masks/ or thumbs/. What is passed over is noted."""
+    and elsewhere neither: one may be in masks/ or thumbs/. What is passed over is noted. Suffixes: OTHER
+    where there is no picture of a USUAL one."""
     found: dict[str, str] = {}
 
     def enter(here: Path) -> None:
@@ -348,9 +354,11 @@ def image_places(folder: Path, official: Collection[str], notes: Tally) -> dict[
             notes.add("image passed over for another of its name", f"{here} for {first}")
         found.setdefault(here.stem, str(here))
 
-    for here in images_in(folder, official):
+    deep = ("*/*", "*/*/*")
+    suffixes = USUAL if any(images_in(folder, (*official, *deep))) else OTHER
+    for here in images_in(folder, official, suffixes):
         enter(here)
-    below, own = [*images_in(folder, ("*/*", "*/*/*"))], bool(found)
+    below, own = [*images_in(folder, deep, suffixes)], bool(found)
     parents: dict[str, set[Path]] = {}
     for here in below:
         parents.setdefault(here.stem, set()).add(here.parent)

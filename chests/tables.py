@@ -39,14 +39,14 @@ def read_bytes(path: Path, most: int = LONGEST) -> bytes:
 
 
 def lines_of(text: TextIO) -> Iterator[str]:
-    """A table's lines, a sign in place of NULs, at which Python 3.10 gives a table up. Raises OSError beyond
-    what a table may hold: a small gzip can unpack to anything."""
+    """A table's lines, without NULs, at which Python 3.10 gives a table up. Raises OSError beyond what a
+    table may hold: a small gzip can unpack to anything."""
     size = number = 0
     while line := text.readline(LONGEST):
         size, number = size + len(line), number + 1
         if size > LARGEST or number > MOST_LINES:
             raise OSError(f"larger than {LARGEST:,} characters or {MOST_LINES:,} lines")
-        yield line.replace("\0", "\ufffd")
+        yield line.replace("\0", "")
 
 
 CELLS = "line with more or fewer cells than the header"
@@ -84,7 +84,7 @@ def read_table(path: Path, notes: Tally, needed: Collection[str],
             if not all(set(name.split("|")) & set(columns) for name in needed):
                 raise DataError(f"{path}: expected the columns {', '.join(needed).replace('|', ' or ')}; "
                                 f"found {', '.join(map(repr, columns)) or 'none'}"
-                                + "; cells are parted by commas" * (len(columns) == 1))
+                                + "; cells are parted by commas" * any({*";\t"} & {*c} for c in columns))
             names = [*"|".join(needed).split("|"), *more]
             if twice := [name for name in names if columns.count(name) > 1]:
                 raise DataError(f"{path}: two columns are named {twice[0]!r}; expected one")

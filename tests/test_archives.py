@@ -91,8 +91,10 @@ def test_mimic_reports_from_the_zip(mimic):
     (mimic / "mimic-cxr-reports" / "files").rename(mimic / "reports")   # and as some lay it out
     assert list(loaded(mimic).values()).count("Small left effusion.") == 4
     with zipfile.ZipFile(mimic / "mimic-cxr-reports.zip", "w") as reports:
-        for path in mimic.glob("reports/*/*/*.txt"):
-            reports.write(path, "mimic-cxr/2.0.0/" + str(path.relative_to(mimic / "reports")))
+        first, *others = (path.relative_to(mimic / "reports") for path in mimic.glob("reports/*/*/*.txt"))
+        reports.writestr(f"sections/{first}", "Edema.")     # the commonest root counts
+        for path in (first, *others[:2]):                   # the fourth lies in the folder alone
+            reports.write(mimic / "reports" / path, f"mimic-cxr/2.0.0/{path}")
     assert list(loaded(mimic).values()).count("Small left effusion.") == 4
 
 
@@ -184,9 +186,11 @@ def test_openi_sections_that_mean_missing_are_blank(tmp_path, capsys):
 
 
 def test_openi_xml_by_other_hands(tmp_path):
-    """A label in small letters, a blank line in front."""
-    put(tmp_path, {f"ecgen-radiology/{i}.xml": "\n" + XML.format(i=i).replace("IMPRESSION", "Impression")
-                   for i in range(4)} | {f"CXR{i}_1_IM-000{i}-1.png": None for i in range(4)})
+    """A label in small letters, a blank line in front, the same section once more and empty."""
+    again = '</AbstractText><AbstractText Label="impression"></AbstractText><parentImage'
+    text = XML.replace("IMPRESSION", "Impression").replace("</AbstractText>\n<parentImage", again)
+    put(tmp_path, {f"ecgen-radiology/{i}.xml": "\n" + text.format(i=i) for i in range(4)}
+        | {f"CXR{i}_1_IM-000{i}-1.png": None for i in range(4)})
     assert sorted(loaded(tmp_path).values()) == [f"No {i}." for i in range(4)]
 
 
@@ -351,8 +355,12 @@ def test_a_mask_never_stands_in_for_a_missing_image(tmp_path, capsys):
     nih(tmp_path / "c", names, ["heatmaps"])
     load(str(tmp_path / "c"))
     assert "noted 8: image found in none of the archive's own folders" in capsys.readouterr().out
-    put(tmp_path / "c", {f"images/{name[:-4]}.tif": None for name in names})
-    assert sorted(loaded(tmp_path / "c")) == [f"images/{name[:-4]}.tif" for name in names]
+    nih(tmp_path / "d", names, ["images"])
+    put(tmp_path / "d", {f"images/{name[:-4]}.bmp": None for name in names})   # an overlay, say
+    assert sorted(loaded(tmp_path / "d")) == [f"images/{name}" for name in names]
+    for path in tmp_path.glob("d/images/*.png"):
+        path.unlink()
+    assert sorted(loaded(tmp_path / "d")) == [f"images/{name[:-4]}.bmp" for name in names]
 
 
 def test_the_image_that_a_table_names_is_read(tmp_path):
