@@ -40,7 +40,9 @@ FINDINGS = {
     "Fracture": r"fractur",
     "Support Devices": r"""
         pacer|defib|tubes?\b|(?:ett|ngt|ogt|cv[cl])\b|swan-ganz|\w*catheter|pacemaker|a?icd\b|picc|lines?\b
-        cannula|drain\b|ports?\b(?! of)|mediport|valves?\b|hardware|arthroplast|screw|coils?\b
+        cannula|drain\b|\w*port-?a-?cath|(?:medi|chemo|infusa|power)port|valves?\b|hardware|arthroplast|screw|coils?\b
+        (?:right|left)(?:-sided)?(?: upper)?(?: chest| ij| jugular| subclavian)?(?: wall)? ports?\b
+        chest wall ports?\b
         plates?\b(?!-| ?like)|marker|device|apparatus|equipment""",
     "Other": r"""
         emphysema|blunt|density|elevation|eventration|scoliosis|degenera|calcifi|hyperinflat|hyperexpan

@@ -30,6 +30,7 @@ WINDOW = 300  # characters of context either side of a mention; bounds the time 
 POSITION = r"(?<!over the )(?<!overlying the )(?<!in the )(?<!behind the )(?<!to the )(?<!shifts the )"
 FINDING = {name: re.compile(cues(stems)) for name, stems in FINDINGS.items()}
 DEVICE = FINDING["Support Devices"]
+NAMED = "|".join(word.pattern for name, word in FINDING.items() if name != "Other")
 ORGAN = {name: re.compile(r"\b" + POSITION + cues(stems)) for name, stems in ORGANS.items()}
 
 # ------------------------------------------------------------------------------------------------------------
@@ -52,7 +53,7 @@ PLACE = (r"(?:left|right|upper|mid(?:dle)?|lower|lingul\w+|\w*hilar|(?:bi)?basil
          r"|central|peripheral|picc|dob\w+|feeding|enteric)")
 # Nor is either of two words for how much, of what form, how old
 FORM = (r"(?:mild|small|mod(?:erate)?|severe|large|trace|tiny|minimal|one|two|three|four|more|less|just"
-        r"|at|stable|unchanged|smaller|larger|(?:in|de)creas(?:ed|ing)|improv(?:ed|ing)"
+        r"|at|new|enlarging|subacute|lobar|stable|unchanged|smaller|larger|(?:in|de)creas(?:ed|ing)|improv(?:ed|ing)"
         r"|worsen(?:ed|ing)|linear|\w*segmental|patchy|streaky|hazy|\w*nodular|reticular|loculated|layering"
         r"|acute|chronic|old|heal(?:ed|ing)|cavitary|necrotic|\d+(?:st|nd|rd|th)?)")
 # "No change in the effusion", "not completely resolved effusion", "no layering of the effusion" deny a change
@@ -95,10 +96,10 @@ PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
     (r"\bwnl\b", "within normal limits"),
     (r"\bno (?:better|worse|larger|smaller|bigger)\b", "unchanged"),
     (r"\bnor (?:is|are|was|were|has|have|does|do|can)\b(?: there)?(?: be)?(?: any)?", "nor"),
-    (rf"\b({FORM}) or (?:\w+ly )?(?={FORM}\b)", r"\1-"),
-    (rf"\b(no|without) ((?:[\w-]+,? ){{1,8}})(?<!development )or (?={DEGREE}(?:change|improvement|progression"
-     r"|worsening|migration)s? (?:in|of) (?!(?:the )?(?:size of the )?(?:heart|cardiac|mediast)|.* to sugg))",
-     r"\1 \2; no "))]
+    (rf"^((?:(?!\b(?:no|not|without|nor|negative|free)\b).)*\b{FORM}) or (?:\w+ly )?(?={FORM}\b)", r"\1-"),
+    (rf"\b(no|without) ((?:[\w-]+,? ){{1,8}})(?<!development )or (?={DEGREE}(?:change|improvement"
+     rf"|progression|worsening|migration) (?:in|of) (?:(?!(?:to|or) )[\w-]+ ){{0,5}}?(?:{NAMED})"
+     r"(?:(?! or | to sugg| suggestive)[^,;])*$)", r"\1 \2; no "))]
 
 SAME = re.compile(rf"""(?x) \b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?)[ ]{DEGREE}(?:
     change(?!s?,?[ ]or[ ]\w+\b(?![ ](?:in|of))|s?,[^.]*[ ]or[ ]|s[ ]of[ ]|s?[ ]to[ ]suggest)|(?:in|de)crease
@@ -116,7 +117,8 @@ SAME = re.compile(rf"""(?x) \b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?
 # "Not free of edema", "no doubt about the edema": two denials affirm.
 TWICE = re.compile(r"\b(?:no|not)(?: \w+ly)? (?:without|free (?:of|from)|clear of|absent|devoid of|doubt)\b")
 NO = re.compile(cues(r"""
-    no\b(?! (?:more|less|fewer) than)|without\b|nor\b|neither\b|rather than\b|negative for\b
+    no\b(?! (?:more|less|fewer) than| longer (?:seen|present|visible|evident|identified|visuali))
+    without\b|nor\b|neither\b|rather than\b|negative for\b
     not\b(?! (?:seen|present|identified|visuali[sz]ed|noted|evident)(?:,| and))|never\b|nothing\b
     den(?:y|ies|ied)\b|free (?:of|from)\b|clear of\b|rules out\b|ruled out\b|(?<!to )excludes?\b|history of\b
     lack(?:s|ing)?\b|as opposed to\b|in(?:consistent|compatible) with\b|devoid of\b|fail(?:s|ed|ure)? to\b
@@ -125,7 +127,8 @@ NO = re.compile(cues(r"""
     + r"|(?<!has )(?<!have )(?<!been )(?<!is )(?<!are )(?<!was )(?<!now )\b(?:absent|resolved)\b(?!,)")
 GONE = re.compile(cues(r"""
     (?:not|no longer|cannot be) (?:now |(?!previous)\w+ly )?(?:seen|identified|visuali[sz]ed|visible|present
-    evident|demonstrated|noted|detected|observed|apparent|suspected|shown|found|recur(?:red)?)\b(?! (?:before
+    evident|demonstrated|noted|detected|observed|apparent|suspected|shown|found|developed
+    recur(?:red)?)\b(?! (?:before
     previous|(?:on|in) (?:the |an? )?(?:pr(?!esent)|yesterday|earlier|last|old|outside)
     in (?:its|their) entirety))
     no longer appreciated\b|not (?:persist|in place)\b|(?:is|are|was|were) not$|nonvisuali[sz]ed\b|gone\b
@@ -154,14 +157,11 @@ ANSWERED = re.compile(rf"\w*(?:: (?:{SIZE}|left|right|bi\w+)|:? (?:yes|present))
 ASSERTED = re.compile(r"(?:(?!\bor\b)[^,;])*\b(?:in place\b|unchanged\b|stable\b|as before\b"
                       rf"|(?:is|are|was|were|remains?) (?:now )?{SIZE}|persists?\b|remains?\b"
                       r"|(?:(?:has|have) )?(?:\w+ly )?(?:(?:in|de)creased|improved|worsened|progressed)\b)")
-# "No effusion or edema and the heart is stable": there speaks of something else
-PART = cues(r"""
-    heart\b|cardiac\b|cardio(?:mediast|peric)\w+|mediastin\w+|contours?\b|silhouette|lungs?\b|bon(?:es?|y)\b
-    osseous\b|structures?\b|aort\w+|hil(?:a|um|ar)\b|\w*diaphragms?\b|\w*vascul\w+|trachea\b|bowel\b
-    soft tissues?\b|degenerative\b|\w*surgical\b|hyperinflat\w+|clips?\b|wires?\b|abdomen\b|exam\w*|study\b
-    film\b|chest\b|appearance\b|otherwise\b""")
-NEXT_PART = re.compile(rf" and (?:there (?:is|are)\b|{SIZE}|(?:[\w-]+ ){{0,3}}?{PART})")
-NEXT = re.compile(rf"{NEXT_PART.pattern}| (?:and|with) (?:[\w-]+ ){{0,3}}?{DEVICE.pattern}")
+# "No effusion, edema and the heart is stable": there speaks of something else, with a verb of its own
+NEXT = re.compile(r" and (?:there (?:is|are)\b|the (?:[\w-]+ ){0,2}?(?:(?:heart|silhouette|mediastinum|aorta"
+                  rf"|{DEVICE.pattern}))\w*(?: \w+)? (?:is|has|remains|appears)\b"
+                  r"|the (?:[\w-]+ ){0,2}?(?:lungs|bones|contours|structures)\b)")
+LAST = re.compile(r"\bor (?:(?!and )[\w-]+ ){0,3}$")   # what the "or" of a list introduces is in it
 
 NO_NEW = re.compile(r"\b(?:no|without) (?:\w+ )?new ")  # an old one may still be there
 CANNOT = (r"(?:not|(?:no evidence|difficult|hard|(?:not |im)possible|unable) to)"
@@ -174,7 +174,7 @@ MAYBE_LEFT = re.compile(cues(r"""
     suspect\w*|equivocal\b|either\b|perhaps\b|maybe\b|potential\w*|at most\b|if present\b
     limit\w* (?:\w+ ){0,2}(?:evaluation|assessment|detection) for\b
     (?:minimal|trace|tiny|small|little|mild|scant),? if any\b
-    (?:^|please )(?:evaluate|assess) for\b|query\b
+    query\b|low probability of\b
     suspicio\w+ (?:for|of)\b|concern\w* (?:for|of)\b|worrisome for\b|suggest\w* of\b|favor\w*
     consider(?!abl)\w*|likelihood of\b|vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b
     borderline\b|correlate\b|correlation for\b
@@ -183,7 +183,7 @@ MODAL = (r"(?:may|might|could|would|should|can|must|needs?|ha(?:s|ve))(?: also)?
          r"(?: also)?")
 MAYBE_RIGHT = re.compile(cues(rf"""
     {MODAL} (?:be (?:present|considered|possible|excluded|ruled out|(?:\w+ )?occult)\b|exist\b|not be \w+)
-    low (?:probability|likelihood|suspicion)\b
+    (?<=: )low (?:probability|likelihood|suspicion)\b
     possib\w+|probably present\b|favou?red(?: over\b|$)|consideration\b|limited\b|question(?:able|ed)\b
     suspected\b|presumed\b|equivocal\b|obscured\b|in the differential\b|if (?:any(?=$|,)|present\b)
     difficult to (?:assess|evaluate)\b
@@ -207,8 +207,7 @@ def reaches(gap: str, after: str) -> bool:
     """Does a cue before `gap` still speak of the mention behind it, which begins `after`?"""
     if NO_MORE.search(gap) or " vs " in gap or "," in gap and VERSUS.match(after):
         return False
-    of_its_own = (NEXT_PART if DEVICE.match(after) else NEXT).split(after, maxsplit=1)[0]
-    if JOINED.search(gap) and ASSERTED.match(of_its_own):
+    if JOINED.search(gap) and not LAST.search(gap) and ASSERTED.match(NEXT.split(after, maxsplit=1)[0]):
         return False
     device = DEVICE.match(after) and not DEVICE.search(gap)  # "no pneumothorax, chest tube"
     if device and re.search(r" (?:from|related to) ", gap):
@@ -355,7 +354,7 @@ def organ_verdict(left: str, right: str) -> float:
 TYPESET = str.maketrans({letter: meant for letters, meant in (
     ("’‘ʼ´′＇`\x92\ufffd", "'"), ("–−‑‐\x96", "-"), ("•·●▪◦‣", "; "), ('"“”{}*', ""), ("—", " - "),
     ("±", "+/-"), ("_", " "), ("…", "..."), ("\xad", ""), ("&", " and "), ("☐□", "[ ]"), ("☑☒✓✔", "[x]"),
-    ("ø∅", "no "), ("ﬀ", "ff"), ("ﬁ", "fi"), ("ﬂ", "fl"), ("ﬃ", "ffi"), ("ﬄ", "ffl")) for letter in letters})
+    ("ﬀ", "ff"), ("ﬁ", "fi"), ("ﬂ", "fl"), ("ﬃ", "ffi"), ("ﬄ", "ffl")) for letter in letters})
 SHORT = (("â€™", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
          ("not normal", "abnormal"), ("not only", "also"), ("v/s", "vs"), ("n/a", "not assessed"),
          ("[x]", ";"), ("(+)", ";"), ("+/-", "possible "), ("and/or", "or"), (",", ", "))
@@ -374,8 +373,9 @@ ANSWER = re.compile(r"(?:[:=?|-]>?|(?<!\.)\.{2,}) ?"
                     rf"|(?<=\s)no(?={CLOSE})|(?<=[a-z]\s)0(?={CLOSE})")
 # "Effusion: small, now resolved": what comes last counts.
 OUTDATED = re.compile(rf"(?<=[a-z]:) ?{SIZE}, ?(?=(?:now |can)?(?!previously)(?:{GONE.pattern}"
-                      rf"|{NOT_EXCLUDED.pattern}|{NORMAL}|{LARGE}|if (?:any|present)|(?:possib|probab"
-                      rf"|uncertain|unclear|unlikely|questionabl|equivoc|maybe)\w*){CLOSE})")
+                      rf"|{NOT_EXCLUDED.pattern}|if (?:any|present)|(?:possib|probab|uncertain|unclear"
+                      rf"|unlikely|questionabl|equivoc|maybe)\w*){CLOSE})"
+                      rf"|(?<=(?:heart|.size|uette|tinum|tours):) ?{SIZE}, ?(?=(?:{NORMAL}|{LARGE}){CLOSE})")
 # "Pneumothorax: +" is one, too; "Findings: 1. Edema" begins a list.
 YES = r"(?:yes|y|pos(?:itive)?|present|true|1(?:\.0)?(?!\.\s*[a-z])|\+(?:ve)?)"
 AFFIRMED = re.compile(rf"(?:[:=?|-]>?) ?[(\[<]?(?:{YES}|(?P<size>{SIZE})){END}[)\]>]?|[(\[]{YES}[)\]]")
@@ -406,10 +406,11 @@ def clean(text: str) -> list[str]:
     text = NONE_OF.sub(lambda m: "; no " + re.sub(r"[,;]|\band\b", "; no ", m[1]), SEMICOLON.sub(":", text))
     text = re.sub(r"(\(\w+ )?\(?\b(?:\d\d?|[a-h])\) ", lambda m: m[0] if m[1] else "; ", text)  # "2) Edema"
     text = re.sub(rf"\b(?:{'|'.join(SLASHED)})\b", lambda m: SLASHED[m[0]], text)
-    text = re.sub(r"(?<=: )(?:probab\w+|uncertain|unclear|indeterminate|maybe)\b", "possible", text)
     text = re.sub(r"\(-\) ?(?=[a-z])", "; no ", text) if re.match(r"\([+-]\)", text) else text
     text = re.sub(r"(?:^|(?<=[,;] ))\(-\) ?(?=[a-z])", "no ", text)             # "(-) effusion, (+) edema"
-    text = ANSWER.sub(" none;", OUTDATED.sub(" ", text))
+    text = re.sub(r"(?<![\dm] )(?<!\d)[ø∅] (?=[a-z])", "no ", OUTDATED.sub(" ", text))   # no diameter
+    text = re.sub(r"(?<=: )(?:probab\w+|uncertain|unclear|indeterminate|maybe)\b", "possible", text)
+    text = ANSWER.sub(" none;", text)
     text = AFFIRMED.sub(lambda m: f": {m['size']};" if m["size"] else " present;", text)
     text = re.sub(r":\s+", ": ", text.replace("|", ", "))
     if "?" in text:

@@ -102,10 +102,8 @@ HEADER = re.compile(
     rf"|\b({KNOWN}) ?[:：]|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})) ?(?::|;| [-–—=](?= ))"
     rf"|\b\w[\w.)]{{0,40}}[ \t|]+(?=[A-Z][a-z])((?i:{KNOWN})):"
     r"|(?:^|\n|(?<=\. ))(FINDINGS|IMPRESSION)(?= [A-Z]?[a-z])"
-    rf"|(?<=[.!?] )(?P<view>(?:{VIEW}[ ,]+)*CHEST(?:,? {VIEW})*):")
-# "FINDNGS:"; "[Impression] Edema." at the start of a sentence
-MISSPELT = re.compile(r"((?:^|(?<=[\n.!?:;] )|(?<=\n))\[)?\b([A-Z]{6,15}|[A-Z][a-z]{5,14})"
-                      r"(?(1)\]:?(?=\s+[A-Z])|(?=:):)")
+    rf"|(?<=[.!?] )(?P<view>(?:{VIEW}[ ,]+)*CHEST(?:,? {VIEW})*):(?=\s+[A-Z][a-z])")
+MISSPELT = re.compile(r"\b([A-Z]{6,15}|[A-Z][a-z]{5,14}):")   # "FINDNGS:"
 USUAL = ("FINDINGS", "IMPRESSION", "INDICATION", "CONCLUSION", "RECOMMENDATION")
 SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
     ("indication", r"reason for (the )?(exam(ination)?|study)"),
@@ -150,8 +148,8 @@ def section_name(header: str, within: str = "") -> str:
 
 def spelt(header: re.Match) -> str:
     """A match of MISSPELT, as it should be"""
-    near = get_close_matches(header[2].upper(), USUAL, 1, 0.87)
-    return f"{near[0] if header[2].isupper() else near[0].capitalize()}:" if near else header[0]
+    near = get_close_matches(header[1].upper(), USUAL, 1, 0.87)
+    return f"{near[0] if header[1].isupper() else near[0].capitalize()}:" if near else header[0]
 
 
 def sections(text: str) -> dict[str, str]:
@@ -174,7 +172,7 @@ def sections(text: str) -> dict[str, str]:
         if words.lower() == "summary" and (there or re.match(r"\s*\d", text[header.end():])):
             name = "summary"   # CheXpert Plus's, of its own: "SUMMARY: 2-ABNORMAL"
         read = {"findings", "impression"} & {part for part, _ in parts}
-        if header["view"] and (read or parts[-1][0] not in BESIDE):
+        if header["view"] and (read or parts[-1][0] not in ("indication", "history")):
             name = ""   # behind an indication it begins what was read, elsewhere it is a part of that
         if name:
             usual = name in BESIDE or name in SECTION_WORDS or name == "wet read"
@@ -188,7 +186,9 @@ def sections(text: str) -> dict[str, str]:
         while len(parts) > 2 and parts[-1][0] in ("notification", "summary"):
             parts.pop()
         name, body = parts.pop()
-        ends = r"\n ?\n|(?<=\.) ?\n" if name in ("comparison", "technique") else r"\n ?\n"
+        ends = r"\n ?\n"
+        if name in ("comparison", "technique") and not re.search(ends, body.strip()):
+            ends = r"(?<=\.)(?<![ap]\.m\.) ?\n(?=[A-Z])"
         first, *rest = re.split(ends, body, maxsplit=1)
         parts += [(name, first), *(("last_paragraph", paragraph) for paragraph in rest)]
     return {name: one_line(body) for name, body in parts}

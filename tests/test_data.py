@@ -412,7 +412,6 @@ def test_prompt_choice():
     ("INDICATION: Cough. FINDNGS: Effusion. IMPRESION: Edema.", "Edema."), ("No impression.", ""),
     ("Indication: Cough. Findngs: Effusion.", "Effusion."),
     ("FINDINGS: Edema.\nCONCLUSON: Effusion.", "Effusion."),
-    ("[INDICATION] Rule out edema. [FINDINGS] Clear. [IMPRESSION] Effusion.", "Effusion."),
     ("HISTORY: Cough, rule out edema. CHEST, TWO VIEWS: Effusion.", "Effusion."),
     ("REASON FOR EXAM: Edema? PORTABLE CHEST: Effusion.", "Effusion."),
     ("FINDINGS: Effusion. CHEST: Edema. DEPRESSION: none.", "Effusion. CHEST: Edema. DEPRESSION: none."),
@@ -424,6 +423,10 @@ def test_prompt_choice():
     ("FINDINGS: Old fractures. Compression: T12.", "Old fractures. Compression: T12."),
     ("FINDINGS: Pneumonia [Finding]. No edema.", "Pneumonia [Finding]. No edema."),
     ("TECHNIQUE: PA and lateral.\nCOMPARISON: None.\nSmall effusion.", "Small effusion."),
+    ("COMPARISON: Films of 1/2.\nCT of 3/4.\n\nSmall effusion.", "Small effusion."),
+    ("TECHNIQUE: AP view at 5 a.m.\nThe patient is supine.\n\nSmall effusion.", "Small effusion."),
+    ("EXAM: X-ray. CHEST: 1/2/2010.\n\nHISTORY: Cough.\n\nCOMPARISON: None.\n\nEffusion.", "Effusion."),
+    ("PROCEDURE: Chest. AP CHEST: Portable.\n\nHISTORY: Cough.\n\nEffusion.", "Effusion."),
     ("IMPRESSION: Edema. ATTESTATION: I have reviewed the films.", "Edema."),
     ("Left eff\u200busion.\\tE\x00dema.", "Left effusion. Edema.")])
 def test_a_prompt_is_all_that_was_read_on_the_film_and_nothing_else(text, prompt):

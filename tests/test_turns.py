@@ -208,7 +208,6 @@ A 7 or 8 mm nodule. | +lesion
 PICC or central line. | +dev
 Patchy atelectasis or pneumonia. | ?atel ?pna
 Failed resolution of pneumonia. | +pna
-Please assess for pneumothorax. | ?ptx
 Pneumonia: low likelihood. | ?pna
 Ø effusion, ø edema | -eff -edema
 Left but not right effusion. | +eff
@@ -227,6 +226,24 @@ No pneumothorax, cardiomegaly with mild edema is stable. | -ptx +heart +edema
 No infiltrate or increase in interstitial markings. | -opacity
 No consolidation or change in the lungs to suggest pneumonia. | -cons -pna
 No effusion or change in the size of the heart, which remains normal. | -eff -heart
+No effusion, cardiomegaly and tortuous aorta are unchanged. | -eff +heart
+No pneumothorax, basal atelectasis and small effusion persist. | -ptx +atel +eff
+No edema, effusion with pigtail catheter is unchanged. | -edema +eff +dev
+No edema, scarring in the mid and upper lungs is unchanged. | -edema +opacity
+No edema or effusion and nodule in the left lung is unchanged. | -edema -eff +lesion
+No consolidation or change in lung volumes, effusion or pneumothorax. | -cons -eff -ptx
+No fracture or changes in the bones or pneumothorax. | -fx -ptx
+No focal consolidation, linear or patchy opacity. | -cons -opacity
+No pneumothorax, old or healing fracture. | -ptx -fx
+New or worsening edema. | +edema
+Effusion is no longer seen and atelectasis is present. | -eff +atel
+Effusion: small, probable. | ?eff
+Nodule: stable, not enlarged. | +lesion
+Nodule is low suspicion for malignancy. | +lesion
+4 mm Ø nodule. | +lesion
+XR CHEST 1 VIEW PORT. Small effusion. | ~dev +eff
+Free air from laparoscopic ports. | ~dev
+Right chest port in place. | +dev
 CT to evaluate for malignancy given the right hilar mass. | +lesion
 Portable film to assess for lines shows the PICC in the SVC. | +dev
 Effusion: small, previously seen. | +eff
