@@ -96,7 +96,8 @@ PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
     (r"\bwnl\b", "within normal limits"),
     (r"\bno (?:better|worse|larger|smaller|bigger)\b", "unchanged"),
     (r"\bnor (?:is|are|was|were|has|have|does|do|can)\b(?: there)?(?: be)?(?: any)?", "nor"),
-    (rf"^((?:(?!\b(?:no|not|without|nor|negative|free)\b).)*\b{FORM}) or (?:\w+ly )?(?={FORM}\b)", r"\1-"),
+    (rf"^(?=.* or )((?:(?!\b(?:no|not|without|nor|negative|free)\b).)*\b{FORM}) or (?:\w+ly )?(?={FORM}\b)",
+     r"\1-"),
     (rf"\b(no|without) ((?:[\w-]+,? ){{1,8}})(?<!development )or (?={DEGREE}(?:change|improvement"
      rf"|progression|worsening|migration) (?:in|of) (?:(?!(?:to|or) )[\w-]+ ){{0,5}}?(?:{NAMED})"
      r"(?:(?! or | to sugg| suggestive)[^,;])*$)", r"\1 \2; no "))]
@@ -408,8 +409,10 @@ def clean(text: str) -> list[str]:
     text = re.sub(rf"\b(?:{'|'.join(SLASHED)})\b", lambda m: SLASHED[m[0]], text)
     text = re.sub(r"\(-\) ?(?=[a-z])", "; no ", text) if re.match(r"\([+-]\)", text) else text
     text = re.sub(r"(?:^|(?<=[,;] ))\(-\) ?(?=[a-z])", "no ", text)             # "(-) effusion, (+) edema"
-    text = re.sub(r"(?<![\dm] )(?<!\d)[ø∅] (?=[a-z])", "no ", OUTDATED.sub(" ", text))   # no diameter
-    text = re.sub(r"(?<=: )(?:probab\w+|uncertain|unclear|indeterminate|maybe)\b", "possible", text)
+    text = re.sub(r"(?<![\dm] )(?<!\d)[ø∅] (?=[a-z])", "no ", text)   # no diameter
+    if ":" in text:
+        text = re.sub(r"(?<=: )(?:probab\w+|uncertain|unclear|indeterminate|maybe)\b", "possible",
+                      OUTDATED.sub(" ", text))
     text = ANSWER.sub(" none;", text)
     text = AFFIRMED.sub(lambda m: f": {m['size']};" if m["size"] else " present;", text)
     text = re.sub(r":\s+", ": ", text.replace("|", ", "))
