@@ -18,7 +18,7 @@ def grey(images: Tensor) -> Tensor:
 
 
 def picture_grid(rows: list[tuple[str, Tensor]], cell: int = 160) -> Image.Image:
-    """Rows of (label, images: n c h w in [0, 1]) -> one labelled picture;
+    """Rows of (label, images: n c h w; below 0 is black, above 1 white) -> one labelled picture;
     every image is drawn cell pixels wide."""
     font = ImageFont.load_default(13)
     width = max(len(images) for _, images in rows) * cell
@@ -27,7 +27,7 @@ def picture_grid(rows: list[tuple[str, Tensor]], cell: int = 160) -> Image.Image
         lines = textwrap.wrap(label, max(width // 7, 20)) or [""]
         block = Image.new("L", (width, 18 * len(lines) + 6 + cell), 255)
         ImageDraw.Draw(block).multiline_text((4, 2), "\n".join(lines), fill=0, font=font)
-        for i, image in enumerate((grey(images)[:, 0] * 255).round().byte().cpu()):
+        for i, image in enumerate((grey(images)[:, 0].clamp(0, 1) * 255).round().byte().cpu()):
             tile = Image.fromarray(image.numpy()).resize((cell, cell), Image.Resampling.BICUBIC)
             block.paste(tile, (i * cell, block.height - cell))
         blocks.append(np.asarray(block))

@@ -178,6 +178,13 @@ def test_png_says_that_it_is_synthetic(tmp_path):
     assert [f.name for f in (tmp_path / "a").iterdir()] == ["grid.png"]
 
 
+def test_a_picture_beyond_black_and_white_has_no_specks():
+    """What a decoder gives a little below 0 is black, not white, and above 1 white."""
+    images = torch.stack([torch.full((1, 8, 8), -0.01), torch.full((1, 8, 8), 1.01)])
+    sheet = torch.tensor(list(pictures.picture_grid([("", images)], 32).getdata())).view(-1, 64)[-32:]
+    assert (sheet[:, :32] == 0).all() and (sheet[:, 32:] == 255).all()
+
+
 @pytest.mark.parametrize("argv, words", [
     ([], "either a report"), (["x", "--n", "0"], "--n 0"), (["x", "--steps", "0"], "--steps 0"),
     (["  "], "empty"), (["x", "--guidance", "nan"], "--guidance nan"),
