@@ -171,8 +171,8 @@ def sections(text: str) -> dict[str, str]:
         there = any(part == "impression" and worded(body) for part, body in parts)
         if words.lower() == "summary" and (there or re.match(r"\s*\d", text[header.end():])):
             name = "summary"   # CheXpert Plus's, of its own: "SUMMARY: 2-ABNORMAL"
-        read = {"findings", "impression"} & {part for part, _ in parts}
-        if header["view"] and (read or parts[-1][0] not in ("indication", "history")):
+        if header["view"] and (parts[-1][0] not in ("indication", "history")
+                               or {"findings", "impression"} & {part for part, _ in parts}):
             name = ""   # behind an indication it begins what was read, elsewhere it is a part of that
         if name:
             usual = name in BESIDE or name in SECTION_WORDS or name == "wet read"
