@@ -329,9 +329,9 @@ def decode_all(folder: Path, rows: list[Row], size: int, fit: str,
         else:
             pixels[i, 0] = torch.from_numpy(image)
     if file and not any(fault.startswith(UNOPENED) for fault in faults.values()):   # may be mended
-        for old in cache.glob("images-*.safetensors"):
-            old.unlink()
         keep_tensors(file, {"pixels": pixels}, {"faults": json.dumps(faults)})
+        for other in {*cache.glob("images-*.safetensors")} - {file}:
+            other.unlink()
     return pixels, faults
 
 
@@ -393,9 +393,10 @@ def load_folder(folder: Path, size: int, fit: str, prompt: str,
     unnamed = sum(row.patient.startswith(UNNAMED) for row in rows)
     if unnamed:
         print(f"data: {unnamed:,} rows name no patient (in metadata.csv: patient_id): each counts as its own")
-    (name, most), (_, second) = (*Counter(row.patient for row in rows).most_common(2), ("", 0), ("", 0))[:2]
-    if most > max(5, 5 * second) and second and not name.startswith(UNNAMED):
-        print(f"data: {most:,} of {len(rows):,} rows are of one patient, {name!r}: a word for unknown?")
+    often = Counter(row.patient for row in rows).most_common(2)
+    if len(often) == 2 and often[0][1] > 5 * often[1][1] and not often[0][0].startswith(UNNAMED):
+        print(f"data: {often[0][1]:,} of {len(rows):,} rows are of one patient, {often[0][0]!r}: "
+              "a word for unknown?")
     where = assign_splits(rows)
     if not where["train"] or not where["val"]:
         patients = len({row.patient for row in rows})

@@ -242,10 +242,12 @@ def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
     found = map(re.compile(r"(.*?)p\d\d/p\d+/s\d+\.txt").fullmatch, members)
     packed = [root for root, _ in Counter(name[1] for name in found if name).most_common()]
 
+    beside = [root for root in REPORTS if (folder / root).is_dir()]
+
     def place(name: str) -> str:
-        there = (root + name for root in packed if root + name in members)
-        beside = (root + name for root in REPORTS if os.path.lexists(f"{folder}/{root}{name}"))
-        return next(there, "") or next(beside, "")
+        in_zip = (root + name for root in packed if root + name in members)
+        unpacked = (root + name for root in beside if os.path.lexists(f"{folder}/{root}{name}"))
+        return next(in_zip, "") or next(unpacked, "")
 
     def read(name: str) -> str:
         if not (name := place(name)):
@@ -354,11 +356,13 @@ def image_places(folder: Path, official: Collection[str], notes: Tally) -> dict[
             notes.add("image passed over for another of its name", f"{here} for {first}")
         found.setdefault(here.stem, str(here))
 
-    deep = ("*/*", "*/*/*")
-    suffixes = USUAL if any(images_in(folder, (*official, *deep))) else OTHER
-    for here in images_in(folder, official, suffixes):
+    for suffixes in (USUAL, OTHER):
+        there, below = ([*images_in(folder, places, suffixes)] for places in (official, ("*/*", "*/*/*")))
+        if there or below:
+            break
+    for here in there:
         enter(here)
-    below, own = [*images_in(folder, deep, suffixes)], bool(found)
+    own = bool(there)
     parents: dict[str, set[Path]] = {}
     for here in below:
         parents.setdefault(here.stem, set()).add(here.parent)

@@ -40,7 +40,8 @@ FINDINGS = {
     "Fracture": r"fractur",
     "Support Devices": r"""
         pacer|defib|tubes?\b|(?:ett|ngt|ogt|cv[cl])\b|swan-ganz|\w*catheter|pacemaker|a?icd\b|picc|lines?\b
-        cannula|drain\b|\w*port-?a-?cath|(?:medi|chemo|infusa|power)port|valves?\b|hardware|arthroplast|screw|coils?\b
+        cannula|drain\b|valves?\b|hardware|arthroplast|screw|coils?\b
+        \w*port-?a-?cath|(?:medi|chemo|infusa|power)port
         (?:right|left)(?:-sided)?(?: upper)?(?: chest| ij| jugular| subclavian)?(?: wall)? ports?\b
         chest wall ports?\b
         plates?\b(?!-| ?like)|marker|device|apparatus|equipment""",

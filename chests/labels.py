@@ -53,8 +53,8 @@ PLACE = (r"(?:left|right|upper|mid(?:dle)?|lower|lingul\w+|\w*hilar|(?:bi)?basil
          r"|central|peripheral|picc|dob\w+|feeding|enteric)")
 # Nor is either of two words for how much, of what form, how old
 FORM = (r"(?:mild|small|mod(?:erate)?|severe|large|trace|tiny|minimal|one|two|three|four|more|less|just"
-        r"|at|new|enlarging|subacute|lobar|stable|unchanged|smaller|larger|(?:in|de)creas(?:ed|ing)|improv(?:ed|ing)"
-        r"|worsen(?:ed|ing)|linear|\w*segmental|patchy|streaky|hazy|\w*nodular|reticular|loculated|layering"
+        r"|at|new|enlarging|subacute|lobar|stable|unchanged|smaller|larger|(?:in|de)creas(?:ed|ing)"
+        r"|improv(?:ed|ing)|worsen(?:ed|ing)|linear|\w*segmental|patchy|streaky|hazy|\w*nodular|reticular|loculated|layering"
         r"|acute|chronic|old|heal(?:ed|ing)|cavitary|necrotic|\d+(?:st|nd|rd|th)?)")
 # "No change in the effusion", "not completely resolved effusion", "no layering of the effusion" deny a change
 # or an attribute: read as "unchanged".
@@ -129,9 +129,8 @@ NO = re.compile(cues(r"""
 GONE = re.compile(cues(r"""
     (?:not|no longer|cannot be) (?:now |(?!previous)\w+ly )?(?:seen|identified|visuali[sz]ed|visible|present
     evident|demonstrated|noted|detected|observed|apparent|suspected|shown|found|developed
-    recur(?:red)?)\b(?! (?:before
-    previous|(?:on|in) (?:the |an? )?(?:pr(?!esent)|yesterday|earlier|last|old|outside)
-    in (?:its|their) entirety))
+    recur(?:red)?)\b(?! (?:before|previous|(?:on|in) (?:the |an? )?(?:pr(?!esent)|yesterday
+    earlier|last|old|outside)|in (?:its|their) entirety))
     no longer appreciated\b|not (?:persist|in place)\b|(?:is|are|was|were) not$|nonvisuali[sz]ed\b|gone\b
     remov(?:ed|al)\b|pulled\b(?! back)|disappeared\b|absent\b|resolved\b|cleared\b
     (?<!must be )(?<!should be )(?<!to be )(?:excluded|ruled out)\b
@@ -158,9 +157,9 @@ ANSWERED = re.compile(rf"\w*(?:: (?:{SIZE}|left|right|bi\w+)|:? (?:yes|present))
 ASSERTED = re.compile(r"(?:(?!\bor\b)[^,;])*\b(?:in place\b|unchanged\b|stable\b|as before\b"
                       rf"|(?:is|are|was|were|remains?) (?:now )?{SIZE}|persists?\b|remains?\b"
                       r"|(?:(?:has|have) )?(?:\w+ly )?(?:(?:in|de)creased|improved|worsened|progressed)\b)")
-# "No effusion, edema and the heart is stable": there speaks of something else, with a verb of its own
-NEXT = re.compile(r" and (?:there (?:is|are)\b|the (?:[\w-]+ ){0,2}?(?:(?:heart|silhouette|mediastinum|aorta"
-                  rf"|{DEVICE.pattern}))\w*(?: \w+)? (?:is|has|remains|appears)\b"
+# "No effusion, edema and the heart is stable": behind it something else has a verb of its own
+NEXT = re.compile(r" and (?:there (?:is|are)\b|the (?:[\w-]+ ){0,2}?(?:heart|silhouette|mediastinum|aorta"
+                  rf"|{DEVICE.pattern})\w*(?: \w+)? (?:is|has|remains|appears)\b"
                   r"|the (?:[\w-]+ ){0,2}?(?:lungs|bones|contours|structures)\b)")
 LAST = re.compile(r"\bor (?:(?!and )[\w-]+ ){0,3}$")   # what the "or" of a list introduces is in it
 
@@ -228,6 +227,7 @@ SUBJECT = re.compile("|".join(word.pattern for word in (*FINDING.values(), *ORGA
     evaluation\b|assessment\b"""))
 JOINT = re.compile(r",| (?:and|or|nor|with|after|following|since|post|despite|due|from|for) ")
 CLOSED = re.compile(r"\b(?:and|or|nor)\b")
+# A mention with one of these behind it has been spoken of, and is in no list with later ones.
 VERB = re.compile(r"\b(?:is|are|was|were|has|have|cannot)\b")
 # What is said of a finding without a verb: "edema resolved"
 SAID = (rf"{GONE.pattern}|{NOT_EXCLUDED.pattern}|\b(?:not|no|cleared|(?:un)?likely|absent|improved|resolved"
@@ -258,7 +258,7 @@ def own(left: str, right: str) -> str:
     for m in SUBJECT.finditer(right):
         gap = right[end: m.start()]
         joints = [end + joint.start() for joint in JOINT.finditer(gap)]
-        listed = not VERB.search(right, 0, end) and (   # what has its verb is in no list
+        listed = not VERB.search(right, 0, end) and (
             LISTED.fullmatch(gap) and not (alone and STOP.search(right, m.end()))
             or not alone and TOGETHER.fullmatch(gap) and PLURAL.match(right, m.end()))
         pair = left.count(",") + right.count(",", 0, m.start()) < 2   # "A, and B are seen" is said of B alone
@@ -372,7 +372,7 @@ ANSWER = re.compile(r"(?:[:=?|-]>?|(?<!\.)\.{2,}) ?"
                     rf"[(\[<]?(?:(?:none|nothing)\b(?! of)|nil\b|{NONE}{END})[)\]>]?"
                     rf"|[(\[](?:{NONE}| ?)[)\]]|(?:(?<=\s)|;\s?)(?:none|nil|neg(?:ative)?|-(?:ve)?){END}"
                     rf"|(?<=\s)no(?={CLOSE})|(?<=[a-z]\s)0(?={CLOSE})")
-# "Effusion: small, now resolved": what comes last counts.
+# "Effusion: small, now resolved", "Heart: stable, enlarged": what comes last counts, this goes.
 OUTDATED = re.compile(rf"(?<=[a-z]:) ?{SIZE}, ?(?=(?:now |can)?(?!previously)(?:{GONE.pattern}"
                       rf"|{NOT_EXCLUDED.pattern}|if (?:any|present)|(?:possib|probab|uncertain|unclear"
                       rf"|unlikely|questionabl|equivoc|maybe)\w*){CLOSE})"

@@ -47,7 +47,7 @@ NO_CHANGE = re.compile(
 
 
 def worded(text: str) -> bool:
-    """Does a sentence say something of its own? (In other letters than ASCII, that is taken for granted.)"""
+    """Does any sentence say something of its own? (In other letters than ASCII that is taken for granted.)"""
     return not text.isascii() or any(WORDED.search(sentence) and not NO_CHANGE.fullmatch(sentence)
                                      for sentence in re.split(r"(?<=[.;])\s+", text))
 
@@ -96,7 +96,8 @@ VIEW = (r"(?:PA|AP|FRONTAL|LATERAL|PORTABLE|UPRIGHT|SUPINE|SINGLE|ONE|TWO|[12]|A
         r"|XR|RADIOGRAPHS?)")
 # At the start of a line any capitals (but not "LUNGS:", a part of the findings); a usual name alone on its
 # line, anywhere in capitals, behind a word with a capital ("cough Findings:"), as the first words of a
-# sentence, or in capitals before words that are none ("FINDINGS Heart normal").
+# sentence, or in capitals before words that are none ("FINDINGS Heart normal"); and what was looked at, in
+# capitals, which `sections` takes for one behind an indication only ("PORTABLE CHEST: Small effusion").
 HEADER = re.compile(
     rf"(?:^|\n) ?(?!{PARTS})([A-Z][A-Z ()/,-]*):(?=\s|$)|(?:^|\n)[ =*_\[-]*((?i:{KNOWN}))[ =*_\]:-]*(?=\n)"
     rf"|\b({KNOWN}) ?[:：]|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})) ?(?::|;| [-–—=](?= ))"
@@ -147,8 +148,8 @@ def section_name(header: str, within: str = "") -> str:
 
 
 def spelt(header: re.Match) -> str:
-    """A match of MISSPELT, as it should be"""
-    near = get_close_matches(header[1].upper(), USUAL, 1, 0.87)
+    """A match of MISSPELT, as the usual name that it nearly is, or as it is"""
+    near = get_close_matches(header[1].upper(), USUAL, 1, 0.87)   # "Compression:" is at 0.86 of IMPRESSION
     return f"{near[0] if header[1].isupper() else near[0].capitalize()}:" if near else header[0]
 
 
@@ -157,7 +158,8 @@ def sections(text: str) -> dict[str, str]:
 
     Text before the first header is "preamble", a text without headers "full report". A header of no usual
     name stays in its section's text ("NG TUBE: in place"). Where there are headers, but neither findings nor
-    impression, what follows the last section's first blank line is "last_paragraph".
+    impression, what follows the last section's first blank line is "last_paragraph"; behind a comparison or a
+    technique without one, what follows its first line.
     """
     text = MISSPELT.sub(spelt, "\n".join(plain(text).splitlines()))
     cased = text.upper() if text.islower() and text.isascii() else text

@@ -599,6 +599,7 @@ def test_any_code_page(tmp_path):
 
 
 def test_cells_parted_otherwise_are_said(tmp_path):
+    """A table with semicolons has none of the columns, and the refusal says why."""
     (tmp_path / "metadata.csv").write_text("image;report;patient_id\na.png;Clear.;1\n")
     with pytest.raises(DataError, match="cells are parted by commas"):
         load(str(tmp_path))

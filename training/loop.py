@@ -135,7 +135,7 @@ def refuse_another(name: str, old: dict, new: dict, path: Path, advice: str) -> 
         return
     if name == "data_digest":
         why = ("chests/phantom.py has changed, or what it draws" if new["data"] == "phantom" else
-               "or what reads them; images of a large set go by size and time: cp -p keeps them")
+               "or are read otherwise now; images of a large set go by size and time: cp -p keeps them")
         raise ValueError(f"--data {new['data']}: its images, reports or labels are not those that {path} was "
                          f"begun with ({why}); {advice}")
     if name.endswith("_digest"):
