@@ -43,7 +43,7 @@ are over the reference images, which they are means of: other prompts would move
 from storage import command
 
 if __name__ == "__main__":   # before the imports below, which take seconds
-    command.begin("nothing is written yet; the same command evaluates anew", status=2)
+    command.begin("no result is written yet; the same command evaluates anew", status=2)
 
 import argparse
 import inspect
@@ -68,7 +68,8 @@ from evaluation.results import entry, gains, table
 from pretrained.vit import Dinov2
 from rewards import DiagnosisNet
 from storage.files import git_revision, holding, naming, read_json, strict, write_json, write_text
-from storage.pictures import grey, picture_grid, save_png
+from storage.pictures import grey, picture_grid, save_png, unit
+from storage.weights import is_count
 from training.loop import read_log
 
 REPORTS = 512          # prompts, where the test split has as many
@@ -112,8 +113,8 @@ def load_eyes(path: Path) -> nn.Module:
 
 
 def check_prompts(flag: str, reports: int, test) -> None:
-    """Raise ValueError where so many reports cannot be drawn of a test split; all of it in place of the
-    default."""
+    """Raise ValueError where the test split has fewer reports than asked for; where the default is too many,
+    all are taken."""
     if len(test) < FEWEST:
         raise ValueError(f"{flag} {reports}: the {test.name} split has {len(test)} images; "
                          f"an evaluation needs {FEWEST}")
@@ -142,7 +143,7 @@ def make_yardstick(judge: Judge, sets: dict, reports: int, seed: int,
         parts = (chests.images(part) for part in index.split(BATCH))
         return torch.cat([look(eyes or judge, images)["features"] for images in parts])
 
-    textures = [metrics.texture(metrics.octaves(test.images(part).float() / 255))
+    textures = [metrics.texture(metrics.octaves(unit(test.images(part))))
                 for part in order[compared:].split(BATCH)]
     return Yardstick(judge, order[:n], **asked(judge, prompts, test.labels[order[:n]]), compared=compared,
                      reference=features(test, order[compared:]), texture=torch.cat(textures),
@@ -217,28 +218,29 @@ def real_groups(yard: Yardstick, test) -> list[Tensor]:
             if len(members) == COPIES:
                 break
         if len(members) > 1:
-            groups.append(test.images(members).float() / 255)
+            groups.append(unit(test.images(members)))
     return groups
 
 
-def draw(pipe: sample.Pipeline, yard: Yardstick, settings: dict, name: str) -> tuple[Tensor, list[Tensor]]:
+def draw(pipe: sample.Pipeline, yard: Yardstick, settings: dict, name: str,
+         batch: int = BATCH) -> tuple[Tensor, list[Tensor]]:
     """-> images: n 1 h w, one a prompt, and the MS-SSIM groups. Seeds do not depend on `pipe`."""
     first = 10**12 + 10**7 * yard.seed   # torch keeps the low 32 bits
     jobs = [(i, 0) for i in range(len(yard.reports))]
     jobs += [(i, copy) for i in range(yard.similar) for copy in range(1, COPIES)]
     images = draw_all(pipe, [yard.reports[i] for i, _ in jobs],
-                      [first + COPIES * i + copy for i, copy in jobs], settings, name)
+                      [first + COPIES * i + copy for i, copy in jobs], settings, name, batch)
     images, extra = images[:len(yard.reports)], images[len(yard.reports):].split(COPIES - 1)
     return images, [torch.cat([images[i:i + 1], extra[i]]) for i in range(yard.similar)]
 
 
-def draw_all(pipe: sample.Pipeline, reports: list[str], seeds: list[int], settings: dict,
-             name: str) -> Tensor:
-    """-> n 1 h w in [0, 1] on the CPU, drawn in batches. Raises ValueError where one is not finite."""
+def draw_all(pipe: sample.Pipeline, reports: list[str], seeds: list[int], settings: dict, name: str,
+             batch: int) -> Tensor:
+    """-> n 1 h w in [0, 1] on the CPU, `batch` at a time. Raises ValueError where one is not finite."""
     batches = []
     with tqdm(total=len(reports), desc=name, unit="image") as bar:
-        for start in range(0, len(reports), BATCH):
-            part = slice(start, start + BATCH)
+        for start in range(0, len(reports), batch):
+            part = slice(start, start + batch)
             images = sample.generate(pipe, reports[part], seeds[part], **settings)
             batches.append(grey(images).float().cpu())
             bar.update(len(images))
@@ -262,15 +264,15 @@ def nearest_pairs(yard: Yardstick, images: Tensor, nearest: Tensor, train,
     return [(f"{name}, generated: nearest of {len(images)} to a training image; lines {lines} of "
              f"prompts.txt; distances {apart}; mean {distance.mean():.2f}", images[order]),
             (f"their nearest of {len(yard.train)} TRAINING images: rows {rows}",
-             train.images(there).float() / 255)]
+             unit(train.images(there)))]
 
 
-def judge_pipelines(pipes: dict[str, sample.Pipeline], yard: Yardstick, settings: dict,
-                    train) -> tuple[dict[str, dict[str, Tensor]], list[tuple[str, Tensor]]]:
+def judge_pipelines(pipes: dict[str, sample.Pipeline], yard: Yardstick, settings: dict, train,
+                    batch: int) -> tuple[dict[str, dict[str, Tensor]], list[tuple[str, Tensor]]]:
     """-> system: measure(its images); rows of picture_grid: nearest_pairs of anchor and CXRL"""
     rows, pairs = {}, []
     for name, pipe in pipes.items():
-        images, groups = draw(pipe, yard, settings, name)
+        images, groups = draw(pipe, yard, settings, name, batch)
         rows[name] = measure(yard, images, groups)
         if name in ("anchor", "cxrl"):
             pairs += nearest_pairs(yard, images, rows[name]["nearest"], train, name)
@@ -308,8 +310,9 @@ def judge_folder(yard: Yardstick, chests) -> dict[str, Tensor]:
     rows: dict[str, list[int]] = {}
     for i, report in enumerate(chests.reports):
         rows.setdefault(report, []).append(i)
-    groups = [chests.images(same[:COPIES]).float() / 255 for same in rows.values() if len(same) > 1]
-    return measure(own, chests.images(torch.arange(len(chests))).float() / 255, groups[:SSIM_REPORTS])
+    several = [same[:COPIES] for same in rows.values() if len(same) > 1][:SSIM_REPORTS]
+    return measure(own, unit(chests.images(torch.arange(len(chests)))),
+                   [unit(chests.images(same)) for same in several])
 
 
 def one_line(report: str) -> str:
@@ -349,8 +352,8 @@ def evaluate_run(run: Path, data: dict | None = None, reports: int = REPORTS, se
     foreign = read_images(images, test.size, config, taken={*pipes})
     judge = load_judge(run / "state" / "judge.safetensors", sets["judge"], device)
     yard = make_yardstick(judge, sets, reports, seed, eyes)
-    rows = {"real": measure(yard, test.images(yard.index).float() / 255, real_groups(yard, test))}
-    drawn, pairs = judge_pipelines(pipes, yard, settings, sets["train"])
+    rows = {"real": measure(yard, unit(test.images(yard.index)), real_groups(yard, test))}
+    drawn, pairs = judge_pipelines(pipes, yard, settings, sets["train"], config.get("rl_batch", BATCH))
     rows, paired = rows | drawn, list(pipes)[1:]
     for chests in foreign:
         rows[chests.name] = judge_folder(yard, chests)
@@ -389,6 +392,8 @@ def read_config(run: Path) -> dict:
     config = read_json(run / "config.json")
     if not isinstance(config.get("data"), str):
         raise ValueError(f"{run / 'config.json'}: expected an object with the key `data`")
+    if not is_count(batch := config.get("rl_batch", BATCH)):
+        raise ValueError(f"{run / 'config.json'}: rl_batch is {batch!r}, expected a positive integer")
     return config
 
 

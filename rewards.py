@@ -28,6 +28,7 @@ from chests.labels import label_all
 from pretrained.densenet import DenseNet121
 from pretrained.vit import CLIPPair
 from storage.files import naming, read_json, read_text, write_json
+from storage.pictures import unit
 from storage.weights import check_numbers, read_config, read_kept, read_weights, require, write_folder
 from text_encoder import EOS, Tokenizer, info_nce
 from training.ranks import rank, ranks, reduce_over_ranks
@@ -60,7 +61,7 @@ class RewardConfig:
                    positions=64)
 
 
-class Frozen(nn.Module):
+class RewardNet(nn.Module):
     """What the three networks share: a scale taken from real pairs, and a folder with config.json and
     model.safetensors. Each has its own raw_score(images: b 1 h w in [0, 1], reports) -> b, which the
     pathwise gradient goes through."""
@@ -192,7 +193,7 @@ def canonical_chest(images: Tensor) -> Tensor:
     return mean
 
 
-class PostureNet(Frozen):
+class PostureNet(RewardNet):
     """Predicts psi, the warp that brings a chest to the canonical pose (Liu et al., ICCV 2019).
     Trained without labels."""
 
@@ -244,7 +245,7 @@ class PostureNet(Frozen):
 # ------------------------------------------------------------------------------------------------ diagnosis
 
 
-class DiagnosisNet(Frozen):
+class DiagnosisNet(RewardNet):
     """Multi-label classifier over the 14 CheXpert labels."""
 
     def __init__(self, config: RewardConfig):
@@ -323,7 +324,7 @@ class DiagnosisNet(Frozen):
 # ------------------------------------------------------------------------------------------------ consistency
 
 
-class ConsistencyNet(Frozen):
+class ConsistencyNet(RewardNet):
     """Two towers trained on image-report pairs with a symmetric InfoNCE loss, as CXR-CLIP."""
 
     def __init__(self, config: RewardConfig):
@@ -375,7 +376,7 @@ class ConsistencyNet(Frozen):
         super().save_pretrained(folder)
 
 
-class CLIPConsistency(Frozen):
+class CLIPConsistency(RewardNet):
     """Your own CLIP in its place. The folder is transformers', and beside its files lies the scale."""
 
     def __init__(self, pair: CLIPPair):
@@ -426,7 +427,7 @@ class Rewards:
                  (CLIPConsistency if own else ConsistencyNet, "consistency")]
         return cls(*(net.from_pretrained(Path(folder) / name).to(device) for net, name in kinds))
 
-    def named(self) -> dict[str, Frozen]:
+    def named(self) -> dict[str, RewardNet]:
         return dict(zip(NAMES, (getattr(self, net.name) for net in fields(self)), strict=True))
 
     def scores(self, images: Tensor, reports: list[str]) -> dict[str, Tensor]:
@@ -481,7 +482,7 @@ def worthy(nets: Rewards, images: Callable[[Tensor], Tensor], reports: list[str]
     well positioned, and showing what the report says."""
     found, floors = torch.zeros(len(reports), device=device), nets.floors()
     for rows in torch.arange(len(reports)).split(4 * BATCH)[rank()::ranks()]:   # ranks share the work
-        scores = nets.scores(images(rows).to(device).float() / 255, [reports[i] for i in rows.tolist()])
+        scores = nets.scores(unit(images(rows), device), [reports[i] for i in rows.tolist()])
         right = torch.stack([scores[name] >= floors[name] for name in NAMES if weights[name] > 0]).all(0)
         found[rows.to(device)] = right.float()
     reduce_over_ranks([found])

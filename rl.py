@@ -2,7 +2,7 @@
 
 Denoising is the decision process of DDPO (Black et al. 2024): state (c, t, x_t), action x_p, reward at the
 end only. The policy denoises under [c_p ; c_s], the frozen anchor under c_p. Two estimators of the gradient
-of the expected reward R share all else, rollout, rewards, KL, ACE, LoRA, ranks, resuming:
+of the expected reward R share all else, rollout, rewards, ACE, LoRA, ranks, resuming:
 
 score      DDPO's: the reward is a number, what has a gradient is the log-probability of the actions,
                r = exp(log p(x_p | x_t) - log p_old(x_p | x_t)),   loss = max(-A r, -A clip(r, 1 - c, 1 + c))
@@ -20,14 +20,16 @@ Departures from CXRL and DDPO (docs/experiments.md has what was measured of them
   right (`worthy`), which costs no diversity: reward-weighted regression (Peters & Schaal 2007), weights 0, 1;
 * each reward is counted in the spread of real pairs: no scale dominates, and a reward that has become equal
   falls silent;
-* RLCF: `score` counts diagnosis and consistency against the anchor's image of the same report. The gradient
-  of a difference does not see what is subtracted, so pathwise nothing is compared (experiments.md, 53);
+* RLCF: `score` counts diagnosis and consistency against the anchor's image of the same report, which cancels
+  in a group: it acts with --group 1. The gradient of a difference does not see what is subtracted, so
+  pathwise nothing is compared (experiments.md, 53);
 * score, credit `steps`: a step is credited with what the state's promise gained by it, not with the end
   alone, and steps are weighted to act alike on the network;
 * a KL term keeps the policy near the model that the gradient began with, and the result lies part of the way
   (`mix`) from there to where the gradient led, which keeps diversity (WiSE-FT, Wortsman et al. 2022).
 """
 import copy
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,6 +59,7 @@ from storage.pictures import grey
 from training.ranks import gather_from_ranks, rank, ranks, reduce_over_ranks
 
 VALUED = 6       # states of an image, at most, whose promises are scored to credit single steps
+LIMIT = 5.0      # of an advantage, as DDPO's
 DISCOUNT = 0.7   # d of the pathwise gradient: late states see the end, early ones guess it
 
 
@@ -82,7 +85,8 @@ class RLConfig:
     w_align: Annotated[float, "weight of the posture reward; 0 leaves it out"] = 0.5
     w_diag: Annotated[float, "weight of the diagnosis reward"] = 2.0
     w_consist: Annotated[float, "weight of the consistency reward"] = 0.2
-    rlcf: Annotated[bool, "score: comparative feedback, findings and report against the anchor's"] = False
+    rlcf: Annotated[bool, "score: comparative feedback, findings and report against the anchor's; cancels "
+                         "within a group, so give --group 1"] = False
     ace: Annotated[bool, "adaptive condition embeddings"] = True
     ace_tokens: Annotated[int, "K, the number of ACE vectors"] = 4
     ace_lr: Annotated[float, "their peak learning rate"] = 1e-3
@@ -165,7 +169,7 @@ class Rollout(NamedTuple):
 
 def log_prob(x_p: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """log N(x_p; mean, std^2), mean over c h w: (x_p, mean: b c h w, std: b 1 1 1) -> b"""
-    logp = -((x_p - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * torch.log(torch.tensor(2 * torch.pi))
+    logp = -((x_p - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
     return reduce(logp, "b c h w -> b", "mean")
 
 
@@ -214,19 +218,20 @@ def round_noise(pipe: Pipeline, seeds: list[int], steps: int, group: int) -> tup
     The noise of a step with a log-probability is the policy's action: a baseline must not depend on it, so
     the anchor has its own. What is no action, x_T (column 0) and the last step's, belongs to the report.
     """
-    noise, spare = seeded_noise(seeds, 2 * steps + 1, pipe.latent_shape).chunk(2, dim=1)
-    anchor_noise, fixed = spare[::group].clone(), [0, steps]
+    noise, fixed = seeded_noise(seeds, steps, pipe.latent_shape), [0, steps]
+    anchor_noise = seeded_noise(seeds[::group], 2 * steps + 1, pipe.latent_shape)[:, steps + 1:]
     anchor_noise[:, fixed] = noise[::group, fixed]
     noise[:, fixed] = anchor_noise[:, fixed].repeat_interleave(group, 0)
-    return noise.to(pipe.device, copy=True), anchor_noise.to(pipe.device)   # a view would keep `spare`
+    return noise.to(pipe.device), anchor_noise.to(pipe.device)
 
 
 # ---------------------------------------------------------------------------------- two gradients of a reward
 
 
 def advantages(rewards: dict[str, Tensor], weights: dict[str, float], units: dict[str, Tensor | float],
-               group: int, limit: float = 5.0) -> Tensor:
-    """Rewards (b,) each -> advantages (b,): each minus its group's mean, in its unit, weighted, summed.
+               group: int) -> Tensor:
+    """Rewards (b,) each -> advantages (b,): each minus its group's mean, in its unit, weighted, summed, and
+    clamped to LIMIT.
 
     As the images of a report become equally good, advantages go to 0 and the KL term holds what is left. With
     group = 1 the batch is the group, as in DDPO without per-prompt statistics.
@@ -237,7 +242,7 @@ def advantages(rewards: dict[str, Tensor], weights: dict[str, float], units: dic
             raise FloatingPointError(f"reward {name} is not finite")
         r = rearrange(reward, "(p g) -> p g", g=group if group > 1 else len(reward))
         total += weights[name] / units[name] * (r - r.mean(1, keepdim=True)).flatten()
-    return total.clamp(-limit, limit)
+    return total.clamp(-LIMIT, LIMIT)
 
 
 def credit(advantage: Tensor, values: list[Tensor], valued: list[int], k: int) -> Tensor:
@@ -381,8 +386,8 @@ def flat_pairs(b: int, k: int, each: int, updates: int, generator: torch.Generat
 
 def update(objective: Objective, pairs: Tensor, total: int, k: int, optimizer) -> dict[str, Tensor]:
     """One update on the (image, step) pairs of this rank, of k steps an image, `total` on all ranks together;
-    the gradient is the same whatever the micro-batch size and the number of ranks. -> statistics, on the
-    device (no host sync): means over all pairs, of the ratio extremes."""
+    the gradient is the same whatever the micro-batch size and the number of ranks. -> statistics, left on
+    the device: means over all pairs; of the ratio, its extremes."""
     device = objective.ro.states.device
     sums = {name: torch.zeros((), device=device) for name in objective.statistics}
     low, high = torch.full((), torch.inf, device=device), torch.zeros((), device=device)   # of the ratio
@@ -421,13 +426,13 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, start: Pipeline, nets: Rewards, r
              seeds: list[int], sampling: SampleConfig, config: RLConfig,
              optimizer) -> tuple[dict[str, float], Tensor]:
     """One round on `reports` (one entry for each image, groups adjacent, the same list on every rank)
-    -> (statistics over all ranks, this rank's images: b 1 h w).
+    -> (statistics over all ranks, but for pixel_std; this rank's images: b 1 h w).
 
     Raises FloatingPointError if a reward or the loss is not finite, or if update and rollout disagree
     (score: mean |ratio - 1| before the first update above a tenth of the clip range; not after `recount`).
     """
     steps, group, b = config.rollout_steps, config.group, len(reports) // ranks()
-    mine = slice(rank() * b, (rank() + 1) * b)                # whole groups: train.py checks that
+    mine = slice(rank() * b, (rank() + 1) * b)                # whole groups (options.check_shares)
     noise, anchor_noise = round_noise(pipe, seeds[mine], steps, group)
     with torch.no_grad(), autocast(pipe.device):
         embedded = pipe.embed([*reports[mine][::group], ""]).float()
@@ -451,9 +456,7 @@ def rl_round(pipe: Pipeline, anchor: Pipeline, start: Pipeline, nets: Rewards, r
     if config.gradient == "pathwise":
         objective, k, each = Pathwise(*shared, nets, reports[mine]), steps, 1
     else:
-        def advantage(rewards: dict[str, Tensor]) -> Tensor:
-            return advantages(rewards, config.weights, nets.units(), group)
-
+        advantage = partial(advantages, weights=config.weights, units=nets.units(), group=group)
         values = [advantage(judged(pictures(pipe, x_0, config.rl_batch))) for x_0 in ro.promises]
         credited = credit(advantage(rewards), values, valued, steps - 1)[mine]
         if config.credit == "steps":
@@ -491,6 +494,6 @@ def summarise(history: list[dict[str, Tensor]], rewards: dict[str, Tensor],
     stats["pixel_std"] = images.std(0, correction=0).mean()   # of this rank's images
     values = torch.stack([v.float() for v in stats.values()]).tolist()
     stats = dict(zip(stats, values, strict=True))
-    if not all(torch.isfinite(torch.tensor(values))):
+    if not all(map(math.isfinite, values)):
         raise FloatingPointError(f"a statistic of the round is not finite: {stats}")
     return stats

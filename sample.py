@@ -52,7 +52,7 @@ class ScheduleConfig:
     prediction_type: str = "epsilon"       # or v_prediction
     timestep_spacing: str = "leading"      # or trailing, linspace
     steps_offset: int = 1                  # of "leading"; StableDiffusionPipeline knows no other
-    set_alpha_to_one: bool = False         # a_p after the last step: 1 (then its std is 0), or a_0
+    set_alpha_to_one: bool = False         # a at timestep -1: 1 (the step there has std 0), or a_0
 
     @classmethod
     def tiny(cls):
@@ -95,7 +95,8 @@ class Schedule:
         self.a = torch.cat([a, final]).to(device)   # index -1, "before the first timestep", is the last entry
 
     def timesteps(self, n: int) -> tuple[Tensor, Tensor]:
-        """(t: n, p: n), each step's timestep and the one it leads to; the last p is -1."""
+        """(t: n, p: n), each step's timestep and the one it leads to, at last -1, or 0 where n
+        does not divide all timesteps."""
         total, spacing = self.config.num_train_timesteps, self.config.timestep_spacing
         if not 1 <= n <= total:
             raise ValueError(f"{n} denoising steps: expected 1 to {total}")
@@ -341,7 +342,7 @@ class Pipeline:
     def decode(self, latents: Tensor) -> Tensor:
         """(latents: b c h w, scaled) -> b c h w images in [0, 1], float32
 
-        So many at a time as vae.at_once says.
+        As many at a time as vae.at_once allows.
         """
         side = latents.shape[-1] * self.vae.config.factor
         parts = (latents / self.vae.config.scaling_factor).split(at_once(side, self.device))
@@ -349,7 +350,8 @@ class Pipeline:
 
 
 def autocast(device: torch.device):
-    """bf16 around networks on CUDA; elsewhere float32 as it is. No policy maths may stand inside."""
+    """bf16 around networks on CUDA; elsewhere float32 as it is. Step maths inside
+    stays float32, being elementwise."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
@@ -388,7 +390,7 @@ def newest_run(root: Path = Path("runs")) -> Path:
 
 
 def run_settings(run: Path) -> SampleConfig:
-    """The sampling options in a run folder's config.json; the defaults of those that it lacks."""
+    """The sampling options in a run folder's config.json; defaults for those it lacks."""
     config, usual = read_json(run / "config.json", missing={}), asdict(SampleConfig())
     found = {name: config.get(name, value) for name, value in usual.items()}
     for name, value in found.items():
@@ -423,7 +425,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="images at a time; halve if out of memory [16]")
     parser.add_argument("--out", type=Path, default=Path("sample.png"),
                         help="NAME.png: a grid, beside it the images as NAME_REPORT_SEED.png; or a folder: "
-                             "REPORT_SEED.png and CheXGenBench's prompt_INFO.csv; only what lacks is drawn")
+                             "REPORT_SEED.png and CheXGenBench's prompt_INFO.csv; missing ones are drawn")
     args = command.arguments(parser, argv)
     if (args.report is None) == (args.reports is None):
         raise ValueError("give either a report in quotes or --reports FILE")
@@ -464,7 +466,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.best_of > 1:
             like, rewards = liking(run, device)
             about |= {"best_of": args.best_of, "rewards": rewards}
-        if rank() == 0 and (cut := pipe.tokenizer.cut_count(reports)):
+        if cut := pipe.tokenizer.cut_count(reports):
             print(f"{cut} of {len(reports)} reports exceed {pipe.tokenizer.max_length} tokens, and are cut")
         draw(jobs, about, args.batch, partial(draw_best, paint, like), whole=not args.grid)
         wait_for_ranks()
@@ -476,9 +478,8 @@ def main(argv: list[str] | None = None) -> None:
                      **about)
         elif rank() == 0:
             write_table(args.out, jobs)
-    if rank() == 0:
-        print(f"{args.out}: {len(jobs)} synthetic X-rays by {run}/{model}, {steps} steps, guidance "
-              f"{guidance:g}; not for clinical use")
+    print(f"{args.out}: {len(jobs)} synthetic X-rays by {run}/{model}, {steps} steps, guidance {guidance:g}; "
+          "not for clinical use")
 
 
 if __name__ == "__main__":

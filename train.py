@@ -1,7 +1,7 @@
 """Train CXRL, all stages:
 python train.py [--out runs/phantom] [--preset tiny] [--data phantom] [--stage all] ...
 
-    python train.py                                 the whole system on embedded phantoms, in some 20 minutes
+    python train.py                                 the whole system on embedded phantoms, in some 10 minutes
     python train.py --data DIR --out runs/mine      on your own X-rays, or an archive's as published
     python train.py --stage rewards                 one stage, once those before it are done
 
@@ -34,17 +34,17 @@ from rewards import CLIPConsistency, ConsistencyNet, DiagnosisNet, PostureNet, R
 from rl import RLConfig, freeze, rl_round, save_policy, start_policy
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate
 from storage.files import git_revision, holding, read_json
-from storage.pictures import grey, picture_grid, save_png
+from storage.pictures import grey, picture_grid, save_png, unit
 from text_encoder import CLIPTextModel, Contrast, Tokenizer
 from training.latents import Latents, latent_cache
 from training.loop import (
     Loss,
     Run,
-    adamw,
     batch_index,
     fit,
     learning_rate,
     load_state,
+    make_optimizer,
     quick,
     save_state,
     step_generator,
@@ -55,7 +55,7 @@ from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks, whol
 from vae import AutoencoderKL
 
 KEPT_NUMBERS = 2**27      # of prompt embeddings, 0.5 GB; of larger sets they are computed for each batch
-MOST_PASSES = 4           # over the pairs that reward networks see as they are; of more they would learn them
+MOST_PASSES = 4           # over pairs that reward networks see as they are: in more they would learn them
 STAGES = ("vae", "diffusion", "rewards", "rl", "evaluate")
 
 
@@ -64,11 +64,6 @@ def load_sets(config: TrainConfig) -> dict:
     cache = None if config.dry_run and not config.out.exists() else config.out / "state"
     return data.load(config.data, size=sizes_of(config).size, seed=config.seed, fit=config.fit,
                      train_images=config.train_images, prompt=config.prompt, cache=cache)
-
-
-def unit(images: Tensor, device: torch.device) -> Tensor:
-    """b 1 h w uint8 -> float32 in [0, 1] on the device"""
-    return images.to(device, non_blocking=True).float() / 255
 
 
 # ------------------------------------------------------------------------------------------------ stages
@@ -96,7 +91,6 @@ def stage_vae(run: Run, config: TrainConfig, sets: dict, sizes: Preset) -> None:
     fit(run, "vae", {"vae": vae}, loss, config.vae_steps, config.vae_lr, batch)
     if rank() > 0:
         return
-    vae.eval()
     with torch.no_grad():
         some = unit(train.images(torch.arange(min(512, len(train)))), run.device) * 2 - 1
         std = torch.cat([vae.encode(x)[0] for x in some.split(32)]).std()
@@ -144,12 +138,12 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
     own schedule, at a small constant rate (as RoentGen, Chambon et al. 2022)."""
     train, scratch = sets["train"], config.init is None
     vae = AutoencoderKL.from_pretrained(run.path("anchor", "vae"))
-    vae = vae.to(run.device, memory_format=layout(run.device)).eval()
+    vae = vae.to(run.device, memory_format=layout(run.device))
     latents = latent_cache(run, vae, train)
     torch.manual_seed(run.seed + 1)
     pipe = (start_pipeline(run, config, sizes, vae, latents, train.reports) if scratch
             else Pipeline.load(config.init, run.device))
-    if rank() == 0 and (cut := pipe.tokenizer.cut_count(train.reports)):
+    if cut := pipe.tokenizer.cut_count(train.reports):
         print(f"diffusion: {cut} of {len(train)} reports exceed {pipe.tokenizer.max_length} tokens "
               "and are cut there")
     modules = tuned_modules(pipe, config)
@@ -158,13 +152,11 @@ def stage_diffusion(run: Run, config: TrainConfig, sets: dict, sizes: Preset, sa
         pipe.unet.compile()
     fit(run, "diffusion", modules, diffusion_loss(run, config, pipe, latents, train.reports),
         config.diffusion_steps, config.diffusion_lr, config.diffusion_batch, config.diffusion_micro,
-        config.ema_decay, decay=scratch, scratch=scratch)
+        config.ema_decay, decay=scratch, muon=scratch)
     if rank() > 0:
         return
     if config.finetune == "lora":
         pipe.unet = merge_lora(pipe.unet, config.init / "unet").to(run.device)
-    for part in (pipe.unet, pipe.text):
-        part.eval()
     reports = sets["val"].reports[:4]
     rows = [(r, generate(pipe, [r] * 6, list(range(6)), **sampling.arguments())) for r in reports]
     save_png(picture_grid(rows), run.path("samples", "anchor.png"), report="\n".join(reports), seed=0,
@@ -246,7 +238,7 @@ class Pairs:
         return images, self.index(step), g
 
     def warped(self, name: str, step: int) -> tuple[Tensor, Tensor]:
-        """-> images and rows of `draw`; few pairs, which would be learned by heart, in ever other poses"""
+        """-> images and rows of `draw`; few pairs in ever new poses, or they would be learned by heart"""
         images, index, g = self.draw(name, step)
         if self.steps * self.batch > MOST_PASSES * self.taught:
             psi = rewards.random_pose(self.batch, g)[share(self.batch)]
@@ -332,8 +324,7 @@ def learn_from_archive(run: Run, config: TrainConfig, rl: RLConfig, train, pipe:
     """Reward-weighted regression: the supervised objective on the pairs that the rewards find right."""
     def rows() -> Tensor:
         kept = worthy(nets, train.images, train.reports, rl.weights, run.device)
-        if rank() == 0:
-            print(f"rl: {len(kept):,} of {len(train):,} training pairs are examples to learn from")
+        print(f"rl: {len(kept):,} of {len(train):,} training pairs are examples to learn from")
         if len(kept) == 0:
             raise ValueError("no training pair is one that all rewards find right; see --rwr-steps")
         return kept
@@ -342,7 +333,7 @@ def learn_from_archive(run: Run, config: TrainConfig, rl: RLConfig, train, pipe:
                           first=config.diffusion_steps, rows=rows)
     rates = {name: rl.ace_lr if name == "ace" else rl.rwr_lr for name in modules}
     fit(run, "rwr", modules, loss, rl.rwr_steps, rates, config.diffusion_batch, config.diffusion_micro,
-        config.ema_decay, scratch=config.init is None and not rl.lora_rank)
+        config.ema_decay, muon=config.init is None and not rl.lora_rank)
 
 
 def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, rl: RLConfig) -> None:
@@ -360,7 +351,7 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
         if isinstance(unet, UNet2DConditionModel):   # else it is the policy, with another LoRA
             unet.compile()
     origin = [p.detach().to("cpu", copy=True) for group in groups for p in group["params"]]
-    optimizer = adamw(groups, rl.rl_lr, weight_decay=1e-4)
+    optimizer = make_optimizer(groups, rl.rl_lr, weight_decay=1e-4)
     begin, before = load_state(run, "rl", modules, optimizer, None)
     run.forget("rl", begin)
     start = saved = time.monotonic()
@@ -381,7 +372,7 @@ def stage_rl(run: Run, config: TrainConfig, sets: dict, sampling: SampleConfig, 
             rows = [(chosen[i], pictures[i:i + rl.group][:8])
                     for i in range(0, min(3 * rl.group, len(pictures)), rl.group)]
             save_png(picture_grid(rows, 96), run.path("samples", f"rl_{r + 1:04d}.png"), round=r + 1)
-        if now - saved > run.save_every or quick(modules):   # a round takes long: none is lost
+        if now - saved > run.save_every or quick(modules) or r + 1 == rl.rounds:   # a round takes long
             saved = now
             save_state(run, "rl", r + 1, before + now - start, modules, optimizer, None)
     with torch.no_grad():   # part of the gradient's way

@@ -125,7 +125,7 @@ def ddpo_rounds(folder: Path, nets: Rewards, images: int, steps: int, config: RL
                                  group=1, lora_rank=4, rl_batch=batch, kl=0.0, ace=False,
                                  rollout_steps=steps, checkpointing=False, offload=False)
     pipe, anchor, _, groups = start_policy(folder, device, config)
-    optimizer, sampling = loop.adamw(groups, config.rl_lr), SampleConfig(guidance=5.0)
+    optimizer, sampling = loop.make_optimizer(groups, config.rl_lr), SampleConfig(guidance=5.0)
 
     def ours() -> None:
         rl_round(pipe, anchor, anchor, nets, [REPORT] * images, list(range(images)), sampling, config,
@@ -176,7 +176,7 @@ def measure(name: str, images: int, steps: int, compiled: bool, rate: float, dev
     share_both = 3 * share * min(images, config.rl_micro) / images / both
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    nets, optimizer = random_rewards(sizes, pipe.tokenizer, device), loop.adamw(groups, 1e-6)
+    nets, optimizer = random_rewards(sizes, pipe.tokenizer, device), loop.make_optimizer(groups, 1e-6)
     drawing = seconds(lambda: generate(pipe, [REPORT] * images, list(range(images)), steps), device, 1)
     seeds = list(range(images))
     a_round = seconds(lambda: rl_round(pipe, anchor, anchor, nets, [REPORT] * images, seeds, sampling, config,

@@ -159,7 +159,7 @@ def peaks(sizes: options.Preset, config: rl.RLConfig, sampling: sample.SampleCon
         pipe.unet.to(torch.bfloat16)                                   # as start_policy does on CUDA
     with patch.object(rl.Pipeline, "load", lambda folder, device: pipe):
         pipe, anchor, _, groups = rl.start_policy(Path(), CPU, config)
-    start, optimizer = rl.freeze(pipe), loop.adamw(groups, 1e-6)
+    start, optimizer = rl.freeze(pipe), loop.make_optimizer(groups, 1e-6)
     found["weights"], nets.scores = live.now, measured("rewards", nets.scores)
     scorings = 1 + config.rlcf + len(rl.valued_states(config))
     with (only_last(nets, "scores", scorings, lambda x: dict.fromkeys(NAMES, torch.zeros(len(x)))),

@@ -82,7 +82,8 @@ def step(folder: Path, images: int, steps: int) -> Pair:
     unet, theirs = pipe.unet.train(), diffusers_unet(pipe, torch.device("cpu")).train()
     ema = [p.detach().clone() for p in unet.parameters()]
     moving = EMAModel(theirs.parameters(), decay=0.995)
-    optimizer, plain = loop.adamw(unet.parameters(), 1e-6), torch.optim.AdamW(theirs.parameters(), 1e-6)
+    optimizer = loop.make_optimizer(unet.parameters(), 1e-6)
+    plain = torch.optim.AdamW(theirs.parameters(), 1e-6)
     side, context = pipe.latent_shape, pipe.embed([REPORT] * images).detach()
     x, target = torch.randn(2, images, *side)
     t = torch.randint(1000, (images,))

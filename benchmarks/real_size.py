@@ -58,7 +58,7 @@ def finetune(out: Path, size: str) -> str:
     unet = Pipeline.load(out / "anchor").unet
     unet.gradient_checkpointing = True
     parameters = list(add_lora(unet, 4).parameters())
-    optimizer, losses = loop.adamw(parameters, 1e-4), []
+    optimizer, losses = loop.make_optimizer(parameters, 1e-4), []
     shape = (1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
     for step in range(2):
         g = torch.Generator().manual_seed(step)
@@ -78,7 +78,7 @@ def reinforce(out: Path, size: str, estimator: str) -> str:
     pipe, anchor, _, groups = start_policy(out / "anchor", CPU, config)
     nets = random_rewards(options.preset(size), pipe.tokenizer, CPU)
     stats, _ = rl_round(pipe, anchor, anchor, nets, [REPORT] * 2, [0, 1], SampleConfig(),
-                        config, loop.adamw(groups, 1e-4))
+                        config, loop.make_optimizer(groups, 1e-4))
     save_policy(pipe, out / "anchor", out / f"cxrl_{estimator}")
     return f"gradient norm {stats['grad_norm']:.2e}"
 

@@ -63,7 +63,7 @@ def train_control(folder: Path, flags: list[str]) -> Path:
     loss = train.diffusion_loss(run, config, pipe, latent_cache(run, pipe.vae, train_set), train_set.reports,
                                 first=config.diffusion_steps)
     loop.fit(run, "control", {"unet": pipe.unet}, loss, steps, config.diffusion_lr, config.diffusion_batch,
-             config.diffusion_micro, config.ema_decay, scratch=config.init is None)
+             config.diffusion_micro, config.ema_decay, muon=config.init is None)
     pipe.unet.eval()
     pipe.save(folder / "control")
     return folder / "control"

@@ -68,7 +68,7 @@ def taught(images: Tensor, labels: Tensor, steps: int, seed: int, device: torch.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = DiagnosisNet(RewardConfig.tiny()).to(device)
-    optimizer = loop.adamw(net.parameters(), RATE)
+    optimizer = loop.make_optimizer(net.parameters(), RATE)
     targets = labels.nan_to_num(-1)   # what DiagnosisNet.loss leaves out
     for step in tqdm(range(steps), name, unit="step"):
         for group in optimizer.param_groups:
@@ -95,7 +95,7 @@ def draw(run: Path, pipes: dict[str, sample.Pipeline], reports: list[str], seed:
     settings = sample.run_settings(run).arguments()
     first = 2 * 10**12 + 10**7 * seed   # far from the seeds of training and of evaluate.py
     seeds = [first + i for i in range(len(reports))]
-    return {name: reduced(evaluate.draw_all(pipe, reports, seeds, settings, name))
+    return {name: reduced(evaluate.draw_all(pipe, reports, seeds, settings, name, 2 * BATCH))
             for name, pipe in pipes.items()}
 
 

@@ -128,7 +128,7 @@ def draw(jobs: list[Job], about: dict, batch: int,
     even by rounding.
     """
     left = len(unfinished(jobs, about)) if rank() == 0 else 0
-    if rank() == 0 and left < len(jobs):
+    if left < len(jobs):
         print(f"{len(jobs) - left} of {len(jobs)} pictures are there already, by these weights and settings")
     if whole and left:
         (jobs[0].path.parent / "prompt_INFO.csv").unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from chests.findings import LABELS
 from evaluation.results import summary
 from rewards import affine, nearer_half, warp
 from storage.files import keep_tensors
+from storage.pictures import unit
 from storage.weights import read_kept
 
 IDENTITY = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0])   # psi = (s_x, s_y, t_x, t_y, theta) of a canonical chest
@@ -71,7 +72,7 @@ class Judge(nn.Module):
     def __init__(self, config: JudgeConfig):
         super().__init__()
         self.config = config
-        stages = max(int(math.log2(config.size / 8)) - 1, 1)   # from size / 4 px down to 8 (64 px: 16, 8)
+        stages = max(int(math.log2(config.size / 8)) - 1, 1)   # from size / 4 px to 8 .. 15 (64: 16, 8)
         widths = [min(config.width * 2**i, 384) for i in range(stages)]
         layers = [nn.Conv2d(1, widths[0], 4, 4), Block(widths[0])]
         for before, width in zip(widths, widths[1:], strict=False):
@@ -94,7 +95,7 @@ class Judge(nn.Module):
         side = self.config.size
         if images.shape[-1] != side:
             images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        x = self.tower((4 * images - 2).contiguous(memory_format=torch.channels_last))        # b c 8 8
+        x = self.tower((4 * images - 2).contiguous(memory_format=torch.channels_last))        # b c h w
         # The mean sees what fills the chest, the maximum a nodule of a few pixels.
         pooled = torch.cat([reduce(x, "b c h w -> b c", how) for how in ("mean", "max")], 1)  # b 2c
         features = self.norm(pooled)
@@ -182,7 +183,7 @@ def native_posture(chests, most: int | None = None) -> Tensor:
     if chests.posture is not None:
         return chests.posture[:most]
     parts = torch.arange(len(chests))[:most].split(512)
-    x = torch.cat([F.interpolate(chests.images(part).float() / 255, (32, 32), mode="area") for part in parts])
+    x = torch.cat([F.interpolate(unit(chests.images(part)), (32, 32), mode="area") for part in parts])
     x = (x - reduce(x, "n c h w -> n 1 1 1", "mean")) / x.std((1, 2, 3), keepdim=True).clamp(min=1e-3)
     mean = x.mean(0)
     for _ in range(3):
@@ -231,18 +232,18 @@ def train_judge(chests, config: JudgeConfig, device: torch.device) -> Judge:
         index = torch.randint(len(chests), (config.batch,), generator=generator)
         psi = native[index].where(~native[index].isnan(), IDENTITY)
         new = psi + min(2 * step / steps, 1) * (jitter(psi, generator) - psi)
-        images = roughen(reposition(chests.images(index).float() / 255, psi, new), generator)
+        images = roughen(reposition(unit(chests.images(index)), psi, new), generator)
         loss = judge_loss(judge, images.to(device), targets[index].to(device),
                           new.where(~native[index].isnan(), math.nan).to(device), [grams[i] for i in index],
                           (report_id[index, None] == report_id[index]).to(device))
-        if not math.isfinite(loss.item()):
-            raise ValueError(f"judge: loss is {loss.item()} at step {step}, seed {config.seed}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 20 == 0:
+        if step % 20 == 0 or step + 1 == steps:
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(f"judge: loss is {loss.item()} at step {step}, seed {config.seed}")
             bar.set_postfix(loss=f"{loss.item():.3f}")
     return judge.eval().requires_grad_(False)
 
@@ -277,7 +278,7 @@ def look(judge: nn.Module, images: Tensor) -> dict[str, Tensor]:
     one output of any other network is its "features"."""
     device, parts = next(judge.parameters()).device, []
     for batch in images.split(BATCH):
-        batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
+        batch = unit(batch) if batch.dtype == torch.uint8 else batch.float()
         seen = judge(batch.to(device))
         seen = {"features": seen} if isinstance(seen, Tensor) else seen
         parts.append({name: value.float().cpu() for name, value in seen.items()})
@@ -294,7 +295,7 @@ def judge_quality(judge: Judge, train, most: int, real: dict[str, Tensor], seed:
     """
     psi = native_posture(train, most)
     index = (~psi.isnan().any(1)).nonzero()[:512, 0]
-    images, psi = train.images(index).float() / 255, psi[index]
+    images, psi = unit(train.images(index)), psi[index]
     if train.posture is None:
         new = jitter(psi, torch.Generator().manual_seed(seed))
         images, psi = reposition(images, psi, new), new

@@ -142,11 +142,11 @@ def picture(run: Path, name: str, private: bool) -> str:
     about = png_text(path) or {}
     if not about:
         return ""
-    reports, data = about.get("report", "").splitlines(), base64.b64encode(path.read_bytes()).decode()
     if private:
         return (f'<p>{e(caption)} It shows patients and is not part of this page: '
                 f'<a href="samples/{name}.png">samples/{name}.png</a></p>')
-    texts = "".join(f"<li>{e(report)}</li>" for report in reports)
+    data = base64.b64encode(path.read_bytes()).decode()
+    texts = "".join(f"<li>{e(report)}</li>" for report in about.get("report", "").splitlines())
     return (f'<figure><figcaption>{e(caption)}</figcaption><div class="scroll">'
             f'<img alt="{e(caption)}" src="data:image/png;base64,{data}"></div>'
             f'{f"<ol class=note>{texts}</ol>" if texts else ""}</figure>')

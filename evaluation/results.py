@@ -65,8 +65,9 @@ def remarks(result: dict) -> list[str]:
         text.append(f"{system}: posture deviation x {cell(gain['posture_deviation_ratio'])} of the anchor's; "
                     f"gap to real closed: auroc {cell(gain['auroc_gap_closed'])}, "
                     f"consistency {cell(gain['consistency_gap_closed'])}")
-    text += [f"{name}: {n} images; its fid, kid, precision, recall, density and coverage do not compare with "
-             f"those of {result['n']}" for name, n in result.get("images", {}).items() if n != result["n"]]
+    text += [f"{name}: {n} images; its fid, texture_fid, kid, precision, recall, density and coverage do not "
+             f"compare with those of {result['n']}"
+             for name, n in result.get("images", {}).items() if n != result["n"]]
     judge = result["judge"]
     return [*text, f"judge on real images: label accuracy {plain(judge['accuracy_on_real'])}, posture error "
                    f"{plain(judge['posture_error'])} of {plain(judge['posture_spread'])}; n = {result['n']}, "

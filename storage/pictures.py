@@ -12,6 +12,11 @@ from torch import Tensor
 from storage.files import replacing
 
 
+def unit(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """b 1 h w uint8 -> float32 in [0, 1] on the device"""
+    return images.to(device, non_blocking=True).float() / 255
+
+
 def grey(images: Tensor) -> Tensor:
     """b c h w -> b 1 h w; X-rays have one channel, Stable Diffusion's VAE has three."""
     return images.mean(1, keepdim=True)

@@ -244,7 +244,7 @@ def test_a_log_with_lines_of_others_is_refused_and_not_touched(tmp_path, lines):
 
 
 def stepped(net: torch.nn.Module):
-    optimizer = loop.adamw(net.parameters(), 1e-3)
+    optimizer = loop.make_optimizer(net.parameters(), 1e-3)
     net(torch.randn(3, 2)).square().mean().backward()
     optimizer.step()
     return optimizer

@@ -149,7 +149,7 @@ def test_damaged_state_and_changed_options_are_named(smoke_run, tmp_path):
     """A truncated checkpoint, or one begun with other options, is refused by name; nothing is overwritten."""
     run = options.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
     net = torch.nn.Linear(2, 2)
-    optimizer = loop.adamw(net.parameters(), 1e-3)
+    optimizer = loop.make_optimizer(net.parameters(), 1e-3)
     loop.save_state(run, "vae", 3, 1.0, {"net": net}, optimizer, None)
     assert loop.load_state(run, "vae", {"net": net}, optimizer, None)[0] == 3
     run.options["vae_lr"] = 7.0
@@ -168,11 +168,11 @@ def test_moments_come_back_in_the_layout_of_their_parameters(tmp_path, muon):
     run = options.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
     net = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
     group = {"params": list(net.parameters()), "muon": muon}
-    optimizer = loop.adamw([group], 1e-3)
+    optimizer = loop.make_optimizer([group], 1e-3)
     net(torch.randn(2, 4, 5, 5)).square().mean().backward()
     optimizer.step()
     loop.save_state(run, "vae", 1, 1.0, {"net": net}, optimizer, None)
-    moments, begun = optimizer.state[net.weight], loop.adamw([group], 1e-3)
+    moments, begun = optimizer.state[net.weight], loop.make_optimizer([group], 1e-3)
     loop.load_state(run, "vae", {"net": net}, begun, None)
     for name in ("exp_avg",) if muon else ("exp_avg", "exp_avg_sq"):
         back = begun.state[net.weight][name]
@@ -191,10 +191,10 @@ def test_muon_moves_as_torchs_own(shape):
     bias, other = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(4))
     matrix = torch.nn.Parameter(begun.flatten(1).clone())
     idle = torch.nn.Parameter(torch.ones(2, 2))
-    ours = loop.adamw([{"params": [weight, bias, idle], "muon": True}], 1e-2)
+    ours = loop.make_optimizer([{"params": [weight, bias, idle], "muon": True}], 1e-2)
     theirs = torch.optim.Muon([matrix], lr=1e-2 * loop.STRIDE, weight_decay=1e-2 / loop.STRIDE,
                               adjust_lr_fn="match_rms_adamw")
-    plain = loop.adamw([other], 1e-2)
+    plain = loop.make_optimizer([other], 1e-2)
     for step in range(3):
         weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1 + step)).to(weight)
         matrix.grad = weight.grad.flatten(1).clone()
@@ -216,7 +216,7 @@ def test_muon_moves_what_knows_nothing_yet(tmp_path, scratch):
         return sum(module(torch.ones(1, 3)).square().mean() for module in modules.values()), {}
 
     (tmp_path / "run").mkdir()
-    loop.fit(run, "rwr", modules, loss, 1, 1e-3, 1, scratch=scratch)
+    loop.fit(run, "rwr", modules, loss, 1, 1e-3, 1, muon=scratch)
     kept = load_file(tmp_path / "run" / "state" / "rwr.safetensors")
     second = [f"optimizer.{i}.exp_avg_sq" in kept for i in range(4)]   # weight, bias of either
     assert second == [not scratch, True, True, True]
@@ -242,7 +242,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     """If writing a checkpoint fails half-way, the one before is still there and whole."""
     run = options.open_run(*parse(["--out", str(tmp_path / "run"), *SMOKE]))
     net = torch.nn.Linear(2, 2)
-    optimizer = loop.adamw(net.parameters(), 1e-3)
+    optimizer = loop.make_optimizer(net.parameters(), 1e-3)
     loop.save_state(run, "vae", 3, 1.0, {"net": net}, optimizer, None)
 
     def full(tensors, path, header):
@@ -276,7 +276,7 @@ def test_non_finite_loss_stops_with_stage_step_and_seed(tmp_path):
 
     with pytest.raises(FloatingPointError, match="vae: loss is nan at step 2, seed 0"):
         loop.fit(run, "vae", {"net": net}, loss, 6, 1e-3, 1)
-    optimizer = loop.adamw([{"params": list(net.parameters()), "muon": True}], 1e-3)
+    optimizer = loop.make_optimizer([{"params": list(net.parameters()), "muon": True}], 1e-3)
     assert loop.load_state(run, "vae", {"net": net}, optimizer, None)[0] == 2
 
 

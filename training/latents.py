@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from storage.files import naming, replacing
+from storage.pictures import unit
 from training.loop import Run
 from training.ranks import rank, ranks, wait_for_ranks
 from vae import AutoencoderKL, at_once
@@ -56,7 +57,7 @@ def latent_cache(run: Run, vae: AutoencoderKL, train) -> Latents:
     for i in missing:
         rows = np.empty((min(SHARD, n - i * SHARD), *shape), np.float16)
         for first in range(0, len(rows), few):
-            x = draw(next(steps)).to(run.device, non_blocking=True).float() / 255 * 2 - 1
+            x = unit(draw(next(steps)), run.device) * 2 - 1
             mean, _ = vae.encode(x)
             rows[first:first + few] = (mean * vae.config.scaling_factor).cpu().numpy()
         with replacing(paths[i]) as temporary, open(temporary, "wb") as file:

@@ -4,19 +4,20 @@ Every random number is a pure function of (seed, stage, step); RUN/state/STAGE.s
 optimizer moments, moving average and step, and is replaced in one rename. The same command then continues
 bit for bit (CPU, fp32).
 """
+import dataclasses
 import functools
 import json
 import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rewards import Rewards
 from storage.command import stoppable
 from storage.files import append_line, keep_tensors, read_text, to_json, write_text
 from storage.weights import read_kept
@@ -25,7 +26,7 @@ from training.ranks import average_over_ranks, rank, share, share_batch_norms
 # ------------------------------------------------------------------------------------------------ run folder
 
 
-@dataclass
+@dataclasses.dataclass
 class Run:
     """The run folder, and what every stage needs."""
     folder: Path
@@ -77,7 +78,7 @@ STAGE_OF = {"vae": "vae", "text": "diffusion", "diffusion": "diffusion", "ema": 
             "prompt": "diffusion", "finetune": "diffusion", "reward": "rewards"}
 # Stage -> its parts, each with a state file of its own; stages come in this order.
 PARTS_OF = {"vae": ["vae"], "diffusion": ["text", "diffusion"],
-            "rewards": ["posture", "diagnosis", "consistency"], "rl": ["rwr", "rl"]}
+            "rewards": [net.name for net in dataclasses.fields(Rewards)], "rl": ["rwr", "rl"]}
 ANEW = "give that value, or delete it to begin the stage anew"
 QUICK = 2**28   # bytes of a checkpoint that is written in well under a second
 
@@ -188,7 +189,7 @@ def learning_rate(step: int, steps: int, peak: float, decay: bool = True) -> flo
     return peak * min(1.0, (step + 1) / warm) * 0.5 * (1 + cosine)
 
 
-STRIDE = 4.0   # of Muon, in AdamW's
+STRIDE = 4.0   # Muon's step, in AdamW's
 
 
 def turned(p: Tensor, group: dict) -> bool:
@@ -239,9 +240,9 @@ def orthogonal(x: Tensor) -> Tensor:
     return factor.bmm(x)
 
 
-def adamw(groups: list[dict] | Iterator, lr: float, weight_decay: float = 1e-2) -> Muon:
-    """AdamW, of groups without a mark: nothing but that. Its moments are there from the start, laid out as
-    their parameters, so that those of a state file need only be copied."""
+def make_optimizer(groups: list[dict] | Iterator, lr: float, weight_decay: float = 1e-2) -> Muon:
+    """Groups that are not marked `muon` get plain AdamW. Moments are there from the start, laid out as their
+    parameters, so that those of a state file need only be copied."""
     optimizer = Muon(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -256,19 +257,19 @@ Loss = Callable[[int, slice], tuple[Tensor, dict[str, Tensor]]]   # of a step, o
 
 def fit(run: Run, stage: str, modules: dict[str, nn.Module], loss: Loss, steps: int,
         lr: float | dict[str, float], batch: int, micro: int | None = None, ema_decay: float = 0.0,
-        decay: bool = True, scratch: bool = True) -> None:
+        decay: bool = True, muon: bool = True) -> None:
     """Minimise loss(step, part) -> (mean over that part of the batch, numbers to report) over the modules'
     parameters; resumes, logs, checkpoints.
 
     Each rank takes its share of a batch, at most `micro` in one pass. With ema_decay the modules end with the
-    moving average of their weights. scratch: they know nothing yet, and Muon moves their matrices, c_s apart.
+    moving average of their weights. muon: it moves their matrices, c_s apart.
     """
     for module in modules.values():
         share_batch_norms(module)
     rates = lr if isinstance(lr, dict) else dict.fromkeys(modules, lr)
     groups = [{"params": [p for p in m.parameters() if p.requires_grad], "peak": rates[name],
-               "muon": scratch and name != "ace"} for name, m in modules.items()]
-    parameters, optimizer = [p for group in groups for p in group["params"]], adamw(groups, 0.0)
+               "muon": muon and name != "ace"} for name, m in modules.items()]
+    parameters, optimizer = [p for group in groups for p in group["params"]], make_optimizer(groups, 0.0)
     live = {f"{n}.{k}": p.detach() for n, m in modules.items() for k, p in m.named_parameters()}
     ema = {key: p.clone() for key, p in live.items()} if ema_decay else None
     begin, before = load_state(run, stage, modules, optimizer, ema)

@@ -39,7 +39,8 @@ class TrainConfig:
     stage: Annotated[Literal["all", "vae", "diffusion", "rewards", "rl", "evaluate"],
                      "all in order, or one"] = "all"
     init: Annotated[Path | None,
-                    "diffusers folder (RoentGen, Stable Diffusion) that replaces vae and diffusion"] = None
+                    "diffusers folder (RoentGen, Stable Diffusion) taken as the anchor; with "
+                    "--finetune only its autoencoder is taken as it is"] = None
     finetune: Annotated[Literal["none", "lora", "unet", "all"],
                         "what of --init learns from your data first, in the diffusion stage: nothing, "
                         "a LoRA on the UNet's attention, the UNet, or the text encoder too"] = "none"
@@ -52,7 +53,7 @@ class TrainConfig:
                                       "its labels in FILE.json"] = None
     consistency: Annotated[Path | None, "your own CLIP as consistency reward: a CLIPModel folder of "
                                         "transformers, tokenizer included"] = None
-    train_images: Annotated[int, "phantoms in the training split; of fewer, fewer are held out"] = 8192
+    train_images: Annotated[int, "phantoms in the training split; below 8192, fewer are held out"] = 8192
     vae_steps: Annotated[int, "optimizer steps of the autoencoder"] = 800
     vae_batch: Annotated[int, "images per step; halve if out of memory"] = 4
     vae_lr: Annotated[float, "peak learning rate"] = 1e-3
@@ -62,7 +63,8 @@ class TrainConfig:
     diffusion_batch: Annotated[int, "latents per step"] = 32
     diffusion_micro: Annotated[int, "latents in one pass of a process; halve if out of memory"] = 32
     diffusion_lr: Annotated[float, "peak learning rate"] = 1e-3
-    ema_decay: Annotated[float, "of the moving average of weights that the diffusion stage ends with"] = 0.995
+    ema_decay: Annotated[float, "of the moving average of weights that supervised training of the UNet "
+                                "ends with"] = 0.995
     prompt_dropout: Annotated[float, "share of reports replaced by the empty one, for guidance"] = 0.1
     reward_steps: Annotated[int, "optimizer steps of each reward network"] = 250
     reward_batch: Annotated[int, "images per step"] = 64
@@ -113,8 +115,8 @@ KINDS = (TrainConfig, SampleConfig, RLConfig)
 
 
 def defaults_of(name: str, gradient: str) -> dict[str, object]:
-    """Of every flag: the dataclasses', but for what the preset and --gradient set"""
-    special = preset(name).defaults | (SCORE if gradient == "score" else {})
+    """Of every flag: the dataclasses', but for what --gradient and, before it, the preset set"""
+    special = (SCORE if gradient == "score" else {}) | preset(name).defaults
     return {f.name: special.get(f.name, f.default) for kind in KINDS for f in dataclasses.fields(kind)}
 
 
@@ -171,7 +173,7 @@ MOST = {"seed": 2**31 - 1, "train_images": 2**20, "prompt_dropout": 1, "ema_deca
         "guidance": 1000, "ace_tokens": 2**12, "lora_rank": 2**12, "finetune_rank": 2**12, **dict.fromkeys(
             ("vae_batch", "text_batch", "diffusion_batch", "reward_batch", "reports", "group"), 2**16)}
 WHY = {"eta": "; with hardly any randomness in a step there is no log-probability for the policy gradient",
-       "rollout_steps": "; the last step has no randomness, hence no log-probability",
+       "rollout_steps": "; the last step is no action of the policy",
        "clip": "; it is the whole latent's, DDPO's 1e-4 of a mean is 1.64"}
 # The parts of a pipeline that are read, and those that a picture drawn for a text alone does not pass.
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -343,7 +345,7 @@ def open_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> Run:
     run = Run(config.out, options, start_ranks(), config.seed, config.save_every)
     check_shares(config, rl, ranks())
     read_log(run.path("log.jsonl"))
-    for line in needless(config) if rank() == 0 else ():
+    for line in needless(config):
         print(f"note: {line}")
     refuse_other_origin(run)
     refuse_later_results(config)

@@ -18,7 +18,7 @@ from rewards import NAMES
 from rl import RLConfig, valued_states
 from sample import SampleConfig, autocast
 from text_encoder import CLIPTextModel
-from training.loop import PARTS_OF, adamw, read_log
+from training.loop import PARTS_OF, make_optimizer, read_log
 from training.options import Preset, TrainConfig
 from training.ranks import ranks
 from vae import AutoencoderKL, at_once
@@ -84,7 +84,8 @@ def update_bytes(sizes: Preset, batch: int, lora: int, checkpointing: bool, half
         decode = vae.decode if decoded else None
         if checkpointing and decoded:
             decode = functools.partial(checkpoint, decode, use_reentrant=False)
-        copies, optimizer = [p.detach().clone() for p in tuned for _ in range(twins)], adamw(tuned, 1e-6)
+        copies = [p.detach().clone() for p in tuned for _ in range(twins)]
+        optimizer = make_optimizer(tuned, 1e-6)
         for _ in range(2):                   # from the second on with AdamW's moments
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 out = unet(*inputs(sizes.unet, batch, sizes.text.max_position_embeddings))
@@ -143,7 +144,7 @@ def work(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, n: int,
     score = rl.gradient == "score"
     trained = branches(sampling) * (steps - 1 if score else 1)
     free = branches(sampling) * steps * (1 + rl.rlcf / rl.group)
-    free += trained * (rl.kl > 0)
+    free += trained * (rl.kl > 0) + trained * (score and torch.cuda.is_available())   # rl.py:recount
     replayed = rl.rwr_steps * config.diffusion_batch
     learned = config.diffusion_steps * config.diffusion_batch
     taught = len(NAMES) - (config.diagnosis is not None) - (config.consistency is not None)

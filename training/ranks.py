@@ -34,6 +34,8 @@ def start_ranks() -> torch.device:
         hook = sys.excepthook   # torch wraps it, and loses what a hook says that then exits (command.begin)
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=2))
         sys.excepthook = hook
+        if rank():   # rank 0 speaks for all
+            sys.stdout = open(os.devnull, "w")
     return torch.device("cuda", local) if cuda else torch.device("cpu")
 
 
@@ -62,7 +64,7 @@ def wait_for_ranks() -> None:
 
 
 def share(batch: int) -> slice:
-    """This rank's part of a batch, which is a multiple of the ranks: train.py checks that."""
+    """This rank's part of a batch, which is a multiple of the ranks (options.check_shares)."""
     return slice(rank() * batch // ranks(), (rank() + 1) * batch // ranks())
 
 
