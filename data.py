@@ -210,8 +210,9 @@ def checked(folder: Path, row: Row) -> Row:
         raise ImageError("no report, and no labels in CheXpert's or NIH's terms")
     if row.split not in SPLITS:
         raise ImageError(f"split is none of {', '.join(filter(None, SPLITS))}")
-    # One patient may be 7 in a table, 7.0 in another, and have an accent in two pieces.
-    return row._replace(image=image, patient=normalize("NFC", re.sub(r"^(\d+)\.0$", r"\1", row.patient)))
+    # One patient may be 7 in a table, 007 or 7.0 in another, and have an accent in two pieces.
+    patient = normalize("NFC", "".join(filter(str.isprintable, row.patient)))
+    return row._replace(image=image, patient=re.sub(r"^0*(\d+)(?:\.0)?$", r"\1", patient))
 
 
 def build_index(folder: Path, prompt: str) -> Index:
@@ -223,19 +224,30 @@ def build_index(folder: Path, prompt: str) -> Index:
     total = len(table) + skipped.get(CELLS, (0,))[0]
     shared: dict[tuple, tuple] = {}
     owners: dict[str, str] = {}   # {file: the patient it is first named with}
+    shown: set[str] = set()
+    told: set[int] = set()       # hashes of (file, report, split)
     for row in tqdm(table, "checking and labelling rows", unit="row", delay=2):
         try:
             row = checked(folder, row)
         except ImageError as error:
             skipped.add(str(error), row.image if row.split in SPLITS else f"{row.image}, split {row.split}")
-        else:  # an unknown patient: each file stands for its own
+        else:
             said = label_values(row.report) if row.labels is None else row.labels
-            own = owners.setdefault(row.image, row.patient or UNNAMED + row.image)
+            own = owners.setdefault(row.image, row.patient) if row.patient else ""
             if row.labels is None and all(map(isnan, said[1:])) and not ENGLISH.search(row.report):
                 foreign.append(row.image)
-            if row.patient not in ("", own):
-                notes.add("image named before with another patient, whose it stays", row.image)
-            rows.append(row._replace(labels=shared.setdefault(said, said), patient=own))
+            pair = hash((row.image, row.report, row.split))
+            if row.patient != own:
+                skipped.add("image named before with another patient, whose it stays", row.image)
+            elif pair in told:
+                skipped.add("image named before with this report", row.image)
+            else:
+                if row.image in shown:
+                    notes.add("image named before with another report: both count", row.image)
+                shown.add(row.image)
+                told.add(pair)
+                rows.append(row._replace(labels=shared.setdefault(said, said)))
+    rows = [row._replace(patient=row.patient or owners.get(row.image, UNNAMED + row.image)) for row in rows]
     for image in foreign if 2 * len(foreign) > len(rows) else ():   # some are in any set: "normal"
         notes.add("report without a finding, or any English (which labels are read from)", image)
     if len(rows) > DECODED_ROWS:
@@ -265,7 +277,7 @@ def look_at_some(folder: Path, rows: list[Row]) -> dict[int, str]:
 def index_folder(folder: Path, prompt: str, cache: Path | None) -> Index:
     """build_index, for a large set kept in `cache`, named after the tables it was made of and the code that
     reads them. What is kept is not compared with the images and report files again."""
-    tables = sorted((str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
+    tables = sorted((str(path.relative_to(folder)), *file_facts(path))
                     for path in (*folder.glob("*"), *folder.glob("*/*.csv"))
                     if path.suffix in (".csv", ".gz", ".txt", ".zip") and path.is_file())
     code = [read_text(Path(__file__).parent / name) for name in CODE]
@@ -299,14 +311,19 @@ def read_index(file: Path) -> Index:
     return Index(layout, total, rows, Tally(skipped), Tally(notes))
 
 
+def file_facts(path: Path | str) -> tuple[int, int, int]:
+    """Its size, and when it was written and renamed"""
+    file = os.stat(path)
+    return file.st_size, file.st_mtime_ns, file.st_ctime_ns
+
+
 def images_digest(folder: Path, rows: list[Row], size: int, fit: str, renamed: bool = False) -> str:
     """A name for what decoded images depend on: files (by size and time; also by when they were renamed),
     true aspects, size and fit."""
     key = []
     for row in rows:
         path = f"{folder}/{row.image}"
-        file = os.stat(path) if os.path.exists(path) else None  # else gone since it was indexed
-        facts = (file.st_size, file.st_mtime_ns, file.st_ctime_ns) if file else (None, None, None)
+        facts = file_facts(path) if os.path.exists(path) else (None, None, None)   # gone since it was indexed
         key.append((row.image, row.aspect, *facts[:2 + renamed]))
     return hashlib.sha256(json.dumps([size, fit, key]).encode()).hexdigest()[:16]
 
@@ -335,6 +352,11 @@ def decode_all(folder: Path, rows: list[Row], size: int, fit: str,
     return pixels, faults
 
 
+def ranked(patient: str) -> bytes:
+    """A patient's place among all, in no order of the table's or the names'"""
+    return hashlib.sha256(patient.encode("utf-8", "surrogateescape")).digest()
+
+
 def assign_splits(rows: list[Row]) -> dict[str, list[int]]:
     """Rows -> row numbers of train, judge, val and test, patients kept together.
 
@@ -345,7 +367,7 @@ def assign_splits(rows: list[Row]) -> dict[str, list[int]]:
     sides = [SPLITS[row.split] for row in rows]
     held_out = {row.patient for row, side in zip(rows, sides, strict=True) if side in ("val", "test")}
     free = sorted({row.patient for row in rows} - held_out,
-                  key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
+                  key=ranked)
     val = 0 if "val" in sides else ceil(len(free) / 10)
     test = 0 if any(sides) else round(len(free) / 10)
     judge = ceil((len(free) - val - test) / 4)
@@ -357,7 +379,7 @@ def assign_splits(rows: list[Row]) -> dict[str, list[int]]:
         if name:  # else a train image of a patient who is in val or test too
             where[name].append(i)
     # In no order of the table's: whoever takes the first or the last (train.stage_rewards) takes a sample.
-    where["train"].sort(key=lambda i: hashlib.sha256(os.fsencode(rows[i].patient)).digest())
+    where["train"].sort(key=lambda i: ranked(rows[i].patient))
     left_out = len(rows) - sum(map(len, where.values()))
     if left_out:
         print(f"data: {left_out:,} train images left out: their patients are in val or test too")

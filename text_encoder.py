@@ -134,8 +134,9 @@ class Tokenizer:
 
 def content(token: str | dict) -> str:
     """What a token of a tokenizer's files is: its text, which may stand among its properties."""
-    text = token["content"] if isinstance(token, dict) else token
-    require(isinstance(text, str), "a token", text, "text")
+    text = token.get("content") if isinstance(token, dict) else token
+    require(isinstance(text, str), "a token", token, "text, or an object with its content")
+    require(text == token or not token.get("single_word"), f"single_word of {text!r}", True, "false")
     return text
 
 

@@ -11,17 +11,16 @@ import xml.etree.ElementTree as ET
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from glob import escape
 from math import nan
 from pathlib import Path
 
 from tqdm import tqdm
 
 from chests.findings import LABELS
-from chests.images import ImageError, Row, safe_path
-from chests.reports import BESIDE, one_line, sections, worded
+from chests.images import ImageError, Row, image_places, named, safe_path, standing
+from chests.reports import BESIDE, NO_REPORT, one_line, sections, worded
 from chests.tables import BESIDE_CELLS, LONGEST, DataError, Tally, given, newest, read_bytes, read_table
 
 
@@ -32,7 +31,7 @@ def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> s
     without headers as it is, else the impression, or else the findings. "impression" and "findings" fall back
     on each other; "both" joins.
     """
-    parts = sections(report)
+    parts = sections("" if NO_REPORT.match(report) else report)
     known = {"findings", "impression"} & set(parts)
     parts = {name: text for name, text in parts.items() if worded(text)}
     body = " ".join(text for name, text in parts.items() if name not in BESIDE)
@@ -129,13 +128,17 @@ def compose_from_labels(labels: tuple[float, ...]) -> str:
 # Layouts. A reader gets the folder, the table that gave its layout away, which part of a report is wanted,
 # and a Tally for what is odd in the tables without costing a row.
 
-def true_aspect(width: str, height: str) -> float | None:
-    """Two cells -> width / height; None if they do not say."""
+def true_aspect(width: str, height: str, notes: Tally) -> float | None:
+    """Two cells -> width / height; None if they do not say, which is noted of cells that are not blank."""
     try:
         aspect = float(width) / float(height)
     except (ValueError, ZeroDivisionError):
-        return None
-    return aspect if 0.25 <= aspect <= 4 else None
+        aspect = 0
+    if 0.25 <= aspect <= 4:
+        return aspect
+    if width or height:
+        notes.add("true width and height that give no aspect: the film stays as it is", f"{width} x {height}")
+    return None
 
 
 PATIENTS = ("patient_id", "subject_id", "patientid", "patient id")
@@ -151,16 +154,16 @@ def plain_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
     table = list(read_table(path, notes, ["image", "report|findings|impression|labels"],
                             [*PATIENTS, "split", *VIEWS, "orig_width", "orig_height"]))
     vocabulary = {term for cells in table for term in known_terms(cells["labels"], notes)}
-    patient = next((name for name in PATIENTS if any(cells[name] for cells in table)), PATIENTS[0])
     for cells in table:
         report = choose_prompt(cells["report"], cells["findings"], cells["impression"], prompt)
         labels = None
         if not report:
             terms = known_terms(cells["labels"])
             report, labels = compose_report(terms), terms_to_labels(terms, vocabulary)
-        yield Row(cells["image"], report, labels, cells[patient], cells["split"].lower(),
+        patient = next(filter(None, (cells[name] for name in PATIENTS)), "")
+        yield Row(cells["image"], report, labels, patient, cells["split"].lower(),
                   " ".join(cells[name].lower() for name in VIEWS).strip(),
-                  true_aspect(cells["orig_width"], cells["orig_height"]))
+                  true_aspect(cells["orig_width"], cells["orig_height"], notes))
 
 
 def chexgenbench_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
@@ -176,7 +179,6 @@ def mimic_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
     mimic-cxr-reports.zip. A study without one gets a report composed from its CheXpert labels. Images may be
     .png as well.
     """
-    suffix = next((path.suffix for path in folder.glob("files/p*/p*/s*/*.[jp][pn]g")), ".jpg")
     split = mimic_table(folder, "split", ["dicom_id", "split"], notes,
                         lambda cells, _: cells["split"].lower())
     if not split:
@@ -203,8 +205,9 @@ def mimic_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
             notes.add("no report (mimic-cxr-reports.zip, or a link to it, was looked for): the prompt is "
                       "composed from the labels", f"files/{stem}.txt")
             report = composed
-        yield Row(f"files/{stem}/{dicom}{suffix}", report, own, subject, split.get(dicom, ""),
-                  view.lower() if frontal else "lateral or unknown")
+        image = f"files/{stem}/{dicom}.jpg"
+        yield Row(standing(folder, [image], notes) if frontal else image, report, own, subject,
+                  split.get(dicom, ""), view.lower() if frontal else "lateral or unknown")
 
 
 def mimic_table(folder: Path, name: str, columns: list[str], notes: Tally,
@@ -216,7 +219,7 @@ def mimic_table(folder: Path, name: str, columns: list[str], notes: Tally,
     found, kept = {}, {}
     for path in newest(folder, f"mimic-cxr-2*-{name}.csv*", notes):
         for cells in read_table(path, notes, columns, noted_as=BESIDE_CELLS):
-            key = cells[columns[0]]
+            key = cells[columns[0]].removesuffix(".0")
             if key in found:
                 notes.add(f"{columns[0]} in a second line of the {name} table, left out", key)
             else:
@@ -240,8 +243,11 @@ def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
             raise DataError(f"{archive}: cannot be read: {error}") from None
     members = set(reports.namelist() if reports else ())
     found = map(re.compile(r"(.*?)p\d\d/p\d+/s\d+\.txt").fullmatch, members)
-    packed = [root for root, _ in Counter(name[1] for name in found if name).most_common()]
-
+    count = Counter(name[1] for name in found if name)
+    packed = sorted(count, key=lambda root: (-count[root], len(root), root))
+    if len(packed) > 1:
+        notes.add(f"reports lie in the zip below several folders, of which {packed[0] or '.'} counts first",
+                  ", ".join(packed[1:3]))
     beside = [root for root in REPORTS if (folder / root).is_dir()]
 
     def place(name: str) -> str:
@@ -309,8 +315,7 @@ def openi_csv_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Itera
         uid, name = cells["uid"], cells["filename"]
         text = texts.get(uid) if uid else None
         report = choose_prompt("", text["findings"], text["impression"], prompt) if text else ""
-        yield Row(place.get(name) or place.get(Path(name).stem, name), report, patient=uid,
-                  view=cells["projection"].lower(),
+        yield Row(named(place, name, notes), report, patient=uid, view=cells["projection"].lower(),
                   fault="" if text else "uid is not in indiana_reports.csv")
 
 
@@ -332,53 +337,9 @@ OPENI = ("*", "images/*", "images/images_normalized/*", "images_normalized/*", "
 NIH = ("images/*", "images_[0-9]*/images/*", "images_[0-9]*/*", "*")   # as the archives are downloaded
 
 
-USUAL, OTHER = (".png", ".jpg", ".jpeg"), (".tif", ".tiff", ".webp", ".bmp")   # suffixes of pictures
-
-
-def images_in(folder: Path, patterns: Collection[str], suffixes: Collection[str] = USUAL) -> Iterator[Path]:
-    """The pictures that match, as paths inside the folder; hidden ones are left out."""
-    for pattern in patterns:
-        for path in sorted(folder.glob(pattern)):
-            here = path.relative_to(folder)
-            if here.suffix.lower() in suffixes and not any(p[0] == "." for p in here.parts):
-                yield here
-
-
-def image_places(folder: Path, official: Collection[str], notes: Tally) -> dict[str, str]:
-    """{name, with its suffix or without: path inside the folder} of the images in the official places, or
-    where these hold none, one or two levels below. Of two with one name that in the official place counts,
-    and elsewhere neither: one may be in masks/ or thumbs/. What is passed over is noted. Suffixes: OTHER
-    where there is no picture of a USUAL one."""
-    found: dict[str, str] = {}
-
-    def enter(here: Path) -> None:
-        if (first := found.setdefault(here.name, str(here))) != str(here):
-            notes.add("image passed over for another of its name", f"{here} for {first}")
-        found.setdefault(here.stem, str(here))
-
-    for suffixes in (USUAL, OTHER):
-        there, below = ([*images_in(folder, places, suffixes)] for places in (official, ("*/*", "*/*/*")))
-        if there or below:
-            break
-    for here in there:
-        enter(here)
-    own = bool(there)
-    parents: dict[str, set[Path]] = {}
-    for here in below:
-        parents.setdefault(here.stem, set()).add(here.parent)
-    for here in below:
-        if own and here.name in found or not own and len(parents[here.stem]) == 1:
-            enter(here)
-            if not own:
-                notes.add("image found in none of the archive's own folders", str(here))
-        elif not own:
-            notes.add("image in several folders, none of them the archive's own: not used", str(here))
-    return found
-
-
 def chexpert_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """CheXpert: train.csv and valid.csv with 14 labels, no reports."""
-    place = chexpert_places(folder)
+    place = chexpert_places(folder, notes)
     for file, split in ((path, "train"), (path.with_name("valid.csv"), "val")):
         table = read_table(file, notes, ["path", "frontal/lateral", *LABEL_COLUMNS]) if file.is_file() else []
         for cells in table:
@@ -391,7 +352,7 @@ def chexpert_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterat
 
 def chexpert_plus_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Row]:
     """CheXpert Plus: df_chexpert_plus_*.csv with reports by section."""
-    place = chexpert_places(folder)
+    place = chexpert_places(folder, notes)
     for cells in read_table(path, notes, ["path_to_image", "deid_patient_id", "frontal_lateral", "split",
                                           "section_findings", "section_impression"], ["report"]):
         findings, impression = cells["section_findings"], cells["section_impression"]
@@ -407,19 +368,22 @@ HOMES = [f"{above}{split}/patient*" for above in (
     for split in ("train", "valid")] + ["CheXpert-v1.0 batch */patient*"]
 
 
-def chexpert_places(folder: Path) -> Callable[[str], str]:
+def chexpert_places(folder: Path, notes: Tally) -> Callable[[str], str]:
     """folder -> a function from an image's path in a table, "CheXpert-v1.0/train/patient00001/..." to the one
-    in the folder, by where that patient lies, as .jpg or .png; a path of no patient here stays."""
-    homes: dict[str, str] = {}
+    in the folder: the table's own, as far as it goes, or else where that patient lies; a path of no patient
+    here stays."""
+    homes: dict[str, list[str]] = {}
     for pattern in HOMES:
-        for home in folder.glob(pattern):
-            homes.setdefault(home.name, str(home.relative_to(folder)))
-    some = escape(next(iter(homes.values()), "train"))
-    suffix = next((path.suffix for path in images_in(folder, [f"{some}/*/*"])), ".jpg")
+        for home in sorted(folder.glob(pattern)):
+            homes.setdefault(home.name, []).append(str(home.relative_to(folder)))
 
     def place(name: str) -> str:
-        patient = re.search(r"(?:^|/)(patient\d+)/(.*)\.\w+$", name.replace("\\", "/"))
-        return f"{homes[patient[1]]}/{patient[2]}{suffix}" if patient and patient[1] in homes else name
+        path = "/" + name.replace("\\", "/")
+        patient = re.search(r"/(patient\d+)/(.+)$", path)
+        if not patient or patient[1] not in homes:
+            return name
+        there = [f"{home}/{patient[2]}" for home in homes[patient[1]]]
+        return standing(folder, sorted(there, key=lambda here: -len(here) * path.endswith(f"/{here}")), notes)
 
     return place
 
@@ -439,10 +403,10 @@ def nih_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Ro
     vocabulary = {term for cells in table for term in known_terms(cells["finding labels"], notes)}
     for cells in table:
         name, terms = cells["image index"], known_terms(cells["finding labels"])
-        yield Row(place.get(name) or place.get(Path(name).stem, name), compose_report(terms),
+        yield Row(named(place, name, notes), compose_report(terms),
                   terms_to_labels(terms, vocabulary), cells["patient id"],
                   "test" if Path(name).stem in tests else "",
-                  aspect=true_aspect(cells["originalimage[width"], cells["height]"]))
+                  aspect=true_aspect(cells["originalimage[width"], cells["height]"], notes))
 
 
 def listed_names(path: Path) -> set[str]:
@@ -475,6 +439,9 @@ def read_rows(folder: Path, prompt: str, notes: Tally) -> tuple[str, list[Row]]:
     for name, pattern, reader in LAYOUTS:
         for path in newest(folder, pattern, notes):
             rows = reader(folder, path, prompt, notes)
+            for other, beside, _ in LAYOUTS:
+                if other != name and (unread := next(folder.glob(beside), None)):
+                    notes.add(f"what {other} has lies here as well, and is not read", unread.name)
             return name, list(tqdm(rows, "reading tables", unit="row", delay=2))
     deeper = (path for name, pattern, _ in LAYOUTS for above in ("*/", "*/*/", "physionet.org/files/*/*/")
               for path in folder.glob(above + pattern))

@@ -1,10 +1,10 @@
-"""One image file to one square of grey pixels, read with suspicion.
+"""Where an image lies, and one image file to one square of grey pixels, read with suspicion.
 
 Nothing outside the data folder is opened, whatever a table says; what cannot be used raises ImageError.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,8 @@ from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from chests.tables import Tally
 
 SMALLEST = 16           # pixels of an image's short side
 NARROWEST = 4           # long side over short side
@@ -161,3 +163,74 @@ def decode(folder: Path, rows: list[Row], size: int, fit: str) -> Iterator[np.nd
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         yield from pool.map(one, rows)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Where an image lies
+
+USUAL, OTHER = (".png", ".jpg", ".jpeg"), (".tif", ".tiff", ".webp", ".bmp")   # suffixes of pictures
+STANDS_IN = "image of another suffix than the table's or the archive's stands in"
+
+
+def images_in(folder: Path, patterns: Collection[str], suffixes: Sequence[str]) -> Iterator[Path]:
+    """The pictures that match, as paths inside the folder, of one stem in the order of the suffixes; hidden
+    ones are left out."""
+    for pattern in patterns:
+        there = (path.relative_to(folder) for path in folder.glob(pattern))
+        there = [here for here in there if here.suffix.lower() in suffixes and "/." not in f"/{here}"]
+        yield from sorted(there, key=lambda here: (here.parent, here.stem,
+                                                   suffixes.index(here.suffix.lower())))
+
+
+def standing(folder: Path, paths: Sequence[str], notes: Tally) -> str:
+    """The first of an image's paths where a file is, or else one of its stem with another suffix, which is
+    noted; the first path if there is none."""
+    for path in paths:
+        if os.path.isfile(f"{folder}/{path}"):
+            return path
+    for path in paths:
+        for suffix in USUAL:
+            if os.path.isfile(f"{folder}/{(other := path.rpartition('.')[0] + suffix)}"):
+                notes.add(STANDS_IN, other)
+                return other
+    return paths[0]
+
+
+def named(place: dict[str, str], name: str, notes: Tally) -> str:
+    """Where the image of that name lies, or else one of its stem, which is noted; or else the name"""
+    if name not in place and (other := place.get(Path(name).stem)):
+        notes.add(STANDS_IN, other)
+        return other
+    return place.get(name, name)
+
+
+def image_places(folder: Path, official: Collection[str], notes: Tally) -> dict[str, str]:
+    """{name, with its suffix or without: path inside the folder} of the images in the official places, or
+    where these hold none, one or two levels below. Of two with one name that in the official place counts,
+    and elsewhere neither: one may be in masks/ or thumbs/. What is passed over is noted. Suffixes: OTHER
+    where there is no picture of a USUAL one."""
+    found: dict[str, str] = {}
+
+    def enter(here: Path) -> None:
+        first = [found.setdefault(key, str(here)) for key in (here.name, here.stem)]
+        for other in {*first} - {str(here)}:
+            notes.add("image passed over for another of its name", f"{here} for {other}")
+
+    for suffixes in (USUAL, OTHER):
+        there, below = ([*images_in(folder, places, suffixes)] for places in (official, ("*/*", "*/*/*")))
+        if there or below:
+            break
+    for here in there:
+        enter(here)
+    own = bool(there)
+    parents: dict[str, set[Path]] = {}
+    for here in below:
+        parents.setdefault(here.stem, set()).add(here.parent)
+    for here in below:
+        if own and here.name in found or not own and len(parents[here.stem]) == 1:
+            enter(here)
+            if not own:
+                notes.add("image found in none of the archive's own folders", str(here))
+        elif not own:
+            notes.add("image in several folders, none of them the archive's own: not used", str(here))
+    return found

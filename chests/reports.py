@@ -28,9 +28,13 @@ WORDED = re.compile(r"(?i)\b(?!(?:x+|none|nan?|nil|null|not|assessed|as|same|see
                     r"|below|per|in|body|details?|comments?|full|findings?|impression|section|final|report"
                     r"|(?:not|dictat|discuss|mention|record|report|redact|describ|stat|provid)ed|pending|blank"
                     r"|(?:un)?available|done|applicable|missing|tbd|empty|given|data"
-                    r"|no (?:report|data|impression))\b)"
+                    r"|yes|true|false|no (?:report|data|impression))\b)"
                     r"[a-z]{2,}")
 
+# What a failed download or an unfetched file leaves in a report's place, or where it lies
+NO_REPORT = re.compile(r'(?i)\s*(?:<!doctype|<html|<\?xml|\{\s*"|version https://git-lfs'
+                       r"|\S*/annex/objects/|(?:http/[\d.]+ |error )?[45]\d\d:? (?:not found|forbidden"
+                       r"|unauthori[sz]ed|bad|internal|service|too many)|[\w./\\:-]+\.(?:txt|xml|pdf|docx?|html?)\s*$)")
 
 # "No significant interval change." says nothing of what is there.
 SINCE = r"(?:since|from|(?:(?:as|when) )?compared (?:to|with)|in comparison (?:to|with)) "

@@ -46,6 +46,8 @@ def lines_of(text: TextIO) -> Iterator[str]:
         size, number = size + len(line), number + 1
         if size > LARGEST or number > MOST_LINES:
             raise OSError(f"larger than {LARGEST:,} characters or {MOST_LINES:,} lines")
+        if line.count("\0") > len(line) // 4:
+            raise OSError("every other byte is 0, as in UTF-16 without its mark; save the table as UTF-8")
         yield line.replace("\0", "")
 
 
@@ -112,9 +114,11 @@ def read_table(path: Path, notes: Tally, needed: Collection[str],
 
 
 def newest(folder: Path, pattern: str, notes: Tally) -> list[Path]:
-    """The last by name of the files that match, as one or none; that there are others is noted."""
-    paths = sorted(path for path in folder.glob(pattern)
-                   if pattern[-1] != "*" or path.name.endswith((".csv", ".csv.gz")))
+    """The last by name of the files that match, as one or none, a .csv before its .csv.gz; that there are
+    others is noted."""
+    paths = sorted((path for path in folder.glob(pattern)
+                    if pattern[-1] != "*" or path.name.endswith((".csv", ".csv.gz"))),
+                   key=lambda path: (path.name.removesuffix(".gz"), path.suffix != ".gz"))
     if len(paths) > 1:
-        notes.add(f"older table passed over for {paths[-1].name}", ", ".join(p.name for p in paths[:-1]))
+        notes.add(f"other table passed over for {paths[-1].name}", ", ".join(p.name for p in paths[:-1]))
     return paths[-1:]

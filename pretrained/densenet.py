@@ -19,7 +19,8 @@ class DenseLayer(nn.Module):
 
 class DenseNet121(nn.Module):
     """Huang et al. 2017, with torchvision's parameter names, which are torchxrayvision's too:
-    b 1 h w in [-0.5, 0.5] -> b 1024 7 7 after the last ReLU (pooled: XRV's `features2`)."""
+    b 1 h w in [-0.5, 0.5] -> b 1024 7 7 after the last ReLU (pooled: XRV's `features2`, but that films above
+    224 px are reduced with antialiasing, as XRV's own model does not)."""
 
     def __init__(self):
         super().__init__()

@@ -52,7 +52,8 @@ class Preprocessing:
         size, (h, w) = sides("size", self.size), x.shape[2:]
         if len(size) == 1:
             size = [int(size[0] * n / min(h, w)) for n in (h, w)]
-        x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)        # bicubic overshoots
+        for pixels in ((h, size[-1]), size):   # bicubic overshoots, and Pillow clips after either side
+            x = F.interpolate(x, pixels, mode="bicubic", antialias=True).clamp(0, 1)
         if self.do_center_crop:
             crop = sides("crop_size", self.crop_size)
             top, left = (x.shape[2] - crop[0]) // 2, (x.shape[3] - crop[-1]) // 2
@@ -64,6 +65,7 @@ class Preprocessing:
 # Keys of the three files that change the computation, with the only value this file computes (resampling 3
 # is Pillow's bicubic one).
 IMAGE_FIXED = {"do_resize": True, "resample": 3, "do_pad": False, "do_rescale": True,
+               "feature_extractor_type": "CLIPFeatureExtractor",
                "rescale_factor": 1 / 255, "do_normalize": True}
 DINO_FIXED = {"model_type": "dinov2", "num_channels": 3, "qkv_bias": True, "use_swiglu_ffn": False}
 CLIP_FIXED = {"model_type": "clip_vision_model", "num_channels": 3}
@@ -80,14 +82,15 @@ def sides(name: str, value: object) -> tuple[int, ...]:
 
 
 def read_preprocessing(folder: Path, default: dict, patch: int) -> Preprocessing:
-    """From preprocessor_config.json, or transformers 5's processor_config.json; without them the default,
+    """From transformers 5's processor_config.json, or preprocessor_config.json; without them the default,
     which is said: a network sees little in images of another kind than it was trained on."""
-    path = folder / "preprocessor_config.json"
-    if not path.exists():
-        path = folder / "processor_config.json"
-    raw = read_json(path, missing={"image_processor": default})
-    if not path.exists():
-        print(f"{folder}: no preprocessor_config.json; images are prepared with {default}")
+    path = folder / "processor_config.json"
+    raw = read_json(path, missing={})
+    if "image_processor" not in raw:
+        path = folder / "preprocessor_config.json"
+        raw = read_json(path, missing=default)
+        if not path.exists():
+            print(f"{folder}: no preprocessor_config.json; images are prepared with {default}")
     found = parse_config(raw.get("image_processor", raw), Preprocessing, IMAGE_FIXED, path)
     side = min(sides("", found.crop_size if found.do_center_crop else found.size))
     require(side >= patch, f"{path}: the side of an image", side, f"at least the patch_size, {patch}")
@@ -268,4 +271,5 @@ class CLIPPair(nn.Module):
         folder = Path(folder)
         self.tokenizer.save_pretrained(folder)
         write_json(folder / "preprocessor_config.json", asdict(self.prepare))
-        write_folder(folder, self.state_dict(), "model", self.config)
+        config = {k: v for k, v in self.config.items() if k not in ("dtype", "torch_dtype")}   # float32 now
+        write_folder(folder, self.state_dict(), "model", config)

@@ -40,7 +40,7 @@ def parse_config(raw: dict, kind: type, fixed: dict, path: Path | str):
     for key, only in fixed.items():
         value = raw.get(key, only)
         values = value if isinstance(value, list) else [value]       # some keys may have one entry a level
-        if any((v or None) != (only or None) for v in values):       # null, false and 0 all mean "not used"
+        if not values or any((v or None) != (only or None) for v in values):   # null, false, 0: not used
             raise ValueError(f"{path}: {key} is {value!r}, but only {only!r} is supported")
     values = {f.name: raw[f.name] for f in fields(kind) if f.name in raw}
     with naming(f"{path}: ", ValueError, TypeError):
@@ -54,14 +54,16 @@ def read_weights(folder: Path | str, stem: str) -> tuple[dict[str, Tensor], Path
         whole = folder / f"{stem}{variant}.safetensors"
         indices = [folder / f"{stem}.safetensors.index{variant}.json",
                    folder / f"{stem}{variant}.safetensors.index.json"]   # until diffusers 0.32
-        if whole.is_file():
-            return read_kept(whole)[0], whole
         for index in filter(Path.is_file, indices):
+            if whole.is_file():   # diffusers reads one of them, transformers the other
+                raise ValueError(f"{index}: {whole.name} is there as well; delete what is not meant")
             try:
                 names = {Path(name).name for name in read_json(index)["weight_map"].values()}
             except (KeyError, AttributeError, TypeError) as error:
                 raise ValueError(f"{index}: not an index of weight files: {error!r}") from error
             return {k: v for name in sorted(names) for k, v in read_kept(folder / name)[0].items()}, index
+        if whole.is_file():
+            return read_kept(whole)[0], whole
     for pickle in sorted(folder.glob("*.bin")):
         raise ValueError(f"{pickle}: a pickle, which may run any code when read; convert it to safetensors")
     raise ValueError(f"{folder}: no {stem}.safetensors in it")

@@ -105,6 +105,37 @@ def test_mimic_as_png(mimic):
     assert len(loaded(mimic)) == 5
 
 
+def test_another_suffix_stands_in_for_one_film_not_for_all(mimic, capsys):
+    """A film is the .jpg that the archive has, whatever lies beside it (an overlay, say); where only a file
+    of another suffix is there, that counts for this film alone, and is said."""
+    for path in mimic.glob("files/*/*/*/d*.jpg"):
+        path.with_suffix(".png").write_bytes(path.read_bytes())
+    (mimic / "files/p10/p10000001/s50000001/d1.jpg").unlink()
+    overlays = [name for name in loaded(mimic) if name.endswith("png")]
+    assert overlays == ["files/p10/p10000001/s50000001/d1.png"]
+    assert "noted 1: image of another suffix than the table's or the archive's" in capsys.readouterr().out
+
+
+def test_of_two_trees_in_the_zip_always_the_same_counts(mimic, capsys):
+    """Equally many reports below two folders of the zip: those nearest to its top count, and that is said."""
+    with zipfile.ZipFile(mimic / "mimic-cxr-reports.zip", "w") as reports:
+        for path in mimic.glob("files/*/*/*.txt"):
+            for root, text in (("edited/", "Edema."), ("", path.read_text())):
+                reports.writestr(f"{root}{path.relative_to(mimic)}", text)
+            path.unlink()
+    assert list(loaded(mimic).values()).count("Small left effusion.") == 4
+    assert "below several folders, of which files/ counts first: 'edited/files/'" in capsys.readouterr().out
+
+
+def test_what_a_failed_download_left_is_no_report(mimic):
+    """A page that says so, or a pointer to a file that was not fetched, is no prompt and no normal film."""
+    left = ["404: Not Found", "<!DOCTYPE html>\n<html><p>Please sign in to see the film.</p></html>",
+            "version https://git-lfs.github.com/spec/v1\noid sha256:00", '{"error": "access denied"}']
+    for text, path in zip(left, sorted(mimic.glob("files/*/*/*.txt")), strict=True):
+        path.write_text(text)
+    assert set(loaded(mimic).values()) == {"Pleural effusion. Possible edema."}
+
+
 def append(folder: Path, table: str, lines: str) -> None:
     path = folder / f"mimic-cxr-2.0.0-{table}.csv.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + lines.encode()))
@@ -246,6 +277,23 @@ def test_a_folder_above_the_archive_is_told_so(tmp_path):
         load(str(tmp_path), size=16)
 
 
+def test_the_path_of_chexperts_table_counts_first(tmp_path):
+    """Where a patient's name lies in two places, the film is that of the table's own path, as far as it goes,
+    or else the one that is there."""
+    rows = ["CheXpert-v1.0-small/train/patient00000", "CheXpert-v1.0-small/train/patient00001",
+            "CheXpert-v1.0/train/patient00002", "train/patient00003"]
+    lines = [f"{name}/study1/view1_frontal.jpg,Frontal{',' * 11}1.0,,,\n" for name in rows]
+    header = f"Path,Frontal/Lateral,{','.join(LABELS)}\n"
+    there = ["CheXpert-v1.0-small/train/patient00000", "train/patient00000", "valid/patient00000",
+             "train/patient00001", "CheXpert-v1.0/train/patient00002", "CheXpert-v1.0/train/patient00003"]
+    put(tmp_path, {f"{name}/study1/view1_frontal.jpg": None for name in there}
+        | {"CheXpert-v1.0/train/patient00001/empty.txt": "", "train.csv": header + "".join(lines),
+           "valid.csv": header + lines[0].replace("-small/train", "-small/valid")})
+    rows = read_rows(tmp_path, "report", Tally())[1]
+    found = [row.image.removesuffix("/study1/view1_frontal.jpg") for row in rows]
+    assert found == [there[0], *there[3:], "valid/patient00000"]
+
+
 def test_chexpert_plus(tmp_path):
     """CheXpert Plus: reports by section, images as PNG under another folder than the table says."""
     images = [f"train/patient{i}/study1/view1_frontal" for i in range(5)]
@@ -328,7 +376,7 @@ def test_images_count_where_the_archive_has_them(tmp_path, capsys):
     assert loaded(tmp_path) == {f"images_1/images/{name}": "Pleural effusion." for name in names}
     printed = capsys.readouterr().out
     assert "noted 10: image passed over for another of its name: 'masks/00000000_000.png for im" in printed
-    assert "older table passed over for Data_Entry_2017_v2020.csv: 'Data_Entry_2017.csv'" in printed
+    assert "other table passed over for Data_Entry_2017_v2020.csv: 'Data_Entry_2017.csv'" in printed
 
 
 def nih(folder: Path, names: list[str], places: list[str], listed: bytes = b"00000000_000.png\n") -> None:
@@ -361,6 +409,24 @@ def test_a_mask_never_stands_in_for_a_missing_image(tmp_path, capsys):
     for path in tmp_path.glob("d/images/*.png"):
         path.unlink()
     assert sorted(loaded(tmp_path / "d")) == [f"images/{name[:-4]}.bmp" for name in names]
+
+
+def test_a_film_of_another_suffix_is_said(tmp_path, capsys):
+    """NIH's films are .png: a .jpg beside one counts for nothing, in the place of a missing one it counts,
+    and is said; likewise a size that cannot be read."""
+    names = [f"{i:08}_000.png" for i in range(6)]
+    nih(tmp_path, names, ["images"])
+    put(tmp_path, {f"images/{name[:-4]}.jpg": None for name in names[:2]})
+    (tmp_path / "images" / names[0]).unlink()
+    table = tmp_path / "Data_Entry_2017.csv"
+    head, *rows = table.read_text().splitlines()
+    rows = [head + ",OriginalImage[Width,Height]", *(f"{row},4 px,2" for row in rows)]
+    table.write_text("\n".join(rows) + "\n")
+    assert sorted(loaded(tmp_path)) == ["images/00000000_000.jpg", *(f"images/{name}" for name in names[1:])]
+    out = capsys.readouterr().out
+    assert "noted 1: image of another suffix than the table's" in out
+    assert "another of its name: 'images/00000001_000.jpg for images/00000001_000.png'" in out
+    assert "noted 6: true width and height that give no aspect: the film stays as it is: '4 px x 2'" in out
 
 
 def test_the_image_that_a_table_names_is_read(tmp_path):
