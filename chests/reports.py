@@ -34,7 +34,8 @@ WORDED = re.compile(r"(?i)\b(?!(?:x+|none|nan?|nil|null|not|assessed|as|same|see
 # What a failed download or an unfetched file leaves in a report's place, or where it lies
 NO_REPORT = re.compile(r'(?i)\s*(?:<!doctype|<html|<\?xml|\{\s*"|version https://git-lfs'
                        r"|\S*/annex/objects/|(?:http/[\d.]+ |error )?[45]\d\d:? (?:not found|forbidden"
-                       r"|unauthori[sz]ed|bad|internal|service|too many)|[\w./\\:-]+\.(?:txt|xml|pdf|docx?|html?)\s*$)")
+                       r"|unauthori[sz]ed|bad|internal|service|too many)"
+                       r"|[\w./\\:-]+\.(?:txt|xml|pdf|docx?|html?)\s*$)")
 
 # "No significant interval change." says nothing of what is there.
 SINCE = r"(?:since|from|(?:(?:as|when) )?compared (?:to|with)|in comparison (?:to|with)) "
