@@ -62,7 +62,7 @@ LOOKED_AT = 256         # images of a larger set whose headers are read when it 
 CACHED_BYTES = 2**29    # phantoms are kept once rendered, up to this size
 DRAWING = Path(__file__).parent / "chests" / "phantom.py"   # what a phantom's film depends on
 CODE = ("data.py", *(f"chests/{name}.py" for name in (
-    "archives", "findings", "images", "labels", "reports", "tables")))   # what an index depends on
+    "archives", "findings", "images", "labels", "plainer", "reports", "tables")))   # what an index depends on
 UNNAMED = "image "      # begins the names of patients that no table names
 JUDGE_SEED = 1_000_003  # added to the run's seed
 

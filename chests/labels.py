@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from chests.findings import FINDINGS, LABELS, ORGANS
+from chests.plainer import plainer
 from chests.reports import NO_CHANGE, NONE_HEAD, WORDED, cues, one_line
 
 PRESENT, ABSENT, UNCERTAIN = 1.0, 0.0, -1.0
@@ -30,7 +31,6 @@ WINDOW = 300  # characters of context either side of a mention; bounds the time 
 POSITION = r"(?<!over the )(?<!overlying the )(?<!in the )(?<!behind the )(?<!to the )(?<!shifts the )"
 FINDING = {name: re.compile(cues(stems)) for name, stems in FINDINGS.items()}
 DEVICE = FINDING["Support Devices"]
-NAMED = "|".join(word.pattern for name, word in FINDING.items() if name != "Other")
 ORGAN = {name: re.compile(r"\b" + POSITION + cues(stems)) for name, stems in ORGANS.items()}
 
 # ------------------------------------------------------------------------------------------------------------
@@ -47,76 +47,6 @@ NO_MORE = re.compile(rf"{STOP.pattern}|" + cues(r"""
     and (?:\w+ )?(?:development|placement|insertion|appearance) of\b
     rather\b(?! than)|(?:other|rather) than\b|(?:aside|apart) from\b""") + "|, suggest")   # "no edema after"
 
-# Either of two places or devices is no doubt about the finding: "mid or lower", "NG or OG"
-PLACE = (r"(?:left|right|upper|mid(?:dle)?|lower|lingul\w+|\w*hilar|(?:bi)?basilar|basal|retrocardiac|apical"
-         r"|lateral|medial|anterior|posterior|interstitial|alveolar|[no]gt?|ett?|\w+gastric|endotracheal|svc"
-         r"|central|peripheral|picc|dob\w+|feeding|enteric)")
-# Nor is either of two words for how much, of what form, how old
-FORM = (r"(?:mild|small|mod(?:erate)?|severe|large|trace|tiny|minimal|one|two|three|four|more|less|just"
-        r"|at|new|enlarging|subacute|lobar|stable|unchanged|smaller|larger|(?:in|de)creas(?:ed|ing)"
-        r"|improv(?:ed|ing)|worsen(?:ed|ing)|linear|\w*segmental|patchy|streaky|hazy|\w*nodular|reticular|loculated|layering"
-        r"|acute|chronic|old|heal(?:ed|ing)|cavitary|necrotic|\d+(?:st|nd|rd|th)?)")
-# "No change in the effusion", "not completely resolved effusion", "no layering of the effusion" deny a change
-# or an attribute: read as "unchanged".
-DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major|much|yet|been|appear"
-          r"|evidence[ ]of|sig(?:nif)?)[ ]){0,4}")
-# What says the same in words that end no denial: "does not appear to be", "is seen to suggest" ...
-PLAINER = [(re.compile(pattern), plainer) for pattern, plainer in (
-    (r"\bnot (?:appear|seem|have|believe|think|feel|felt|thought)(?: to (?:be|have)(?: been)?)?(?: that)?"
-     r"(?: there (?:is|are))?\b", "not"),
-    (r"\b(?:is|are|was|were) (?:(?:seen|present|identified|noted|found|evident) )?"
-     r"(?=to (?:suggest|indicate))", ""),
-    (r"\bevidence that there (?:is|are)\b", "evidence of"),
-    (r"\bneither (?:lung|side|hemithorax) has\b", "no"),
-    (r"\bneither ((?:[\w-]+ ){1,5})nor ((?:[\w-]+ ){1,5})ha(?:s|ve) (?:\w+ly )?(?:changed|progressed"
-     r"|(?:in|de)creased|worsened|improved|resolved|cleared)\b", r"unchanged \1and \2"),
-    (r"\bneg(?:ative)?(?: for)?(?= (?!chest|exam|study|film|radiograph|x)\w)", "negative for"),
-    (r"\b(left|right),? (?:but|and) not? (?:left|right)(?:-sided)?,? ", r"\1 "),
-    (r"\bwithout (?:iv |intravenous )?(?:contrast|(?:prior )?comparison|lateral)\b,?", ""),
-    (r"\b(?:document|[ei]nsure|confirm|assess|evaluate|verify|check|until|for)(?: for)?(?: the)?"
-     r"(?: complete| full| interval)? (?:resolution|clearing) of\b", "follow"),
-    (r"\b(?:un|not )(?:clear|certain|sure) (?:if|whether)(?: there (?:is|are)| this (?:is|represents))?\b",
-     "possible"),
-    (r"\b(?:after|following|since|post) (?:[\w-]+ ){1,4}(?=ha(?:s|ve) (?:\w+ )?resolved)", ""),
-    (rf"\b({PLACE}(?: lobe| zone| lung)?|pace\w+|a?icd) or "
-     rf"(?=(?:the )?{PLACE}\b(?! or)|(?:a?icd|defib\w+)\b)", r"\1-"),
-    (r"\b(?:(?:possib|probab)ly|perhaps|maybe) with\b", "possible"),
-    (r"\bconcern is for\b", "concern for"),
-    (r"\bnot well-(?=\w)", "not well "),
-    (r"\b(?:no|without) (?:(?:evidence|signs?) of )?(?=(?:[\w-]+ )?(?:hardware|device|line|lead|catheter)s? "
-     r"(?:failure|complications?|loosening|malposition))", ""),
-    (r"\bin line with\b", "consistent with"),
-    (r"\bnormal (?=interstitial marking)|\b(?=interstitial markings (?:are|appear|remain) (?:\w+ly )?"
-     r"(?:normal|unremarkable|within normal|not (?:\w+ly )?(?:increased|prominent)))", "no "),
-    (r"\b(?:one|two|1|2) of (?:the )?((?:[\w-]+ ){1,4})(?:ha(?:s|ve)|was|were) (?:been )?removed\b",
-     r"\1remains"),
-    (r"\bremoval of (?:one|two|1|2) of\b", ""),
-    (r",? (?:which|that) (?:was|were|had been) [^,:]{1,80}?,?(?= (?:is|are|ha(?:s|ve))\b)", ""),
-    (r"\bbut (?=(?:(?:is|still|now|remains?|appears?|\w+ly) ){0,3}(?:enlarged|widened|dilated)\b)", "and "),
-    (r"\bwnl\b", "within normal limits"),
-    (r"\bno (?:better|worse|larger|smaller|bigger)\b", "unchanged"),
-    (r"\bnor (?:is|are|was|were|has|have|does|do|can)\b(?: there)?(?: be)?(?: any)?", "nor"),
-    (rf"^(?=.* or )((?:(?!\b(?:no|not|without|nor|negative|free)\b).)*\b{FORM}) or (?:\w+ly )?(?={FORM}\b)",
-     r"\1-"),
-    (rf"\b(no|without) ((?:[\w-]+,? ){{1,8}})(?<!development )or (?={DEGREE}(?:change|improvement"
-     rf"|progression|worsening|migration) (?:in|of) (?:(?!(?:to|or) )[\w-]+ ){{0,5}}?(?:{NAMED})"
-     r"(?:(?! or | to sugg| suggestive)[^,;])*$)", r"\1 \2; no "))]
-
-SAME = re.compile(rf"""(?x) \b(?: (?:no|without|lack[ ]of|little(?:[ ]if[ ]any)?)[ ]{DEGREE}(?:
-    change(?!s?,?[ ]or[ ]\w+\b(?![ ](?:in|of))|s?,[^.]*[ ]or[ ]|s[ ]of[ ]|s?[ ]to[ ]suggest)|(?:in|de)crease
-    |improvement|progression|difference|worsening|growth|(?<=interval[ ])enlargement|resolution|clearing
-    )s?\b(?:[ ]or[ ]\w+)?(?:[ ](?:in|of)\b)?
-    |(?:no|without)[ ]{DEGREE}(?:tension|displacement|cavitation|calcification|loculation|layering|healing
-    |shift|migration|discontinuity|kink\w*|(?:tension[ ])?component|air[ ]bronchogram|air-fluid[ ]level)s?
-    (?:[ ]or[ ]\w+)?[ ](?:of|in|within|to|from)\b
-    |(?:not|never|partly|partially|incompletely|nearly|almost|mostly|largely)[ ]{DEGREE}(?:chang|increas
-    |decreas|improv|progress|differ|worse|resolv|cleared|remov|disappear|larger|smaller|bigger)\w*
-    |(?:fail\w*|unable)[ ]to[ ](?:resolve|clear|improve|change)\b
-    |(?:partial|incomplete|near(?:[ -](?:complete|total))?|some|slight|mild|moderate|marked|significant
-    |substantial|further|ongoing|continued|gradual)[ ](?:interval[ ])?(?:resolution|clearing)[ ]of )
-    (?: (?<=in|of)(?P<list>[^;:]*) )?""")   # "... in the effusion or the edema": both
-# "Not free of edema", "no doubt about the edema": two denials affirm.
-TWICE = re.compile(r"\b(?:no|not)(?: \w+ly)? (?:without|free (?:of|from)|clear of|absent|devoid of|doubt)\b")
 NO = re.compile(cues(r"""
     no\b(?! (?:more|less|fewer) than| longer (?:seen|present|visible|evident|identified|visuali))
     without\b|nor\b|neither\b|rather than\b|negative for\b
@@ -435,13 +365,7 @@ def clean(text: str) -> list[str]:
 @lru_cache(maxsize=1 << 16)
 def sentence_mentions(sentence: str) -> tuple[tuple[str, float], ...]:
     """Every mention in a cleaned sentence as (label, verdict). Kept, as sentences repeat."""
-    for pattern, plainer in PLAINER:
-        sentence = pattern.sub(plainer, sentence)
-    sentence, again = TWICE.sub("with", sentence), 50
-    while again and (same := SAME.search(sentence)):   # from left to right: a list may hold the next one
-        listed = (same["list"] or "").replace(" or ", " and ")
-        sentence, again = f"{sentence[:same.start()]}unchanged{listed}{sentence[same.end():]}", again - 1
-    found, start = [], 0
+    sentence, found, start = plainer(sentence), [], 0
     for stop in [*(m.start() for m in CLAUSE.finditer(sentence)), len(sentence)]:
         clause, start = sentence[start:stop], stop
         colon, said = clause.find(":"), []
