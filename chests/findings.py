@@ -36,15 +36,16 @@ FINDINGS = {
     "Pleural Effusion": r"""
         pleural (?:fluid|(?:and|or) pericardial effusion)|(?<!pericardial )effusion
         h(?:ydropneu|a?e)mothora""",
-    "Pleural Other": r"pleural thickening|fibrosis|fibrothorax|pleural scar|pleuro-\w+ scar",
-    "Fracture": r"fractur",
+    "Pleural Other": r"""
+        pleural thickening|fibrosis|fibrothorax|pleural[ -](?:parenchymal )?scar|pleuro-?\w+ scar""",
+    "Fracture": r"(?<!lead )(?<!wire )fractur(?!ed (?:\w+ )?(?:wire|lead))",
     "Support Devices": r"""
-        pacer|defib|tubes?\b|(?:ett|ngt|ogt|cv[cl])\b|swan-ganz|\w*catheter|pacemaker|a?icd\b|picc|lines?\b
+        pacer|defib|tubes?\b|(?:ett|ngt|ogt|cv[cl])\b|swan-ganz|\w*catheter(?!iz)|pacemaker|a?icd\b|picc|lines?\b
         cannula|drain\b|valves?\b|hardware|arthroplast|screw|coils?\b
         \w*port-?a-?cath|(?:medi|chemo|infusa|power)port
         (?:right|left)(?:-sided)?(?: upper)?(?: chest| ij| jugular| subclavian)?(?: wall)? ports?\b
         chest wall ports?\b
-        plates?\b(?!-| ?like)|marker|device|apparatus|equipment""",
+        (?<!end )(?<!end-)plates?\b(?!-| ?like)|(?<!nipple )marker|device|apparatus|equipment""",
     "Other": r"""
         emphysema|blunt|density|elevation|eventration|scoliosis|degenera|calcifi|hyperinflat|hyperexpan
         bronchospasm|asthma|hernia|copd|plaque|osteophyt|aortic disease|bronchiolitis|airways disease

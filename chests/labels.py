@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from chests.findings import FINDINGS, LABELS, ORGANS
-from chests.plainer import plainer
+from chests.plainer import NAMED, plainer
 from chests.reports import NO_CHANGE, NONE_HEAD, WORDED, cues, one_line
 
 PRESENT, ABSENT, UNCERTAIN = 1.0, 0.0, -1.0
@@ -43,7 +43,7 @@ STOP = re.compile(cues(r"""
     """) + "|:| - ")
 NO_MORE = re.compile(rf"{STOP.pattern}|" + cues(r"""
     after\b|following\b|since\b|(?<!^ )(?<!of )(?<!immediate )post\b(?! primary|-)|positive\b
-    (?:due|secondary) to\b|only\b|rule out\b|to exclude\b
+    (?:due|secondary) to\b|result(?:s|ed|ing) in\b|only\b|rule out\b|to exclude\b
     and (?:\w+ )?(?:development|placement|insertion|appearance) of\b
     rather\b(?! than)|(?:other|rather) than\b|(?:aside|apart) from\b""") + "|, suggest")   # "no edema after"
 
@@ -59,14 +59,17 @@ NO = re.compile(cues(r"""
 GONE = re.compile(cues(r"""
     (?:not|no longer|cannot be) (?:now |(?!previous)\w+ly )?(?:seen|identified|visuali[sz]ed|visible|present
     evident|demonstrated|noted|detected|observed|apparent|suspected|shown|found|developed
-    recur(?:red)?)\b(?! (?:before|previous|(?:on|in) (?:the |an? )?(?:pr(?!esent)|yesterday
-    earlier|last|old|outside)|in (?:its|their) entirety))
+    recur(?:red)?)\b(?! (?:before|previous|on$|(?:on|in) (?:the |an? )?(?:pr(?!esent)|yesterday
+    earlier|last|old|outside|lateral)|in (?:its|their) entirety))
     no longer appreciated\b|not (?:persist|in place)\b|(?:is|are|was|were) not$|nonvisuali[sz]ed\b|gone\b
     remov(?:ed|al)\b|pulled\b(?! back)|disappeared\b|absent\b|resolved\b|cleared\b
     (?<!must be )(?<!should be )(?<!to be )(?:excluded|ruled out)\b
-    (?<!not )previously (?:seen|demonstrated)\b(?!.* (?:again|still|persist|remain|unchanged|stable|smaller
-    larger|\w+creas))"""))
-UNSURE_PLACE = re.compile(r"\b(?:possib|probab|question)\w* (?:in|within|at|coil|kink|extend|terminat).*")
+    discontinued\b|replaced (?:by|with)\b""")
+    + r"|\b(?<!not )(?<!as )(?<!from )(?<!than )previously (?:seen|demonstrated)\b"   # nothing else is said
+    rf"(?! (?:[\w-]+ ){{0,3}}(?:{NAMED}))(?!.* (?:again|still|is|are|has|have|now|persist|remain|unchanged"
+    r"|stable|smaller|larger|\w+creas|improv|worse|measur|terminat))")
+UNSURE_PLACE = re.compile(r"\b(?:possib|probab|question)\w* (?:in|within|at|coil|kink|extend|terminat).*"
+                          r"|\breplaced (?:by|with)\b.*")
 TIP = re.compile(r"\b(?:tips?|side ?(?:port|hole)s?)\b")  # where that is not seen, its device is there
 COLON_NO = re.compile(r"[^,:]*: (?:there (?:is|are) )?(?:no|without|not(?! well| clear| assess| evaluat))\b")
 # ", small left effusion" is a new, affirmed item after a denied one, unless a later "or" closes the list.
@@ -102,13 +105,15 @@ NOT_EXCLUDED = re.compile(CANNOT + r"(?:excluded|ruled out|(?:exclude|rule out)(
 MAYBE_LEFT = re.compile(cues(r"""
     may\b(?! (?:of )?\d)|might\b|could\b|would\b|possib\w+\b(?! and the)|probabl\w+|presum\w+|question\w*
     suspect\w*|equivocal\b|either\b|perhaps\b|maybe\b|potential\w*|at most\b|if present\b
-    limit\w* (?:\w+ ){0,2}(?:evaluation|assessment|detection) for\b
+    limit\w* (?:\w+ ){0,2}(?:(?:evaluation|assessment|detection) for|detection of)\b
     (?:minimal|trace|tiny|small|little|mild|scant),? if any\b
     query\b|low probability of\b
     suspicio\w+ (?:for|of)\b|concern\w* (?:for|of)\b|worrisome for\b|suggest\w* of\b|favor\w*
     consider(?!abl)\w*|likelihood of\b|vs\b|unlikely\b(?!,)|less likely\b(?!,)|doubt\w*|differential\b
     borderline\b|correlate\b|correlation for\b
-    more likely (?:(?!rather )[\w-]+ ){0,6}than\b|(?:rule out|to exclude)\b(?!,)|blunt\w* of .* angles?\b"""))
+    more likely (?:(?!rather )[\w-]+ ){0,6}than\b|(?:rule out|to exclude)\b(?!,)
+    blunt\w* of .* angles?\b(?!,? (?:\w+ly )?(?:(?:is|are) )?(?:likely )?(?:consistent|compatible|reflect
+    represent|due|secondary|related|from|caused)|,? and\b)"""))
 MODAL = (r"(?:may|might|could|would|should|can|must|needs?|ha(?:s|ve))(?: also)?(?: (?:have|need))?(?: to)?"
          r"(?: also)?")
 MAYBE_RIGHT = re.compile(cues(rf"""
@@ -238,7 +243,7 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
 # What a clause says about an organ: the adjective before it, or else the first of these words after it
 
 UNSURE = cues(r"""
-    (?:upper limits (?:of )?)?normal (?:or|to) \w+ enlarged\b|borderline\b|obscured\b
+    (?:upper limits (?:of )?)?normal(?: in size)? (?:or|to) \w+ enlarged\b|borderline\b|obscured\b
     (?:poorly|incompletely|not well|difficult to|(?:can)?not be) (?!enlarg|widen)\w+|stable\b|unchanged\b
     similar\b|abnormal config\w+
     (?:may|might|could|possibl[ey]|probabl[ey])(?: \w+){0,2} (?:enlarg|prominen|widen)\w+""")
@@ -259,7 +264,7 @@ SAME_SIZE = re.compile(r"stable|unchanged|similar")   # a verdict only where the
 VALUES = {"absent": ABSENT, "uncertain": UNCERTAIN, "present": PRESENT}
 # Adjective ... organ: "normal heart size and mediastinal contour", but not "heart normal and mediastinum".
 ADJECTIVE_GAP = re.compile(
-    r"(?: (?!(?:and|in|with|for|or|to|is|are|appears?) )[\w-]+"
+    r"(?: (?!(?:and|in|with|for|or|to|is|are|appears?) )[\w-]+,?"
     r"(?: (?!(?:is|are|with|within|appears?|behind|near|at|along|to|shifts) )[\w,-]+){0,6})? ?")
 
 
@@ -326,7 +331,8 @@ V = re.compile(r"\b(?!(?:\w|[ivx]+|an|the|is|are|and|with|no|of|grade|type|stage
 # What only sounds like a finding: "fracture line", "mass effect".
 SOUNDS = re.compile(r"\b(kerley(?: b)?|b|septal|fracture|pleural|fissure|fat|skin|growth|\w*spinal"
                     r"|\w*tracheal|mediastinal|junction|\w*esophageal|axillary|\w*clavicular)[ -]lines?\b"
-                    r"|\b(body|muscle) mass\b|\bmass[ -](effect)")
+                    r"|\b(body|muscle) mass\b|\bmass[ -](effect)|\b(aortic|mitral) valv\w+(?= calcif)"
+                    r"|\b(calcifi\w+ of (?:the )?(?:aortic|mitral)) valve\b")
 def clean(text: str) -> list[str]:
     """Report -> its sentences: lower case, one space between words, "a/b" and "and/or" read as "or"."""
     text = POINT.sub(lambda m: m[1].replace(".", ""), one_line(text)).lower().translate(TYPESET)

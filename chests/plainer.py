@@ -5,7 +5,9 @@ import re
 from chests.findings import FINDINGS
 from chests.reports import cues
 
-NAMED = "|".join(cues(stems) for name, stems in FINDINGS.items() if name != "Other")
+*ILLNESSES, DEVICES, _ = map(cues, FINDINGS.values())
+ILLNESS = "|".join(ILLNESSES)
+NAMED = f"{ILLNESS}|{DEVICES}"
 
 # Either of two places or devices is no doubt about the finding: "mid or lower", "NG or OG"
 PLACE = (r"(?:left|right|upper|mid(?:dle)?|lower|lingul\w+|\w*hilar|(?:bi)?basilar|basal|retrocardiac|apical"
@@ -14,12 +16,13 @@ PLACE = (r"(?:left|right|upper|mid(?:dle)?|lower|lingul\w+|\w*hilar|(?:bi)?basil
 # Nor is either of two words for how much, of what form, how old
 FORM = (r"(?:mild|small|mod(?:erate)?|severe|large|trace|tiny|minimal|one|two|three|four|more|less|just"
         r"|at|new|enlarging|subacute|lobar|stable|unchanged|smaller|larger|(?:in|de)creas(?:ed|ing)"
-        r"|improv(?:ed|ing)|worsen(?:ed|ing)|linear|\w*segmental|patchy|streaky|hazy|\w*nodular|reticular|loculated|layering"
-        r"|acute|chronic|old|heal(?:ed|ing)|cavitary|necrotic|\d+(?:st|nd|rd|th)?)")
+        r"|improv(?:ed|ing)|worsen(?:ed|ing)|linear|\w*segmental|patchy"
+        r"|streaky|hazy|\w*nodular|reticular|loculated|layering|acute|chronic|old|heal(?:ed|ing)|cavitary|necrotic|\d+(?:st|nd|rd|th)?)")
+ON_A_SIDE = r"(?:on|in) the (?:left|right)(?: side| lung)?"
 # "No change in the effusion", "not completely resolved effusion", "no layering of the effusion" deny a change
 # or an attribute: read as "unchanged".
-DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|acute|short|major|much|yet|been|appear"
-          r"|evidence[ ]of|sig(?:nif)?)[ ]){0,4}")
+DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|complete|full|acute|short|major|much|yet"
+          r"|been|appear|evidence[ ]of|sig(?:nif)?)[ ]){0,4}")
 # What says the same in words that end no denial: "does not appear to be", "is seen to suggest" ...
 PLAINER = [(re.compile(pattern), words) for pattern, words in (
     (r"\bnot (?:appear|seem|have|believe|think|feel|felt|thought)(?: to (?:be|have)(?: been)?)?(?: that)?"
@@ -31,7 +34,12 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
     (r"\bneither ((?:[\w-]+ ){1,5})nor ((?:[\w-]+ ){1,5})ha(?:s|ve) (?:\w+ly )?(?:changed|progressed"
      r"|(?:in|de)creased|worsened|improved|resolved|cleared)\b", r"unchanged \1and \2"),
     (r"\bneg(?:ative)?(?: for)?(?= (?!chest|exam|study|film|radiograph|x)\w)", "negative for"),
-    (r"\b(left|right),? (?:but|and) not? (?:left|right)(?:-sided)?,? ", r"\1 "),
+    (r"\b(left|right),? (?:but|and) (?:not?|absent|resolved|cleared) (?:left|right)(?:-sided)?,? ",
+     r"\1 "),
+    (rf"\b({ON_A_SIDE}),? (?:and|but) (?:(?:is|has) )?(?:not(?: seen| present)?|absent|resolved|cleared) "
+     rf"{ON_A_SIDE}", r"\1"),
+    (rf"\bhas (?:resolved|cleared)(?: {ON_A_SIDE},? (?:but|and) (?:persists?|remains?|not|is)"
+     r"|,?(?: and| but)? the (?:left|right)(?: one)? (?:has|is|remains|persists))\b", "persists"),
     (r"\bwithout (?:iv |intravenous )?(?:contrast|(?:prior )?comparison|lateral)\b,?", ""),
     (r"\b(?:document|[ei]nsure|confirm|assess|evaluate|verify|check|until|for)(?: for)?(?: the)?"
      r"(?: complete| full| interval)? (?:resolution|clearing) of\b", "follow"),
@@ -42,6 +50,14 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
      rf"(?=(?:the )?{PLACE}\b(?! or)|(?:a?icd|defib\w+)\b)", r"\1-"),
     (r"\b(?:(?:possib|probab)ly|perhaps|maybe) with\b", "possible"),
     (r"\bconcern is for\b", "concern for"),
+    (r"\b(?:evaluate|assess|look|check|screen) for (?!.*\b(?:show|demonstrat|reveal))"
+     rf"(?=(?:(?:an?|any|underlying|evolving|developing|layering) )*(?:{ILLNESS}))", "possible "),
+    (r"\bnot (?:\w+ )?(?:imaged|included|obtained|visuali[sz]ed|seen),? (?=limiting)", ""),
+    (r"\b(evaluation|assessment|detection) (?:is|was) (?:\w+ly )?limited for\b", r"limited \1 for"),
+    (rf"\bin the absence of (?:(?!{NAMED})[^,;])*, ", ""),
+    (r"\bnot (?=(?:complete|full|total) (?:resolution|clearing) of\b)", "without "),
+    (r"^no longer (?:seen|visuali[sz]ed|present|evident|identified) (?:is|are)\b"
+     r"|\bno longer (?:has|have|shows?)\b", "no"),
     (r"\bnot well-(?=\w)", "not well "),
     (r"\b(?:no|without) (?:(?:evidence|signs?) of )?(?=(?:[\w-]+ )?(?:hardware|device|line|lead|catheter)s? "
      r"(?:failure|complications?|loosening|malposition))", ""),
@@ -51,9 +67,23 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
     (r"\b(?:one|two|1|2) of (?:the )?((?:[\w-]+ ){1,4})(?:ha(?:s|ve)|was|were) (?:been )?removed\b",
      r"\1remains"),
     (r"\bremoval of (?:one|two|1|2) of\b", ""),
+    (r"\b(?:recommend|consider|suggest|advis)\w* (?:\w+ )?removal of\b"
+     r"|\bremoval of (?=(?:[\w-]+ ){1,6}?(?:is|are) (?:recommended|suggested|advised|planned))", ""),
+    (r"\b(?:(?:should|could|can|may|must|needs? to) )?be (?:\w+ )?(?:removed|pulled)\b", "remains"),
+    (r"\b((?:after|following|since|post) (?:\w+ )?removal of (?:[\w-]+ ){0,5}?"
+     r"(?:tubes?|drains?|catheters?|lines?|picc)) (?=(?:an?|the|there|no|small|tiny|new|trace|minimal"
+     r"|moderate|large)\b)", r"\1, "),
+    (r"\b((?:resolution|clearing|disappearance|removal|drainage) of (?:[\w-]+,? ){1,8}?and )(?:of )?"
+     r"(?:the )?(?:left|right|bilateral|bibasilar|biapical)(?:-sided)? "
+     r"(?!.*\b(?:plac|insert|in place|now|new))", r"\1"),
+    (r"\bpost (?=(?:procedur|intervention|biops|operativ|surg|traumat|thoracentesis)\w* "
+     rf"(?:[\w-]+ )?(?:{NAMED}))", "post-"),
     (r",? (?:which|that) (?:was|were|had been) [^,:]{1,80}?,?(?= (?:is|are|ha(?:s|ve))\b)", ""),
+    (r"(?<! for)(?<! of)(?<! in)(?<! from),? which (?=(?:is|are|was|were|has|have)\b)", " "),
     (r"\bbut (?=(?:(?:is|still|now|remains?|appears?|\w+ly) ){0,3}(?:enlarged|widened|dilated)\b)", "and "),
     (r"\bwnl\b", "within normal limits"),
+    (r"^((?:(?!heart|cardi|mediast)[^,])*\b(?:normal|enlarged|widened|prominent))(?:,| but|, but| and) "
+     r"(?:stable|unchanged)(?= (?:heart|cardi\w+|mediastin\w+|\w*silhouette))", r"\1"),
     (r"\bno (?:better|worse|larger|smaller|bigger)\b", "unchanged"),
     (r"\bnor (?:is|are|was|were|has|have|does|do|can)\b(?: there)?(?: be)?(?: any)?", "nor"),
     (rf"^(?=.* or )((?:(?!\b(?:no|not|without|nor|negative|free)\b).)*\b{FORM}) or (?:\w+ly )?(?={FORM}\b)",
