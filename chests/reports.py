@@ -107,7 +107,7 @@ HEADER = re.compile(
     rf"(?:^|\n) ?(?!{PARTS})([A-Z][A-Z ()/,-]*):(?=\s|$)|(?:^|\n)[ =*_\[-]*((?i:{KNOWN}))[ =*_\]:-]*(?=\n)"
     rf"|\b({KNOWN}) ?[:：]|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})) ?(?::|;| [-–—=](?= ))"
     rf"|\b\w[\w.)]{{0,40}}[ \t|]+(?=[A-Z][a-z])((?i:{KNOWN})):"
-    r"|(?:^|\n|(?<=\. ))(FINDINGS|IMPRESSION)(?= [A-Z]?[a-z])"
+    r"|(?:^|\n ?|(?<=\. ))(FINDINGS|IMPRESSION|ADDENDUM)(?= {1,2}[A-Z]?[a-z]| \([^()\n]{0,40}\):)"
     rf"|(?<=[.!?] )(?P<view>(?:{VIEW}[ ,]+)*CHEST(?:,? {VIEW})*):(?=\s+[A-Z][a-z])")
 MISSPELT = re.compile(r"\b([A-Z]{6,15}|[A-Z][a-z]{5,14}):")   # "FINDNGS:"
 USUAL = ("FINDINGS", "IMPRESSION", "INDICATION", "CONCLUSION", "RECOMMENDATION")

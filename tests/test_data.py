@@ -428,6 +428,8 @@ def test_prompt_choice():
     ("EXAM: X-ray. CHEST: 1/2/2010.\n\nHISTORY: Cough.\n\nCOMPARISON: None.\n\nEffusion.", "Effusion."),
     ("PROCEDURE: Chest. AP CHEST: Portable.\n\nHISTORY: Cough.\n\nEffusion.", "Effusion."),
     ("IMPRESSION: Edema. ATTESTATION: I have reviewed the films.", "Edema."),
+    (" FINDINGS:\n \n Small effusion.\n \n ADDENDUM  The tube was removed.", "Small effusion."),
+    ("IMPRESSION: Edema. ADDENDUM (1/2): On review, effusion.", "Edema."),
     ("Left eff\u200busion.\\tE\x00dema.", "Left effusion. Edema.")])
 def test_a_prompt_is_all_that_was_read_on_the_film_and_nothing_else(text, prompt):
     """Of a text without headers every paragraph; never the indication, the technique, or a line that only

@@ -128,6 +128,21 @@ def test_same_seed_same_numbers(run, result, toy_judge):
     assert other.index.tolist() != evaluate.make_yardstick(toy_judge, toy_sets(), 24, seed=3).index.tolist()
 
 
+def test_pictures_are_drawn_as_many_at_a_time_as_in_rollouts(run, tmp_path, monkeypatch):
+    """--rl-batch is what memory bears: a card that trained does not fail in the evaluation."""
+    folder, sizes, draw = shutil.copytree(run, tmp_path / "copy"), [], evaluate.sample.generate
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rl_batch": 7}))
+    monkeypatch.setattr(evaluate.sample, "generate",
+                        lambda pipe, reports, *rest, **how: sizes.append(len(reports)) or draw(
+                            pipe, reports, *rest, **how))
+    evaluate.evaluate_run(folder, toy_sets(), reports=20)
+    assert max(sizes) == 7 and sum(sizes) == 2 * (20 + 3 * 20)
+    (folder / "config.json").write_text(json.dumps(config | {"rl_batch": "7"}))
+    with pytest.raises(ValueError, match="config.json: rl_batch is '7', expected a positive integer"):
+        evaluate.evaluate_run(folder, toy_sets())
+
+
 def test_table_shows_every_metric(result):
     """One line a metric, one column a system."""
     lines = evaluate.table(result).splitlines()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, SMOKE, command
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import evaluate
@@ -309,6 +310,8 @@ def test_every_option_has_one_flag_with_its_default():
     assert configs == (TrainConfig(), SampleConfig(), RLConfig())
     names = [f.name for c in configs for f in dataclasses.fields(c)]
     assert len(names) == len(set(names))
+    small = parse(["--preset", "small", "--gradient", "score"])[2]   # the preset's, then the gradient's
+    assert (small.rl_lr, small.rounds, small.kl) == (1e-4, 50, SCORE["kl"])
 
 
 def test_networks_of_ones_own_are_read_before_anything_slow(tmp_path):
@@ -337,6 +340,19 @@ def before_rl(smoke_run, tmp_path) -> Path:
     """A run that has everything but the result of reinforcement learning."""
     left_out = shutil.ignore_patterns("cxrl", "rl.safetensors", "rwr.safetensors")
     return Path(shutil.copytree(smoke_run, tmp_path / "run", ignore=left_out))
+
+
+def test_the_last_round_is_kept_though_checkpoints_are_slow(before_rl, same_phantoms, monkeypatch):
+    """What comes after it, pictures and a merged LoRA, takes minutes at Stable Diffusion's size."""
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "quick", lambda modules: False)
+    monkeypatch.setattr(train, "before_and_after", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(["--out", str(before_rl), *SMOKE, "--stage", "rl", "--save-every", "600"])
+    with safe_open(before_rl / "state" / "rl.safetensors", "pt") as state:
+        assert state.metadata()["step"] == str(parse(SMOKE)[2].rounds)
 
 
 def torchrun(folder: Path, *more: object) -> list[str]:
@@ -418,6 +434,7 @@ def test_a_dead_rank_ends_the_job_and_the_same_command_makes_the_updates_of_one_
     assert not (before_rl / "cxrl" / "model_index.json").exists()
     done = subprocess.run(torchrun(before_rl), cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("reward queries") == 1   # rank 0 speaks for all
     assert weights(before_rl).keys() == weights(smoke_run).keys()
     same_policy(before_rl, smoke_run)
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"rl"' in line]

@@ -428,7 +428,69 @@ ET tube is possibly in the right mainstem bronchus. | +dev
 PICC line is not seen in its entirety but appears to end in the SVC. | +dev
 """
 
-KINDS = (WHOSE, DOUBT, LONG, SHARED, PLAINER, ENDS, CHANGE, ORGANS, WORDS, TURNS, READ)
+# What stock phrases of whole reports say of what is gone, of the other side, of the film before.
+REPORTED = r"""
+Interval resolution of pulmonary edema and right pleural effusion. | -edema -eff
+Interval resolution of edema, and the left effusion has decreased. | -edema +eff
+Interval clearing of the edema and bilateral effusions. | -edema -eff
+Interval removal of the endotracheal tube and the left chest tube. | -dev
+Interval removal of the chest tube and right jugular line placement. | +dev
+Removal of the nasogastric tube and small left effusion. | -dev +eff
+The opacity previously seen in the left base has worsened. | +opacity
+The nodule previously seen now measures 8 mm. | +lesion
+The effusion previously seen has resolved. | -eff
+Linear scarring in the region of previously seen consolidation. | +opacity
+PICC previously seen in the right atrium now terminates in the SVC. | +dev
+Left effusion, decreased from previously seen. | +eff
+Right pneumothorax is new, not seen on ___. | +ptx
+Left lower lobe consolidation, not present on ___. | +cons
+Right lower lobe opacity is not seen on the lateral. | +opacity
+Pneumothorax is not seen on this radiograph. | -ptx
+Normal heart, lungs, hila, mediastinum, and pleural surfaces. | -heart -ecm
+Normal hilar, mediastinal and cardiac contours. | -heart -ecm
+Normal lungs, enlarged heart. | +heart
+Enlarged but stable cardiac silhouette. | +heart
+Normal, stable heart size. | -heart
+Heart size mildly enlarged, stable mediastinal contours. | +heart ?ecm
+Blunting of the left costophrenic angle, consistent with a small effusion. | +eff
+Blunting of the left costophrenic angle and mild cardiomegaly. | +heart
+Blunting of the left costophrenic angle may reflect effusion. | ?eff
+CT is recommended to evaluate for an underlying mass. | ?lesion
+CT to evaluate for malignancy given the right upper lobe mass. | +lesion
+Portable chest to evaluate for pneumonia shows left lower lobe pneumonia. | +pna
+There is no evidence of a post procedural pneumothorax. | -ptx
+No effusion post thoracentesis. | -eff
+Improvement without complete resolution of right lower lobe pneumonia. | +pna
+Persistent small left and resolved right pleural effusion. | +eff
+Pleural effusion is small on the right, and absent on the left. | +eff
+Effusion has resolved on the right but persists on the left. | +eff
+The right effusion has resolved and the left has decreased. | +eff
+The right effusion has resolved and the heart is enlarged. | -eff +heart
+Consider removal of the PICC. | +dev
+The nasogastric tube should be removed. | +dev
+The nasogastric tube was removed. | -dev
+In the absence of fever, atelectasis is present. | +atel
+Costophrenic angle is not included, limiting evaluation for effusion. | ?eff
+Evaluation is limited for subtle rib fracture. | ?fx
+No longer visualized is the left pneumothorax. | -ptx
+The patient no longer has a pneumothorax. | -ptx
+Nasogastric tube has been discontinued. | -dev
+Small pneumothorax has been replaced by pleural fluid. | -ptx +eff
+Small right pneumothorax, which has resolved. | -ptx
+Small effusion, which has decreased. | +eff
+Following removal of the chest tube a small pneumothorax has developed. | -dev +ptx
+Removal of the chest tube resulted in a small pneumothorax. | -dev +ptx
+Heart is at the upper limits of normal in size or slightly enlarged. | ?heart
+Status post cardiac catheterization, no pulmonary edema. | -edema ~dev
+Calcification of the aortic valve, no effusion. | -eff ~dev
+Aortic valve replacement, no effusion. | +dev -eff
+End plate sclerosis, no effusion. | -eff ~dev
+Repeat with nipple markers. No effusion. | -eff ~dev
+Fractured sternal wires, no rib fractures. | -fx
+Biapical pleural-parenchymal scarring. | +pleura
+"""
+
+KINDS = (WHOSE, DOUBT, LONG, SHARED, PLAINER, ENDS, CHANGE, ORGANS, WORDS, TURNS, READ, REPORTED)
 
 
 @pytest.mark.parametrize("line", [line for kind in KINDS for line in kind.strip().split("\n")])
