@@ -223,7 +223,7 @@ def denoise(unet, schedule: Schedule, cond: Tensor, uncond: Tensor, noise: Tenso
             eta: float) -> Iterator[Step]:
     """(cond: b n d, uncond: n d, noise: b steps+1 c h w) -> the steps in order;
     noise[:, 0] is x_T, noise[:, i+1] is step i's."""
-    # Keys and values: once for all. x: as all later ones lie in memory, or --compile compiles it apart.
+    # Keys and values: once for all. x: contiguous, as all later ones are, or --compile compiles it apart.
     context, x = both_branches(unet, cond, uncond, guidance), noise[:, 0].contiguous()
     for i, (t, p) in enumerate(zip(*schedule.timesteps(noise.shape[1] - 1), strict=True)):
         t, p = t.expand(len(x)), p.expand(len(x))
