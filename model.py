@@ -118,8 +118,8 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 def layout(device: torch.device | str) -> torch.memory_format:
-    """Channels last, the faster one for convolutions, where group norms keep it. On CUDA these return channels
-    first (pytorch issue 111824): before each norm, and behind it, such a network would copy."""
+    """Channels last, the faster one for convolutions, where group norms keep it. CUDA's return channels first
+    (pytorch issue 111824): before each norm, and behind it, such a network would copy."""
     x = torch.zeros(1, 2, 2, 2, device=device).to(memory_format=torch.channels_last)
     kept = F.group_norm(x, 1).is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if kept else torch.contiguous_format

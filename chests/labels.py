@@ -43,7 +43,7 @@ STOP = re.compile(cues(r"""
     """) + "|:| - ")
 NO_MORE = re.compile(rf"{STOP.pattern}|" + cues(r"""
     after\b|following\b|since\b|(?<!^ )(?<!of )(?<!immediate )post\b(?! primary|-)|positive\b
-    (?:due|secondary) to\b|result(?:s|ed|ing) in\b|only\b|rule out\b|to exclude\b
+    (?:due|secondary) to\b|only\b|rule out\b|to exclude\b
     and (?:\w+ )?(?:development|placement|insertion|appearance) of\b
     rather\b(?! than)|(?:other|rather) than\b|(?:aside|apart) from\b""") + "|, suggest")   # "no edema after"
 
@@ -59,14 +59,15 @@ NO = re.compile(cues(r"""
 GONE = re.compile(cues(r"""
     (?:not|no longer|cannot be) (?:now |(?!previous)\w+ly )?(?:seen|identified|visuali[sz]ed|visible|present
     evident|demonstrated|noted|detected|observed|apparent|suspected|shown|found|developed
-    recur(?:red)?)\b(?! (?:before|previous|on$|(?:on|in) (?:the |an? )?(?:pr(?!esent)|yesterday
-    earlier|last|old|outside|lateral)|in (?:its|their) entirety))
+    recur(?:red)?)\b(?! (?:before|previous|(?:on|in)$|(?:on|in) (?:the |an? )?(?:pr(?!esent)|yesterday
+    earlier|last|old|outside|lateral\b(?! (?:or|and|decub|chest|costo|lung|aspect|sulc)))
+    in (?:its|their) entirety))
     no longer appreciated\b|not (?:persist|in place)\b|(?:is|are|was|were) not$|nonvisuali[sz]ed\b|gone\b
     remov(?:ed|al)\b|pulled\b(?! back)|disappeared\b|absent\b|resolved\b|cleared\b
     (?<!must be )(?<!should be )(?<!to be )(?:excluded|ruled out)\b
-    discontinued\b|replaced (?:by|with)\b""")
-    + r"|\b(?<!not )(?<!as )(?<!from )(?<!than )previously (?:seen|demonstrated)\b"   # nothing else is said
-    rf"(?! (?:[\w-]+ ){{0,3}}(?:{NAMED}))(?!.* (?:again|still|is|are|has|have|now|persist|remain|unchanged"
+    replaced (?:by|with)\b""")
+    + r"|\b(?<!not )(?<!as )(?<!from )(?<!than )(?<!to )(?<!that )previously (?:seen|demonstrated)\b"
+    rf"(?!,| (?:[\w-]+ ){{0,3}}(?:{NAMED}))(?!.* (?:again|still|is|are|has|have|now|persist|remain|unchanged"
     r"|stable|smaller|larger|\w+creas|improv|worse|measur|terminat))")
 UNSURE_PLACE = re.compile(r"\b(?:possib|probab|question)\w* (?:in|within|at|coil|kink|extend|terminat).*"
                           r"|\breplaced (?:by|with)\b.*")
@@ -113,7 +114,7 @@ MAYBE_LEFT = re.compile(cues(r"""
     borderline\b|correlate\b|correlation for\b
     more likely (?:(?!rather )[\w-]+ ){0,6}than\b|(?:rule out|to exclude)\b(?!,)
     blunt\w* of .* angles?\b(?!,? (?:\w+ly )?(?:(?:is|are) )?(?:likely )?(?:consistent|compatible|reflect
-    represent|due|secondary|related|from|caused)|,? and\b)"""))
+    represent|suggests|indicat|due|secondary|related|from|caused)|,? and\b)"""))
 MODAL = (r"(?:may|might|could|would|should|can|must|needs?|ha(?:s|ve))(?: also)?(?: (?:have|need))?(?: to)?"
          r"(?: also)?")
 MAYBE_RIGHT = re.compile(cues(rf"""
@@ -232,7 +233,8 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
     for maybe in list(MAYBE_LEFT.finditer(left))[-1:]:
         gap = left[maybe.end():]
         apart = maybe[0] == "vs" or "," in gap and SUBJECT.search(gap)   # "possible A, stable B"
-        if not (STOP.search(gap) or ANOTHER.search(gap)) and (not apart or reaches(gap, mention + right)):
+        ends = STOP.search(gap) or ANOTHER.search(gap) or "limit" in maybe[0] and BEYOND.search(gap)
+        if not ends and (not apart or reaches(gap, mention + right)):
             return UNCERTAIN
     doubt = (MAYBE_RIGHT.search(ASPECT.split(predicate, 1)[0]) or VERSUS.match(right) or OR_LEFT.search(left)
              or OR_RIGHT.match(right))
@@ -261,6 +263,7 @@ VERDICT = re.compile(f"(?P<uncertain>{UNSURE})|(?P<absent>{NORMAL})|(?P<present>
 OTHER = re.compile(rf"[^,:]*:.*?{LARGE}\b(?! (?:in|since|compared|and|from|again|with)\b|,|$)")
 NEITHER = re.compile(r"\b(?:neither|nor)(?: the)?(?: mediastinal| cardiac)? ?$")
 SAME_SIZE = re.compile(r"stable|unchanged|similar")   # a verdict only where there is no other
+SAME_BEHIND = re.compile(rf"(?: size)?(?: is| are| remains?)? (?:{SAME_SIZE.pattern})")
 VALUES = {"absent": ABSENT, "uncertain": UNCERTAIN, "present": PRESENT}
 # Adjective ... organ: "normal heart size and mediastinal contour", but not "heart normal and mediastinum".
 ADJECTIVE_GAP = re.compile(
@@ -272,7 +275,8 @@ def organ_verdict(left: str, right: str) -> float:
     """Is the organ between `left` and `right` in its clause enlarged? nan where nothing is said."""
     adjectives = [m for m in VERDICT.finditer(left) if ADJECTIVE_GAP.fullmatch(left[m.end():])]
     said = [m for m in VERDICT.finditer(own(left, right)) if not SAME_SIZE.fullmatch(m[0])]
-    if adjectives and said and "," in left[adjectives[-1].end():]:   # "large effusion, heart size normal"
+    # "Large effusion, heart size normal": of what stands before
+    if adjectives and (said or SAME_BEHIND.match(right)) and "," in left[adjectives[-1].end():]:
         adjectives = []
     verdict = adjectives[-1] if adjectives else said[0] if said else VERDICT.search(right)
     if not adjectives and verdict and verdict["present"] and OTHER.match(right):
@@ -332,7 +336,7 @@ V = re.compile(r"\b(?!(?:\w|[ivx]+|an|the|is|are|and|with|no|of|grade|type|stage
 SOUNDS = re.compile(r"\b(kerley(?: b)?|b|septal|fracture|pleural|fissure|fat|skin|growth|\w*spinal"
                     r"|\w*tracheal|mediastinal|junction|\w*esophageal|axillary|\w*clavicular)[ -]lines?\b"
                     r"|\b(body|muscle) mass\b|\bmass[ -](effect)|\b(aortic|mitral) valv\w+(?= calcif)"
-                    r"|\b(calcifi\w+ of (?:the )?(?:aortic|mitral)) valve\b")
+                    r"|\b(calcifi\w+ of (?:the )?(?:aortic|mitral)) valve\b(?! (?:prosth|repl|repair))")
 def clean(text: str) -> list[str]:
     """Report -> its sentences: lower case, one space between words, "a/b" and "and/or" read as "or"."""
     text = POINT.sub(lambda m: m[1].replace(".", ""), one_line(text)).lower().translate(TYPESET)

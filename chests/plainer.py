@@ -34,12 +34,15 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
     (r"\bneither ((?:[\w-]+ ){1,5})nor ((?:[\w-]+ ){1,5})ha(?:s|ve) (?:\w+ly )?(?:changed|progressed"
      r"|(?:in|de)creased|worsened|improved|resolved|cleared)\b", r"unchanged \1and \2"),
     (r"\bneg(?:ative)?(?: for)?(?= (?!chest|exam|study|film|radiograph|x)\w)", "negative for"),
-    (r"\b(left|right),? (?:but|and) (?:not?|absent|resolved|cleared) (?:left|right)(?:-sided)?,? ",
-     r"\1 "),
+    (r"(?:\b(left|right),? (?:but|and) not|(?<!the )\b(left|right),? (?:but|and) (?:no|absent|resolved"
+     r"|cleared)) (?:left|right)(?:-sided)?,? ", r"\1\2 "),
+    (rf"\b(?:has|have|is|are) (?:\w+ly )?(?:resolved|cleared)(?: {ON_A_SIDE},? (?:but|and) (?:persists?"
+     r"|remains?|not(?= (?:on|in|the)\b)|is(?! (?:now )?(?:clear|normal|unremark)))"
+     r"|,?(?: and| but| while)? the (?:left|right)(?: one)? (?:has|is|remains|persists)\b"
+     r"(?! (?:(?!near|part|most|larg)\w+ly |now |also |been )*(?:clear|resolved|gone|absent|not?\b|normal"
+     r"|unremark|expand|removed|well|free)))\b", "persists"),
     (rf"\b({ON_A_SIDE}),? (?:and|but) (?:(?:is|has) )?(?:not(?: seen| present)?|absent|resolved|cleared) "
      rf"{ON_A_SIDE}", r"\1"),
-    (rf"\bhas (?:resolved|cleared)(?: {ON_A_SIDE},? (?:but|and) (?:persists?|remains?|not|is)"
-     r"|,?(?: and| but)? the (?:left|right)(?: one)? (?:has|is|remains|persists))\b", "persists"),
     (r"\bwithout (?:iv |intravenous )?(?:contrast|(?:prior )?comparison|lateral)\b,?", ""),
     (r"\b(?:document|[ei]nsure|confirm|assess|evaluate|verify|check|until|for)(?: for)?(?: the)?"
      r"(?: complete| full| interval)? (?:resolution|clearing) of\b", "follow"),
@@ -51,11 +54,13 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
     (r"\b(?:(?:possib|probab)ly|perhaps|maybe) with\b", "possible"),
     (r"\bconcern is for\b", "concern for"),
     (r"\b(?:evaluate|assess|look|check|screen) for (?!.*\b(?:show|demonstrat|reveal))"
-     rf"(?=(?:(?:an?|any|underlying|evolving|developing|layering) )*(?:{ILLNESS}))", "possible "),
-    (r"\bnot (?:\w+ )?(?:imaged|included|obtained|visuali[sz]ed|seen),? (?=limiting)", ""),
+     r"(?=(?:(?:an?|any|acute|small|new|apical|underlying|evolving|developing|layering|loculated"
+     rf"|metastatic) )*(?:{ILLNESS})(?!\w* healing))", "possible "),
+    (r"\bnot (?:\w+ )?(?:imaged|included|obtained|visuali[sz]ed|seen),? "
+     r"(?=limiting (?:[\w-]+ ){0,2}(?:evaluation|assessment|detection))", ""),
     (r"\b(evaluation|assessment|detection) (?:is|was) (?:\w+ly )?limited for\b", r"limited \1 for"),
-    (rf"\bin the absence of (?:(?!{NAMED})[^,;])*, ", ""),
-    (r"\bnot (?=(?:complete|full|total) (?:resolution|clearing) of\b)", "without "),
+    (rf"(?:^|(?<=[,;] ))in (?:the )?absence of (?:(?!{NAMED})[^,;])*, ", ""),
+    (r"\bnot (?:been )?(?=(?:complete|full|total) (?:resolution|clearing) of\b)", "without "),
     (r"^no longer (?:seen|visuali[sz]ed|present|evident|identified) (?:is|are)\b"
      r"|\bno longer (?:has|have|shows?)\b", "no"),
     (r"\bnot well-(?=\w)", "not well "),
@@ -67,22 +72,30 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
     (r"\b(?:one|two|1|2) of (?:the )?((?:[\w-]+ ){1,4})(?:ha(?:s|ve)|was|were) (?:been )?removed\b",
      r"\1remains"),
     (r"\bremoval of (?:one|two|1|2) of\b", ""),
-    (r"\b(?:recommend|consider|suggest|advis)\w* (?:\w+ )?removal of\b"
-     r"|\bremoval of (?=(?:[\w-]+ ){1,6}?(?:is|are) (?:recommended|suggested|advised|planned))", ""),
-    (r"\b(?:(?:should|could|can|may|must|needs? to) )?be (?:\w+ )?(?:removed|pulled)\b", "remains"),
+    (r"\b(?:recommend\w*|consider|advis\w*|(?:^|(?<=we )|(?<=would ))suggest) (?:(?!interval|recent|prior)"
+     r"\w+ )?removal of\b|(?<!interval )(?<!after )(?<!following )(?<!post )\bremoval of (?=(?:(?!and )"
+     r"[\w-]+ ){1,6}?(?:is|are) (?:recommended|suggested|advised|planned))", ""),
+    (r"\b(?:should|could|can|may|must|needs? to) be (?:\w+ )?(?:removed|pulled)\b", "remains"),
+    (r"\b(tubes?|lines?|\w*catheters?|drains?|picc) ((?:has|have) been|was|were) discontinued\b",
+     r"\1 \2 removed"),
+    (r"\b((?:removal|resolution|drainage|clearing|disappearance) of [^,;]{1,60}?),? result(?:s|ed|ing) in\b",
+     r"\1;"),
     (r"\b((?:after|following|since|post) (?:\w+ )?removal of (?:[\w-]+ ){0,5}?"
      r"(?:tubes?|drains?|catheters?|lines?|picc)) (?=(?:an?|the|there|no|small|tiny|new|trace|minimal"
      r"|moderate|large)\b)", r"\1, "),
-    (r"\b((?:resolution|clearing|disappearance|removal|drainage) of (?:[\w-]+,? ){1,8}?and )(?:of )?"
+    (r"\b((?:resolution|clearing|disappearance|(removal)|drainage) of (?:[\w-]+,? ){1,8}?and )(?:of )?"
      r"(?:the )?(?:left|right|bilateral|bibasilar|biapical)(?:-sided)? "
-     r"(?!.*\b(?:plac|insert|in place|now|new))", r"\1"),
-    (r"\bpost (?=(?:procedur|intervention|biops|operativ|surg|traumat|thoracentesis)\w* "
-     rf"(?:[\w-]+ )?(?:{NAMED}))", "post-"),
+     rf"(?(2)(?=(?:[\w-]+ ){{0,3}}(?:{DEVICES})))"
+     r"(?!.*\b(?:plac|insert|in place|now|new|again|tip\b|terminat|is\b|are\b|remain|persist))", r"\1"),
+    (r"\b((?:no|without|nor|or|of|an?|any|acute|immediate|\w+a(?:nt|ble)|definite|large|obvious|visible|evident|other"
+     r"|new) )post (?=(?:procedur|intervention|biops|operativ|surg|traumat|thoracentesis)\w* "
+     rf"(?:[\w-]+ )?(?:{NAMED}))", r"\1post-"),
     (r",? (?:which|that) (?:was|were|had been) [^,:]{1,80}?,?(?= (?:is|are|ha(?:s|ve))\b)", ""),
     (r"(?<! for)(?<! of)(?<! in)(?<! from),? which (?=(?:is|are|was|were|has|have)\b)", " "),
     (r"\bbut (?=(?:(?:is|still|now|remains?|appears?|\w+ly) ){0,3}(?:enlarged|widened|dilated)\b)", "and "),
     (r"\bwnl\b", "within normal limits"),
-    (r"^((?:(?!heart|cardi|mediast)[^,])*\b(?:normal|enlarged|widened|prominent))(?:,| but|, but| and) "
+    (r"^((?:there is |the |an? |again(?: seen is)? |[\w-]+ly |persistent |stable ){0,4}"
+     r"(?:normal|enlarged|widened|prominent))(?:,| but|, but| and) "
      r"(?:stable|unchanged)(?= (?:heart|cardi\w+|mediastin\w+|\w*silhouette))", r"\1"),
     (r"\bno (?:better|worse|larger|smaller|bigger)\b", "unchanged"),
     (r"\bnor (?:is|are|was|were|has|have|does|do|can)\b(?: there)?(?: be)?(?: any)?", "nor"),
