@@ -224,8 +224,8 @@ def build_index(folder: Path, prompt: str) -> Index:
     total = len(table) + skipped.get(CELLS, (0,))[0]
     shared: dict[tuple, tuple] = {}
     owners: dict[str, str] = {}   # {file: the patient it is first named with}
-    shown: set[str] = set()
-    told: set[int] = set()       # hashes of (file, report, split)
+    shown: set[str] = set()       # files that have a row
+    told: set[int] = set()        # hashes of (file, report, split)
     for row in tqdm(table, "checking and labelling rows", unit="row", delay=2):
         try:
             row = checked(folder, row)

@@ -40,8 +40,8 @@ FINDINGS = {
         pleural thickening|fibrosis|fibrothorax|pleural[ -](?:parenchymal )?scar|pleuro-?\w+ scar""",
     "Fracture": r"(?<!lead )(?<!sternal wire )fractur(?!ed (?:(?!with |and )\w+ ){0,2}(?:wire|lead(?! to)))",
     "Support Devices": r"""
-        pacer|defib|tubes?\b|(?:ett|ngt|ogt|cv[cl])\b|swan-ganz|\w*catheter(?!iz)|pacemaker|a?icd\b|picc|lines?\b
-        cannula|drain\b|valves?\b|hardware|arthroplast|screw|coils?\b
+        pacer|defib|tubes?\b|(?:ett|ngt|ogt|cv[cl])\b|swan-ganz|\w*catheter(?!iz)|pacemaker
+        a?icd\b|picc|lines?\b|cannula|drain\b|valves?\b|hardware|arthroplast|screw|coils?\b
         \w*port-?a-?cath|(?:medi|chemo|infusa|power)port
         (?:right|left)(?:-sided)?(?: upper)?(?: chest| ij| jugular| subclavian)?(?: wall)? ports?\b
         chest wall ports?\b

@@ -190,7 +190,7 @@ def standing(folder: Path, paths: Sequence[str], notes: Tally) -> str:
             return path
     for path in paths:
         for suffix in USUAL:
-            if os.path.isfile(f"{folder}/{(other := path.rpartition('.')[0] + suffix)}"):
+            if os.path.isfile(f"{folder}/{(other := os.path.splitext(path)[0] + suffix)}"):
                 notes.add(STANDS_IN, other)
                 return other
     return paths[0]

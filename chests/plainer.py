@@ -17,7 +17,8 @@ PLACE = (r"(?:left|right|upper|mid(?:dle)?|lower|lingul\w+|\w*hilar|(?:bi)?basil
 FORM = (r"(?:mild|small|mod(?:erate)?|severe|large|trace|tiny|minimal|one|two|three|four|more|less|just"
         r"|at|new|enlarging|subacute|lobar|stable|unchanged|smaller|larger|(?:in|de)creas(?:ed|ing)"
         r"|improv(?:ed|ing)|worsen(?:ed|ing)|linear|\w*segmental|patchy"
-        r"|streaky|hazy|\w*nodular|reticular|loculated|layering|acute|chronic|old|heal(?:ed|ing)|cavitary|necrotic|\d+(?:st|nd|rd|th)?)")
+        r"|streaky|hazy|\w*nodular|reticular|loculated|layering|acute|chronic|old|heal(?:ed|ing)|cavitary"
+        r"|necrotic|\d+(?:st|nd|rd|th)?)")
 ON_A_SIDE = r"(?:on|in) the (?:left|right)(?: side| lung)?"
 # "No change in the effusion", "not completely resolved effusion", "no layering of the effusion" deny a change
 # or an attribute: read as "unchanged".
@@ -87,8 +88,8 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
      r"(?:the )?(?:left|right|bilateral|bibasilar|biapical)(?:-sided)? "
      rf"(?(2)(?=(?:[\w-]+ ){{0,3}}(?:{DEVICES})))"
      r"(?!.*\b(?:plac|insert|in place|now|new|again|tip\b|terminat|is\b|are\b|remain|persist))", r"\1"),
-    (r"\b((?:no|without|nor|or|of|an?|any|acute|immediate|\w+a(?:nt|ble)|definite|large|obvious|visible|evident|other"
-     r"|new) )post (?=(?:procedur|intervention|biops|operativ|surg|traumat|thoracentesis)\w* "
+    (r"\b((?:no|without|nor|or|of|an?|any|acute|immediate|\w+a(?:nt|ble)|definite|large|obvious|visible"
+     r"|evident|other|new) )post (?=(?:procedur|intervention|biops|operativ|surg|traumat|thoracentesis)\w* "
      rf"(?:[\w-]+ )?(?:{NAMED}))", r"\1post-"),
     (r",? (?:which|that) (?:was|were|had been) [^,:]{1,80}?,?(?= (?:is|are|ha(?:s|ve))\b)", ""),
     (r"(?<! for)(?<! of)(?<! in)(?<! from),? which (?=(?:is|are|was|were|has|have)\b)", " "),

@@ -33,9 +33,10 @@ WORDED = re.compile(r"(?i)\b(?!(?:x+|none|nan?|nil|null|not|assessed|as|same|see
 
 # What a failed download or an unfetched file leaves in a report's place, or where it lies
 NO_REPORT = re.compile(r'(?is)\s*(?:(?:<(?:!doctype|html|head|error|\?xml)|\[?\{\s*")(?!.{0,3000}\b(?:'
-                       r"findings|impression|effusion|lungs?|heart)\b)|version https://git-lfs|\S*/annex/objects/"
-                       r"|(?:(?:http/[\d.]+|http error|error:?) )?[45]\d\d:? (?:not found|forbidden|unauthori"
-                       r"|bad (?:request|gateway)|internal server|service unavail|gateway|proxy error)"
+                       r"findings|impression|effusion|lungs?|heart)\b)|version https://git-lfs"
+                       r"|\S*/annex/objects/|(?:(?:http/[\d.]+|http error|error:?) )?[45]\d\d:?"
+                       r" (?:not found|forbidden|unauthori|bad (?:request|gateway)|internal server"
+                       r"|service unavail|gateway|proxy error)"
                        r"|[\w./\\:-]+\.(?:txt|xml|pdf|docx?|html?)\s*$)")
 
 # "No significant interval change." says nothing of what is there.
