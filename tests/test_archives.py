@@ -99,10 +99,11 @@ def test_mimic_reports_from_the_zip(mimic):
 
 
 def test_mimic_as_png(mimic):
-    """Copies of MIMIC-CXR-JPG at other sizes keep its folders, but may hold PNGs."""
-    for path in mimic.glob("files/*/*/*/*.jpg"):
-        path.rename(path.with_suffix(".png"))
-    assert len(loaded(mimic)) == 5
+    """Copies of MIMIC-CXR-JPG at other sizes keep its folders, but may hold PNGs, or capitals."""
+    for before, after in ((".jpg", ".png"), (".png", ".JPG")):
+        for path in mimic.glob(f"files/*/*/*/*{before}"):
+            path.rename(path.with_suffix(after))
+        assert len(loaded(mimic)) == 5
 
 
 def test_another_suffix_stands_in_for_one_film_not_for_all(mimic, capsys):
