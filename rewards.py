@@ -55,6 +55,13 @@ class RewardConfig:
     vocab_size: int = 8192
     positions: int = 128
 
+    def __post_init__(self):
+        require(self.trunk in ("resnet", "densenet121"), "trunk", self.trunk, "resnet or densenet121")
+        for name, value in asdict(self).items():
+            most = 2**8 if name in ("blocks", "text_layers") else 2**17
+            require(name == "trunk" or type(value) is int and 0 < value < most, name, value,
+                    f"a positive integer below {most}")
+
     @classmethod
     def tiny(cls):
         return cls(width=16, blocks=1, embed_dim=128, text_dim=128, text_layers=2, vocab_size=1024,
@@ -127,7 +134,6 @@ def resnet(config: RewardConfig) -> nn.Sequential:
 
 def image_trunk(config: RewardConfig) -> tuple[nn.Module, int]:
     """-> a network b 1 h w in [-0.5, 0.5] -> b c h' w', and c"""
-    require(config.trunk in ("resnet", "densenet121"), "trunk", config.trunk, "resnet or densenet121")
     if config.trunk == "densenet121":
         return DenseNet121(), 1024
     return resnet(config), 8 * config.width

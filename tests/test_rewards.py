@@ -178,7 +178,15 @@ def test_rlcf_is_a_margin_and_spares_posture():
 def test_a_misspelt_trunk_is_no_resnet():
     """A DenseNet that was asked for by another name would silently be a ResNet."""
     with pytest.raises(ValueError, match="trunk is 'densenet', expected resnet or densenet121"):
-        rewards.DiagnosisNet(rewards.RewardConfig(trunk="densenet"))
+        rewards.RewardConfig(trunk="densenet")
+
+
+def test_sizes_that_cannot_be_meant_are_refused():
+    """A damaged config.json would have a network of 10^9 layers built first."""
+    with pytest.raises(ValueError, match="text_layers is 1000000000, expected a positive integer below 256"):
+        rewards.RewardConfig(text_layers=10**9)
+    with pytest.raises(ValueError, match="width is True"):
+        rewards.RewardConfig(width=True)
 
 
 def test_every_reward_has_a_gradient_on_the_image():
