@@ -236,14 +236,14 @@ def build_index(folder: Path, prompt: str) -> Index:
             own = owners.setdefault(row.image, row.patient) if row.patient else ""
             if row.labels is None and all(map(isnan, said[1:])) and not ENGLISH.search(row.report):
                 foreign.append(row.image)
-            pair = hash((row.image, row.report, row.split))
+            pair = hash((row.image, row.report, SPLITS[row.split] or "train"))
             if row.patient != own:
                 skipped.add("image named before with another patient, whose it stays", row.image)
             elif pair in told:
                 skipped.add("image named before with this report", row.image)
             else:
                 if row.image in shown:
-                    notes.add("image named before with another report: both count", row.image)
+                    notes.add("image named before with another report or split: both count", row.image)
                 shown.add(row.image)
                 told.add(pair)
                 rows.append(row._replace(labels=shared.setdefault(said, said)))

@@ -154,13 +154,18 @@ def plain_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[
     table = list(read_table(path, notes, ["image", "report|findings|impression|labels"],
                             [*PATIENTS, "split", *VIEWS, "orig_width", "orig_height"]))
     vocabulary = {term for cells in table for term in known_terms(cells["labels"], notes)}
+    also: dict[tuple[str, str], str] = {}   # {(column, name): that person's in an earlier column}
+    for cells in table:
+        first, *others = [(name, cells[name]) for name in PATIENTS if cells[name]] or [("", "")]
+        for other in others:
+            also.setdefault(other, first[1])
     for cells in table:
         report = choose_prompt(cells["report"], cells["findings"], cells["impression"], prompt)
         labels = None
         if not report:
             terms = known_terms(cells["labels"])
             report, labels = compose_report(terms), terms_to_labels(terms, vocabulary)
-        patient = next(filter(None, (cells[name] for name in PATIENTS)), "")
+        patient = next((also.get((name, cells[name]), cells[name]) for name in PATIENTS if cells[name]), "")
         yield Row(cells["image"], report, labels, patient, cells["split"].lower(),
                   " ".join(cells[name].lower() for name in VIEWS).strip(),
                   true_aspect(cells["orig_width"], cells["orig_height"], notes))
@@ -219,7 +224,7 @@ def mimic_table(folder: Path, name: str, columns: list[str], notes: Tally,
     found, kept = {}, {}
     for path in newest(folder, f"mimic-cxr-2*-{name}.csv*", notes):
         for cells in read_table(path, notes, columns, noted_as=BESIDE_CELLS):
-            key = cells[columns[0]].removesuffix(".0")
+            key = re.sub(r"^(\d+)\.0$", r"\1", cells[columns[0]])
             if key in found:
                 notes.add(f"{columns[0]} in a second line of the {name} table, left out", key)
             else:

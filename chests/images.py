@@ -189,7 +189,7 @@ def standing(folder: Path, paths: Sequence[str], notes: Tally) -> str:
         if os.path.isfile(f"{folder}/{path}"):
             return path
     for path in paths:
-        for suffix in (*USUAL, *map(str.upper, USUAL)):
+        for suffix in (*USUAL, *map(str.upper, USUAL), *map(str.title, USUAL)):
             if os.path.isfile(f"{folder}/{(other := os.path.splitext(path)[0] + suffix)}"):
                 notes.add(STANDS_IN, other)
                 return other

@@ -32,11 +32,14 @@ WORDED = re.compile(r"(?i)\b(?!(?:x+|none|nan?|nil|null|not|assessed|as|same|see
                     r"[a-z]{2,}")
 
 # What a failed download or an unfetched file leaves in a report's place, or where it lies
-NO_REPORT = re.compile(r'(?is)\s*(?:(?:<(?:!doctype|html|head|error|\?xml)|\[?\{\s*")(?!.{0,3000}\b(?:'
-                       r"findings|impression|effusion|lungs?|heart)\b)|version https://git-lfs"
-                       r"|\S*/annex/objects/|(?:(?:http/[\d.]+|http error|error:?) )?[45]\d\d:?"
-                       r" (?:not found|forbidden|unauthori|bad (?:request|gateway)|internal server"
-                       r"|service unavail|gateway|proxy error)"
+NO_REPORT = re.compile(r'(?is)\s*(?:(?:<(?:!doctype|html|head|error|\?xml)|\[?\{\s*")(?=.{0,3000}\b(?:'
+                       r"errors?|not found|forbidden|denied|unauthori[sz]ed|(?:sign|log) ?in|limit|moved"
+                       r"|gateway|unavailable|javascript|cookies?|code|message)\b)"
+                       r"(?!.{0,3000}\b(?:findings|impression|effusion|lungs?|heart)\b)"
+                       r"|version https://git-lfs|\S*/annex/objects/"
+                       r"|(?:(?:http/[\d.]+|http error|error:?) )?[45]\d\d:? (?:not found|forbidden"
+                       r"|unauthori|bad (?:request|gateway)|internal server|service unavail"
+                       r"|too many requests|gateway|proxy error)"
                        r"|[\w./\\:-]+\.(?:txt|xml|pdf|docx?|html?)\s*$)")
 
 # "No significant interval change." says nothing of what is there.

@@ -46,7 +46,7 @@ def lines_of(text: TextIO) -> Iterator[str]:
         size, number = size + len(line), number + 1
         if size > LARGEST or number > MOST_LINES:
             raise OSError(f"larger than {LARGEST:,} characters or {MOST_LINES:,} lines")
-        if line.count("\0") > len(line) // 4:
+        if "\0" in line[:8].strip("\0\r\n") and line.count("\0") > len(line) // 4:
             raise OSError("every other byte is 0, as in UTF-16 without its mark; save the table as UTF-8")
         yield line.replace("\0", "")
 

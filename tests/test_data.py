@@ -640,12 +640,22 @@ def test_a_pair_counts_once(tmp_path, capsys):
     load(str(tmp_path))
     out = capsys.readouterr().out
     assert "13 of 25 rows usable" in out and "skipped 12: image named before with this report" in out
-    assert f"noted 1: image named before with another report: both count: '{rows[0]['image']}'" in out
+    said = "noted 1: image named before with another report or split: both count: "
+    assert f"{said}'{rows[0]['image']}'" in out
     late = [row | {"patient_id": "", "split": "val"} for row in rows[:2]]
     named = [row | {"patient_id": "same", "split": "train"} for row in rows[:4]]
     write_table(tmp_path, late + named + rows[4:])
     sides = [{row.image for row in part.rows} for part in list(load(str(tmp_path)).values())[:3]]
     assert rows[0]["image"] in sides[2] and not {row["image"] for row in rows[:4]} & (sides[0] | sides[1])
+
+
+def test_one_who_is_named_in_two_columns_is_one(tmp_path):
+    """A row with both names says whose the other rows' second name is."""
+    rows = [row | {"patient_id": f"p{i // 2}" if i % 2 else "", "subject_id": f"s{i // 2}"}
+            for i, row in enumerate(good_rows(tmp_path, 12))]
+    write_table(tmp_path, rows)
+    names = {row.image: row.patient for part in load(str(tmp_path)).values() for row in part.rows}
+    assert [names[row["image"]] for row in rows] == [f"p{i // 2}" for i in range(12)]
 
 
 def test_one_patient_has_one_name(tmp_path):
