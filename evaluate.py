@@ -223,7 +223,7 @@ def real_groups(yard: Yardstick, test) -> list[Tensor]:
 
 
 def draw(pipe: sample.Pipeline, yard: Yardstick, settings: dict, name: str,
-         batch: int = BATCH) -> tuple[Tensor, list[Tensor]]:
+         batch: int) -> tuple[Tensor, list[Tensor]]:
     """-> images: n 1 h w, one a prompt, and the MS-SSIM groups. Seeds do not depend on `pipe`."""
     first = 10**12 + 10**7 * yard.seed   # torch keeps the low 32 bits
     jobs = [(i, 0) for i in range(len(yard.reports))]

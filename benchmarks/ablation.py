@@ -125,17 +125,18 @@ def begin_from_archive(cxrl: Path, run: Path, flags: list[str], own: list[str]) 
 
 
 @functools.cache
-def measures(base: Path, seed: int, flags: tuple[str, ...]) -> tuple[dict, evaluate.Yardstick, dict]:
-    """-> data, yardstick and sampling of a seed, the same for all its rows"""
-    config, sampling, _ = options.parse([*flags, "--seed", str(seed), "--out", str(base)])
+def measures(base: Path, seed: int, flags: tuple[str, ...]) -> tuple[dict, evaluate.Yardstick, dict, int]:
+    """-> data, yardstick and sampling of a seed, the same for all its rows, and images at a time"""
+    config, sampling, rl = options.parse([*flags, "--seed", str(seed), "--out", str(base)])
     sets = train.load_sets(config)
     judge = load_judge(base / "state" / "judge.safetensors", sets["judge"], start_ranks())
-    return sets, evaluate.make_yardstick(judge, sets, config.eval_reports, seed), sampling.arguments()
+    yard = evaluate.make_yardstick(judge, sets, config.eval_reports, seed)
+    return sets, yard, sampling.arguments(), rl.rl_batch
 
 
 def judged(base: Path, row: str, seed: int, flags: list[str]) -> dict[str, Tensor]:
     """One row of one seed -> metric: 1+r, the value and its resamples"""
-    sets, yard, sampling = measures(base, seed, tuple(flags))
+    sets, yard, sampling, batch = measures(base, seed, tuple(flags))
     if row == "real":
         images = sets["test"].images(yard.index).float() / 255
         rows = evaluate.measure(yard, images, evaluate.real_groups(yard, sets["test"]))
@@ -143,7 +144,7 @@ def judged(base: Path, row: str, seed: int, flags: list[str]) -> dict[str, Tenso
         folder = {"anchor": base / "anchor", "supervised": base.with_name("cxrl") / "control"}.get(
             row, base.with_name(row.replace(" ", "_")) / "cxrl")
         pipe = Pipeline.load(folder, start_ranks())
-        rows = evaluate.measure(yard, *evaluate.draw(pipe, yard, sampling, row))
+        rows = evaluate.measure(yard, *evaluate.draw(pipe, yard, sampling, row, batch))
     return {name: rows[name].double().contiguous() for name in METRICS}
 
 

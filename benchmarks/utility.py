@@ -95,7 +95,8 @@ def draw(run: Path, pipes: dict[str, sample.Pipeline], reports: list[str], seed:
     settings = sample.run_settings(run).arguments()
     first = 2 * 10**12 + 10**7 * seed   # far from the seeds of training and of evaluate.py
     seeds = [first + i for i in range(len(reports))]
-    return {name: reduced(evaluate.draw_all(pipe, reports, seeds, settings, name, 2 * BATCH))
+    batch = evaluate.read_config(run).get("rl_batch", evaluate.BATCH)
+    return {name: reduced(evaluate.draw_all(pipe, reports, seeds, settings, name, batch))
             for name, pipe in pipes.items()}
 
 

@@ -135,6 +135,9 @@ def test_what_a_failed_download_left_is_no_report(mimic):
     for text, path in zip(left, sorted(mimic.glob("files/*/*/*.txt")), strict=True):
         path.write_text(text)
     assert set(loaded(mimic).values()) == {"Pleural effusion. Possible edema."}
+    for path in mimic.glob("files/*/*/*.txt"):
+        path.write_text("<html><body><p>No acute cardiopulmonary abnormality.</p></body></html>")
+    assert list(loaded(mimic).values()).count("No acute cardiopulmonary abnormality.") == 4
 
 
 def append(folder: Path, table: str, lines: str) -> None:

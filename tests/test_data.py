@@ -606,6 +606,10 @@ def test_utf_16_without_its_mark_is_refused(tmp_path):
     (tmp_path / "metadata.csv").write_bytes(table.encode("utf-16-le"))
     with pytest.raises(DataError, match="as in UTF-16 without its mark"):
         load(str(tmp_path))
+    write_table(tmp_path, good_rows(tmp_path))
+    with open(tmp_path / "metadata.csv", "ab") as file:   # as a crash leaves it: nothing is lost
+        file.write(bytes(300))
+    assert len(all_rows(load(str(tmp_path)))) == 8
 
 
 def test_cells_parted_otherwise_are_said(tmp_path):
@@ -642,6 +646,9 @@ def test_a_pair_counts_once(tmp_path, capsys):
     assert "13 of 25 rows usable" in out and "skipped 12: image named before with this report" in out
     said = "noted 1: image named before with another report or split: both count: "
     assert f"{said}'{rows[0]['image']}'" in out
+    write_table(tmp_path, [row | {"split": split} for row in rows for split in ("train", "training", "")])
+    load(str(tmp_path))
+    assert "12 of 36 rows usable" in capsys.readouterr().out   # one split, however it is spelt
     late = [row | {"patient_id": "", "split": "val"} for row in rows[:2]]
     named = [row | {"patient_id": "same", "split": "train"} for row in rows[:4]]
     write_table(tmp_path, late + named + rows[4:])
