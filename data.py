@@ -366,8 +366,7 @@ def assign_splits(rows: list[Row]) -> dict[str, list[int]]:
     """
     sides = [SPLITS[row.split] for row in rows]
     held_out = {row.patient for row, side in zip(rows, sides, strict=True) if side in ("val", "test")}
-    free = sorted({row.patient for row in rows} - held_out,
-                  key=ranked)
+    free = sorted({row.patient for row in rows} - held_out, key=ranked)
     val = 0 if "val" in sides else ceil(len(free) / 10)
     test = 0 if any(sides) else round(len(free) / 10)
     judge = ceil((len(free) - val - test) / 4)

@@ -4,6 +4,7 @@ picture of diffusers; a folder that is wrong or incomplete gives one error that 
 The json files carry the keys and values of the published ones, only sizes are smaller.
 """
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -308,6 +309,13 @@ WRONG = {
     "vast channels": (change("vae/config.json", latent_channels=10**30), "latent_channels is 1000"),
     "no timesteps": (change(SCHEDULER, num_train_timesteps=0), "num_train_timesteps is 0"),
     "a flag as text": (change(SCHEDULER, set_alpha_to_one="no"), "set_alpha_to_one is 'no'"),
+    "a list for a value": (change("unet/config.json", act_fn=[]), "unet.config.json: act_fn is \\[\\]"),
+    "shards beside a whole file": (
+        lambda f: write(f / "unet/diffusion_pytorch_model.safetensors.index.json", {"weight_map": {}}),
+        "index.json: diffusion_pytorch_model.safetensors is there as well"),
+    "a token that stands alone": (
+        change("tokenizer/special_tokens_map.json", pad_token={"content": EOS, "single_word": True}),
+        f"single_word of '{re.escape(EOS)}' is True"),
     "a list": (lambda f: (f / SCHEDULER).write_text("[]"), f"{SCHEDULER}: expected a JSON object, not list"),
 }
 
