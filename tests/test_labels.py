@@ -141,7 +141,7 @@ def test_fast():
                     "1.", "no change in effusion or "):
         label(hostile * 5_000)
         sections(hostile * 5_000)
-    assert time.process_time() - start < 3  # generous; of its own, as other work may share the core
+    assert time.process_time() - start < 5  # twice what it takes: quadratic time would be minutes
 
 
 REPORT = """                                 FINAL REPORT
