@@ -383,6 +383,10 @@ def assign_splits(rows: list[Row]) -> dict[str, list[int]]:
     if left_out:
         print(f"data: {left_out:,} train images left out: their patients are in val or test too")
     where["test"] = where["test"] or where["val"]
+    shared = {rows[i].patient for i in where["val"]} & {rows[i].patient for i in where["test"]}
+    if shared and where["test"] is not where["val"]:
+        print(f"data: {len(shared):,} patients are in val and in test, as the table has them, such as "
+              f"{min(shared)!r}")
     return where
 
 

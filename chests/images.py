@@ -197,11 +197,14 @@ def standing(folder: Path, paths: Sequence[str], notes: Tally) -> str:
 
 
 def named(place: dict[str, str], name: str, notes: Tally) -> str:
-    """Where the image of that name lies, or else one of its stem, which is noted; or else the name"""
-    if name not in place and (other := place.get(Path(name).stem)):
+    """Where the image of that name lies (its own folder aside), or else one of its stem, which is noted; or
+    else the name"""
+    path = Path(name)
+    if path.name in place:
+        return place[path.name]
+    if other := place.get(path.stem):
         notes.add(STANDS_IN, other)
-        return other
-    return place.get(name, name)
+    return other or name
 
 
 def image_places(folder: Path, official: Collection[str], notes: Tally) -> dict[str, str]:

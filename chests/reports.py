@@ -40,7 +40,8 @@ NO_REPORT = re.compile(r'(?is)\s*(?:(?:<(?:!doctype|html|head|error|\?xml)|\[?\{
                        r"|(?:(?:http/[\d.]+|http error|error:?) )?[45]\d\d:? (?:not found|forbidden"
                        r"|unauthori|bad (?:request|gateway)|internal server|service unavail"
                        r"|too many requests|gateway|proxy error)"
-                       r"|[\w./\\:-]+\.(?:txt|xml|pdf|docx?|html?)\s*$)")
+                       r"|(?:access denied|(?:(?:file|page) )?not found|3\d\d (?:found|moved \w+)|forbidden"
+                       r"|unauthori[sz]ed|[\w./\\:-]+\.(?:txt|xml|pdf|docx?|html?))[\s.!]*$)")
 
 # "No significant interval change." says nothing of what is there.
 SINCE = r"(?:since|from|(?:(?:as|when) )?compared (?:to|with)|in comparison (?:to|with)) "
@@ -104,15 +105,17 @@ PARTS = (r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BON[EY]|OSSEOUS|SOFT|LINE|TUBE|D
          r"|AORTA|OTHER)")
 VIEW = (r"(?:PA|AP|FRONTAL|LATERAL|PORTABLE|UPRIGHT|SUPINE|SINGLE|ONE|TWO|[12]|AND|VIEWS?|FILMS?|X-?RAYS?"
         r"|XR|RADIOGRAPHS?)")
+NOTE = r"(?: \([^()\n]{0,40}\)(?= ?[:：]))?"   # "IMPRESSION (final):"
 # At the start of a line any capitals (but not "LUNGS:", a part of the findings); a usual name alone on its
 # line, anywhere in capitals, behind a word with a capital ("cough Findings:"), as the first words of a
 # sentence, or in capitals before words that are none ("FINDINGS Heart normal"); and what was looked at, in
 # capitals, which `sections` takes for one behind an indication only ("PORTABLE CHEST: Small effusion").
 HEADER = re.compile(
     rf"(?:^|\n) ?(?!{PARTS})([A-Z][A-Z ()/,-]*):(?=\s|$)|(?:^|\n)[ =*_\[-]*((?i:{KNOWN}))[ =*_\]:-]*(?=\n)"
-    rf"|\b({KNOWN}) ?[:：]|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})) ?(?::|;| [-–—=](?= ))"
+    rf"|\b({KNOWN}){NOTE} ?[:：]"
+    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})){NOTE} ?(?::|;| [-–—=](?= ))"
     rf"|\b\w[\w.)]{{0,40}}[ \t|]+(?=[A-Z][a-z])((?i:{KNOWN})):"
-    r"|(?:^|\n ?|(?<=\. ))(FINDINGS|IMPRESSION|ADDENDUM)(?= {1,2}[A-Z]?[a-z]| \([^()\n]{0,40}\):)"
+    r"|(?:^|\n ?|(?<=\. ))(FINDINGS|IMPRESSION|ADDENDUM)(?= {1,2}[A-Z]?[a-z])"
     rf"|(?<=[.!?] )(?P<view>(?:{VIEW}[ ,]+)*CHEST(?:,? {VIEW})*):(?=\s+[A-Z][a-z])")
 MISSPELT = re.compile(r"\b([A-Z]{6,15}|[A-Z][a-z]{5,14}):")   # "FINDNGS:"
 USUAL = ("FINDINGS", "IMPRESSION", "INDICATION", "CONCLUSION", "RECOMMENDATION")

@@ -135,6 +135,10 @@ def test_what_a_failed_download_left_is_no_report(mimic):
     for text, path in zip(left, sorted(mimic.glob("files/*/*/*.txt")), strict=True):
         path.write_text(text)
     assert set(loaded(mimic).values()) == {"Pleural effusion. Possible edema."}
+    for text, path in zip(["Access denied", "Not Found\n", "302 Found", "Forbidden."],
+                          sorted(mimic.glob("files/*/*/*.txt")), strict=True):
+        path.write_text(text)
+    assert set(loaded(mimic).values()) == {"Pleural effusion. Possible edema."}
     for path in mimic.glob("files/*/*/*.txt"):
         path.write_text("<html><body><p>No acute cardiopulmonary abnormality.</p></body></html>")
     assert list(loaded(mimic).values()).count("No acute cardiopulmonary abnormality.") == 4
@@ -381,6 +385,16 @@ def test_images_count_where_the_archive_has_them(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "noted 10: image passed over for another of its name: 'masks/00000000_000.png for im" in printed
     assert "other table passed over for Data_Entry_2017_v2020.csv: 'Data_Entry_2017.csv'" in printed
+
+
+def test_a_name_with_its_folder_is_that_image(tmp_path, capsys):
+    """A table that was joined may name images with their folder: the same images, and nothing stands in."""
+    names = [f"{i:08}_000.png" for i in range(5)]
+    nih(tmp_path, names, ["images_001/images"])
+    table = tmp_path / "Data_Entry_2017.csv"
+    table.write_text(table.read_text().replace("\n0", "\nimages_001/images/0"))
+    assert sorted(loaded(tmp_path)) == [f"images_001/images/{name}" for name in names]
+    assert "stands in" not in capsys.readouterr().out
 
 
 def nih(folder: Path, names: list[str], places: list[str], listed: bytes = b"00000000_000.png\n") -> None:

@@ -430,6 +430,7 @@ def test_prompt_choice():
     ("IMPRESSION: Edema. ATTESTATION: I have reviewed the films.", "Edema."),
     (" FINDINGS:\n \n Small effusion.\n \n ADDENDUM  The tube was removed.", "Small effusion."),
     ("IMPRESSION: Edema. ADDENDUM (1/2): On review, effusion.", "Edema."),
+    ("FINDINGS (limited study): Clear lungs.\nImpression (final): Edema.", "Edema."),
     ("Left eff\u200busion.\\tE\x00dema.", "Left effusion. Edema.")])
 def test_a_prompt_is_all_that_was_read_on_the_film_and_nothing_else(text, prompt):
     """Of a text without headers every paragraph; never the indication, the technique, or a line that only
@@ -539,6 +540,9 @@ def test_given_splits_stand(tmp_path, capsys):
     printed = capsys.readouterr().out
     for line in ("split is none of", "good9.png, split moon", "1 train images left out"):
         assert line in printed
+    write_table(tmp_path, [*rows[:8], rows[8], rows[10] | {"split": "test"}])
+    assert load(str(tmp_path))["test"].patients == ["p8"]
+    assert "data: 1 patients are in val and in test, as the table has them" in capsys.readouterr().out
 
 
 def test_training_rows_are_in_no_order_of_the_table(tmp_path):
