@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from chests.findings import LABELS
 from chests.images import ImageError, Row, image_places, named, safe_path, standing
-from chests.reports import BESIDE, NO_REPORT, one_line, sections, worded
+from chests.reports import BESIDE, NO_REPORT, TITLE, one_line, sections, worded
 from chests.tables import BESIDE_CELLS, LONGEST, DataError, Tally, given, newest, read_bytes, read_table
 
 
@@ -48,7 +48,7 @@ def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> s
         text = parts.get("last_paragraph", body)
     else:
         text = impression or findings
-    text = one_line(text if text.strip() or known else parts.get("last_paragraph", body))
+    text = TITLE.sub("", one_line(text if text.strip() or known else parts.get("last_paragraph", body)), 1)
     return text if worded(text) else ""
 
 

@@ -24,6 +24,20 @@ ON_A_SIDE = r"(?:on|in) the (?:left|right)(?: side| lung)?"
 # or an attribute: read as "unchanged".
 DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|complete|full|acute|short|major|much|yet"
           r"|been|appear|evidence[ ]of|sig(?:nif)?)[ ]){0,4}")
+# What follows a word of advice: "be obtained to better evaluate the", "follow-up CT for the", "pulling back"
+ADVICE = (r"(?!.{0,200}\b(?:whether|if|possib|exclu|rule|vs|versus|question)\w*\b)(?:[\w-]+ ){0,8}?(?:"
+          r"(?:to|for|of) (?:[\w-]+ ){0,2}?(?:evaluat|assess|characteri[sz]|quantif|visuali[sz]|document|follow"
+          r"|delineat|defin|determin|clarif|confirm|localiz)\w*(?: (?:the )?(?:stability|chronicity|resolution|extent"
+          r"|size|nature|position))?(?: of)? (?:the|this|these|that|an?y?)\b"
+          r"|be (?:performed|obtained|considered|done|repeated) for (?:the|this|these)\b"
+          r"|(?:ct|mri|films?|radiographs?|views?|series|ultrasound|imaging|follow-?up|correlation) (?:for|of) "
+          r"(?:the|this|these)\b|(?:better|further) (?:evaluat|assess|characteri[sz]|delineat|visuali[sz])\w* the\b"
+          r"|(?:recommend )?(?:advanc|retract|withdraw|reposition|exchang|replac|remov)(?:ing|al|ement)\b"
+          r"|(?:recommend )?(?:pull|draw)ing back\b"
+          r"|(?:diuresis|thoracentesis|drainage|bronchoscopy|biopsy)(?: (?:for|of)\b|$))")
+# One of several, and what is said of it alone: "may represent A, B, and C", but not "..., and C is stable"
+SAID = r" (?:is|are|was|were|has|have|remains?|persists?|unchanged|stable)\b"
+ITEM = rf"(?:(?!{SAID}| (?:with|which|there)\b) [\w-]+){{1,4}}"
 # What says the same in words that end no denial: "does not appear to be", "is seen to suggest" ...
 PLAINER = [(re.compile(pattern), words) for pattern, words in (
     (r"\bnot (?:appear|seem|have|believe|think|feel|felt|thought)(?: to (?:be|have)(?: been)?)?(?: that)?"
@@ -66,7 +80,7 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
      r"|\bno longer (?:has|have|shows?)\b", "no"),
     (r"\bnot well-(?=\w)", "not well "),
     (r"\b(?:no|without) (?:(?:evidence|signs?) of )?(?=(?:[\w-]+ )?(?:hardware|device|line|lead|catheter)s? "
-     r"(?:failure|complications?|loosening|malposition))", ""),
+     r"(?:failure|fracture|complications?|loosening|malposition))", ""),
     (r"\bin line with\b", "consistent with"),
     (r"\bnormal (?=interstitial marking)|\b(?=interstitial markings (?:are|appear|remain) (?:\w+ly )?"
      r"(?:normal|unremarkable|within normal|not (?:\w+ly )?(?:increased|prominent)))", "no "),
@@ -77,8 +91,8 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
      r"\w+ )?removal of\b|(?<!interval )(?<!after )(?<!following )(?<!post )\bremoval of (?=(?:(?!and )"
      r"[\w-]+ ){1,6}?(?:is|are) (?:recommended|suggested|advised|planned))", ""),
     (r"\b(?:should|could|can|may|must|needs? to) be (?:\w+ )?(?:removed|pulled)\b", "remains"),
-    (r"\b(tubes?|lines?|\w*catheters?|drains?|picc) ((?:has|have) been|was|were) discontinued\b",
-     r"\1 \2 removed"),
+    (r"\b(tubes?|lines?|\w*catheters?|drains?|picc)((?: (?:has|have) been| was| were| (?:is|are)(?= out))?)"
+     r" (?:discontinued\b|out$)", r"\1\2 removed"),
     (r"\b((?:removal|resolution|drainage|clearing|disappearance) of [^,;]{1,60}?),? result(?:s|ed|ing) in\b",
      r"\1;"),
     (r"\b((?:after|following|since|post) (?:\w+ )?removal of (?:[\w-]+ ){0,5}?"
@@ -98,7 +112,18 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
     (r"^((?:there is |the |an? |again(?: seen is)? |[\w-]+ly |persistent |stable ){0,4}"
      r"(?:normal|enlarged|widened|prominent))(?:,| but|, but| and) "
      r"(?:stable|unchanged)(?= (?:heart|cardi\w+|mediastin\w+|\w*silhouette))", r"\1"),
-    (r"\bno (?:better|worse|larger|smaller|bigger)\b", "unchanged"),
+    (r"\bno (?:better|worse|larger|smaller|bigger)\b(?= *(?:$|[,:]|(?:than|and|or|but|in|on|at|since|compared"
+     r"|from|when|now|today)\b))", "unchanged"),
+    (r"\bnewly appear(?:ed|ing)\b", "new"),
+    (r"\bwith or without\b", ", possible"),
+    (r"\b(or|and),? less likely,", r"\1 possible"),
+    (r"\bbut not (?:diagnostic|specific|definitive|pathognomonic) (?:of|for)\b", "of"),
+    # Advice is no doubt: "CT could be obtained to evaluate the mass", "consider advancing the tube"
+    (rf"\b(?:consider|could|would|may|might)\b(?= {ADVICE})", ""),
+    # The last of several that are possible: "may represent atelectasis, aspiration, and pneumonia"
+    (r"\b((?:may|might|could) (?:represent|reflect|be|indicate)|(?:differential|etiolog\w+|considerations?"
+     rf"|possibilities)(?: [\w-]+){{0,4}}? includ\w+)({ITEM},(?:{ITEM},){{0,6}}) and(?! there|{ITEM}{SAID})",
+     r"\1\2 or"),
     (r"\bnor (?:is|are|was|were|has|have|does|do|can)\b(?: there)?(?: be)?(?: any)?", "nor"),
     (rf"^(?=.* or )((?:(?!\b(?:no|not|without|nor|negative|free)\b).)*\b{FORM}) or (?:\w+ly )?(?={FORM}\b)",
      r"\1-"),

@@ -4,11 +4,15 @@ import re
 from difflib import get_close_matches
 from html import unescape
 
+from chests.findings import FINDINGS
+
 
 def cues(lines: str) -> str:
     """One alternative a line -> a regular expression, each starting at a word."""
     return r"\b(?:" + "|".join(line.strip() for line in lines.strip().splitlines()) + ")"
 
+
+ANY_FINDING = re.compile("|".join(map(cues, FINDINGS.values())))
 
 # ------------------------------------------------------------------------------------------------------------
 # Text on one line
@@ -60,7 +64,7 @@ NO_CHANGE = re.compile(
 def worded(text: str) -> bool:
     """Does any sentence say something of its own? (In other letters than ASCII that is taken for granted.)"""
     return not text.isascii() or any(WORDED.search(sentence) and not NO_CHANGE.fullmatch(sentence)
-                                     for sentence in re.split(r"(?<=[.;])\s+", text))
+                                     for sentence in re.split(r"(?<=[.;])\s+", TITLE.sub("", text, 1)))
 
 
 OPEN = (r"(?:\b(?:(?<![:;|=?-] )(?<!\t)no|not|of|or|and|the|an?|with|without|for|to|in|on|by|is|are|was|be"
@@ -96,9 +100,9 @@ def one_line(text: str) -> str:
 # Rules from MIMIC-CXR's section parser (MIT-LCP/mimic-cxr), described and written anew.
 
 KNOWN = (r"END OF IMPRESSION|ACCESSION NUMBER|(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)"
-         r"|COMPARISONS?|TECHNIQUES?|PROCEDURE"
+         r"|CLINICAL (?:DETAILS|DATA)|HX|COMPARISONS?|TECHNIQUES?|PROCEDURE"
          r"|(?:REASON FOR (?:THE )?)?(?:EXAM(?:INATION)?|STUDY)|FINDINGS?(?: ?(?:AND|/|&) ?IMPRESSIONS?)?"
-         r"|IMPRESSIONS?|CONCLUSIONS?|OPINION|RECOMMENDATION(?:S|\(S\))?|ADDENDUM|WET READ|NOTIFICATION"
+         r"|OBSERVATIONS?|IMPRESSIONS?|IMP|CONCLUSIONS?|OPINION|RECOMMEND(?:ATION(?:S|\(S\))?)?|ADV(?:I[CS]E)?|ADDENDUM|NARRATIVE|WET READ|NOTIFICATION"
          r"|REPORT|(?<!CRITICAL )RESULTS?|SUMMARY|INTERPRETATION"
          r"|(?:ELECTRONICALLY )?(?:SIGNED|DICTATED|REPORTED|INTERPRETED) BY|ATTESTATION")
 PARTS = (r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BON[EY]|OSSEOUS|SOFT|LINE|TUBE|DEVICE|AIRWAY|HIL|DIAPHRAGM"
@@ -113,7 +117,7 @@ NOTE = r"(?: \([^()\n]{0,40}\)(?= ?[:：]))?"   # "IMPRESSION (final):"
 HEADER = re.compile(
     rf"(?:^|\n) ?(?!{PARTS})([A-Z][A-Z ()/,-]*):(?=\s|$)|(?:^|\n)[ =*_\[-]*((?i:{KNOWN}))[ =*_\]:-]*(?=\n)"
     rf"|\b({KNOWN}){NOTE} ?[:：]"
-    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})){NOTE} ?(?::|;| [-–—=](?= ))"
+    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})){NOTE} ?(?::|;| ?[-–—=](?= ))"
     rf"|\b\w[\w.)]{{0,40}}[ \t|]+(?=[A-Z][a-z])((?i:{KNOWN})):"
     r"|(?:^|\n ?|(?<=\. ))(FINDINGS|IMPRESSION|ADDENDUM)(?= {1,2}[A-Z]?[a-z])"
     rf"|(?<=[.!?] )(?P<view>(?:{VIEW}[ ,]+)*CHEST(?:,? {VIEW})*):(?=\s+[A-Z][a-z])")
@@ -121,12 +125,12 @@ MISSPELT = re.compile(r"\b([A-Z]{6,15}|[A-Z][a-z]{5,14}):")   # "FINDNGS:"
 USUAL = ("FINDINGS", "IMPRESSION", "INDICATION", "CONCLUSION", "RECOMMENDATION")
 SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
     ("indication", r"reason for (the )?(exam(ination)?|study)"),
-    ("history", r"clinical (history|information|data|details)|patient history|pfi"),
+    ("history", r"clinical (history|information|data|details)|patient history|hx|pfi"),
     ("impression", r"conclusions?|opinion|imp|summary|assessment|i ?m?p\w*s\w*n\w?"),
-    ("findings", r"fin\w*s|finding|chest, two views|report|results?|interpretation"),
+    ("findings", r"fin\w*s|finding|observations?|chest, two views|report|results?|interpretation"),
     ("examination", r"exam"),
     ("procedure", r"procedure comments?"),
-    ("recommendations", r"recommendation(s|\(s\))?"),
+    ("recommendations", r"recommend(ation(s|\(s\))?)?|adv(i[cs]e)?"),
 )
 SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum", "indication", "examination",
                  "technique")
@@ -138,7 +142,47 @@ CHEST_VIEW = re.compile(cues(r"""
 # What is about the report; and what a header has to hold to end the findings or the impression
 ABOUT = re.compile(r"communicat|discuss|notif|^end of|accession|dictat|electronic|attending"
                    r"|(?:sign|report|interpret)ed by|attest")
-ENDS = re.compile("|".join(BESIDE) + "|addendum|wet read|exam")
+ENDS = re.compile("|".join(BESIDE) + "|addendum|wet read|exam|narrative")
+
+
+# How a reading begins that has no header: "INDICATION: Cough.\nThe lungs are clear."
+READING = (r"(?:(?:The |Both |Clear |Normal )?(?:[Ll]ung|[Hh]eart (?:size|is|and|not)|[Cc]ardi(?:ac (?:s|c)|om)"
+           r"|[Mm]ediastin|[Tt]rachea)|There (?:is|are|has|have) (?:no|an?|been|mild|moderate|small|left|right)"
+           r"\b|No (?:acute|focal|evidence|pleural|pneumo|infiltr|active|significant|consolid|effusion))")
+# The end of a report that speaks of no film, from the start of a sentence on
+SIGNED = re.compile(
+    r"(?is)(?:^|\n|(?<=[.!:] ))\s{0,20}(?:(?:this document )?(?:has been )?electronically signed|report status"
+    r"|thank you for|i,? (?:dr\.? [^,\n]{1,40}, )?(?:have )?(?:personally )?(?:reviewed|attest)"
+    r"|(?:dictated|transcribed|typed|reported) (?:by|on|at)\b|(?:radiologist|dictated|transcribed|typed)\s*:"
+    r"|dr\.? [\w\s.,]{0,60}\s(?:\(?radiolog|consultant|m\.?d\b)|consultant radiologist|final report\s*$"
+    r"|(?:(?:these|the|critical) )?(?:findings|results?) (?:(?:were|was|have been) )?(?:called|communicated"
+    r"|discussed|conveyed|relayed|telephoned)\b|d/w |discussed with dr"
+    r"|dr\.? \S+ (?:was|has been) (?:paged|notified|informed|called)).*")
+# What was taken, and when: "PORTABLE CHEST, 08:10 HOURS:", "Two views of the chest."
+TITLE = re.compile(
+    rf"(?i)\A(?=[^\n.:]*\b(?:chest|cxr|views?|radiographs?|x-?rays?|films?)\b)\W*(?:(?:(?:final report|chest|cxr"
+    rf"|port|{VIEW}|\dv|radiography|digital|semi|erect|at|of|the|on|hrs?|hours|[ap]m|\d[\d:/]*"
+    r"|exam(?:ination)?|study|performed|obtained|was|were|is|_+)\b|[ap]\.m\.)[ ,()&-]*)+(?:[.:\n]\s*|$)")
+
+
+def unsigned(text: str) -> str:
+    """Without a signature or the like at its end, unless that speaks of a finding"""
+    signed = SIGNED.search(text)
+    return text[: signed.start()] if signed and not ANY_FINDING.search(signed[0].lower()) else text
+
+
+def unheaded(name: str, body: str) -> list[str]:
+    """A section beside the reading -> its own text, and the reading without a header that follows it, if any:
+    behind a blank line, or from a line on that begins as readings do; behind a comparison or a technique what
+    follows its first line, or its first sentence where there is but one line."""
+    parts = re.split(r"\n ?\n", body, maxsplit=1)
+    if len(parts) == 1 or not parts[1].strip():
+        line = r"\n" if "\n" in body.strip() else r"(?<=\.)"
+        parts = re.split(rf"{line} ?(?={READING})", body, maxsplit=1)
+    if len(parts) == 1 and name in ("comparison", "technique"):
+        line = r"\n" if "\n" in body.strip() else " "
+        parts = re.split(rf"(?<=\.)(?<![ap]\.m\.) ?{line}(?=[A-Z])", body, maxsplit=1)
+    return parts
 
 
 def section_name(header: str, within: str = "") -> str:
@@ -170,9 +214,9 @@ def sections(text: str) -> dict[str, str]:
     """Report -> {section name: its text on one line}; of two sections of one name the last stays.
 
     Text before the first header is "preamble", a text without headers "full report". A header of no usual
-    name stays in its section's text ("NG TUBE: in place"). Where there are headers, but neither findings nor
-    impression, what follows the last section's first blank line is "last_paragraph"; behind a comparison or a
-    technique without one, what follows its first line.
+    name stays in its section's text ("NG TUBE: in place"). Where there are headers, but none of findings, what
+    follows the section before the impression without a header is "findings"; where there is no impression
+    either, what follows the last section is "last_paragraph".
     """
     text = MISSPELT.sub(spelt, "\n".join(plain(text).splitlines()))
     cased = text.upper() if text.islower() and text.isascii() else text
@@ -197,13 +241,14 @@ def sections(text: str) -> dict[str, str]:
             parts.append((name, body + text[start: end]))
         header = following
     parts = [(name, body) for name, body in parts if body.strip() or name not in ("impression", "findings")]
-    if len(parts) > 1 and not {"impression", "findings"} & {name for name, _ in parts}:
-        while len(parts) > 2 and parts[-1][0] in ("notification", "summary"):
+    names = [name for name, _ in parts]
+    if len(parts) > 1 and "findings" not in names:
+        while len(parts) > 2 and "impression" not in names and parts[-1][0] in ("notification", "summary"):
             parts.pop()
-        name, body = parts.pop()
-        ends = r"\n ?\n"
-        if name in ("comparison", "technique") and not re.search(ends, body.strip()):
-            ends = r"(?<=\.)(?<![ap]\.m\.) ?\n(?=[A-Z])"
-        first, *rest = re.split(ends, body, maxsplit=1)
-        parts += [(name, first), *(("last_paragraph", paragraph) for paragraph in rest)]
-    return {name: one_line(body) for name, body in parts}
+        end = names.index("impression") if "impression" in names else len(parts)
+        name, body = parts[end - 1]
+        if name in BESIDE or end == len(parts):
+            own, *rest = unheaded(name, body)
+            kind = "findings" if "impression" in names else "last_paragraph"
+            parts[end - 1: end] = [(name, own), *((kind, text) for text in rest if text.strip())]
+    return {name: one_line(unsigned(body)) for name, body in parts}
