@@ -51,7 +51,8 @@ from chests.tables import CELLS, DataError, Tally
 from storage.files import keep_tensors, read_text, write_text
 from storage.weights import read_kept
 
-FRONTAL = re.compile(r"(?<![a-z])(?<!non[ -])(?<!not )(?:pa|ap|frontal|postero-?anterior|antero-?posterior)"
+FRONTAL = re.compile(r"(?<![a-z])(?<!non[ -])(?<!not )(?:pa|ap|frontal|postero[-_ ]?anterior"
+                     r"|antero[-_ ]?posterior)"
                      r"(?![a-z])(?!.*(?:axial|obliq|decub|lordot|(?<![a-z])(?:ll?d|rld)(?![a-z])))")
 ENGLISH = re.compile(r"(?i)\b(?:the|is|are|of|with|and|without|clear|acute|unremarkable|left|right|lungs?"
                      r"|heart|chest|disease|evidence|seen|stable|unchanged)\b")
@@ -61,6 +62,7 @@ DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memo
 LOOKED_AT = 256         # images of a larger set whose headers are read when it is indexed
 CACHED_BYTES = 2**29    # phantoms are kept once rendered, up to this size
 DRAWING = Path(__file__).parent / "chests" / "phantom.py"   # what a phantom's film depends on
+READER = Path(__file__).parent / "chests" / "images.py"      # what a decoded image depends on
 CODE = ("data.py", *(f"chests/{name}.py" for name in (
     "archives", "findings", "images", "labels", "plainer", "reports", "tables")))   # what an index depends on
 UNNAMED = "image "      # begins the names of patients that no table names
@@ -232,6 +234,8 @@ def build_index(folder: Path, prompt: str) -> Index:
         except ImageError as error:
             skipped.add(str(error), row.image if row.split in SPLITS else f"{row.image}, split {row.split}")
         else:
+            if re.fullmatch(r"\d(?:\.\d+)?E\+\d+", row.patient):
+                notes.add("patient as a spreadsheet shortens a number: several may be one", row.patient)
             said = label_values(row.report) if row.labels is None else row.labels
             own = owners.setdefault(row.image, row.patient) if row.patient else ""
             if row.labels is None and all(map(isnan, said[1:])) and not ENGLISH.search(row.report):
@@ -264,7 +268,8 @@ def look_at_some(folder: Path, rows: list[Row]) -> dict[int, str]:
     faults, some = {}, range(0, len(rows), ceil(len(rows) / LOOKED_AT))
     for i in some:
         try:
-            open_image(safe_path(folder, rows[i].image)).close()
+            with open_image(safe_path(folder, rows[i].image)):
+                pass
         except ImageError as error:
             faults[i] = str(error)
     if 2 * len(faults) > len(some):
@@ -331,7 +336,8 @@ def images_digest(folder: Path, rows: list[Row], size: int, fit: str, renamed: b
 def decode_all(folder: Path, rows: list[Row], size: int, fit: str,
                cache: Path | None) -> tuple[Tensor, dict[int, str]]:
     """Rows -> pixels (n 1 h w) uint8 and {row: reason} of the unreadable. Kept in `cache` if given."""
-    file = cache and cache / f"images-{images_digest(folder, rows, size, fit, True)}.safetensors"
+    key = images_digest(folder, rows, size, fit, True) + read_text(READER)
+    file = cache and cache / f"images-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     if file and file.is_file():
         try:
             kept, header = read_kept(file)

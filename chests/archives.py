@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from math import nan
 from pathlib import Path
@@ -24,6 +24,12 @@ from chests.reports import BESIDE, NO_REPORT, TITLE, one_line, sections, worded
 from chests.tables import BESIDE_CELLS, LONGEST, DataError, Tally, given, newest, read_bytes, read_table
 
 
+def joined(texts: Iterable[str]) -> str:
+    """Texts as sentences of one, so that no denial reaches from one into the next"""
+    *before, last = [text.strip() for text in texts if text.strip()] or [""]
+    return " ".join([*(text if text[-1] in ".!?:;" else f"{text}." for text in before), last])
+
+
 def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> str:
     """The words that condition the image. A report with section headers is cut to the sections asked for.
 
@@ -34,14 +40,15 @@ def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> s
     parts = sections("" if NO_REPORT.match(report) else report)
     known = {"findings", "impression"} & set(parts)
     parts = {name: text for name, text in parts.items() if worded(text)}
-    body = " ".join(text for name, text in parts.items() if name not in BESIDE)
-    for name, column in (("findings", findings), ("impression", impression)):
-        # A column may hold other sections, too; where it says nothing, the report's counts.
-        own = sections(f"{name.upper()}: {column}").get(name, "") if column else ""
-        parts[name] = own if worded(own) else parts.get(name, "")
-    findings, impression = parts["findings"], parts["impression"]
+    body = joined(text for name, text in parts.items() if name not in BESIDE)
+    # A column may hold other sections, too; where it says nothing, the report's counts, or the other's.
+    columns = {name: sections(f"{name.upper()}: {column}") if column else {}
+               for name, column in (("findings", findings), ("impression", impression))}
+    findings, impression = (
+        next(filter(worded, (place.get(name, "") for place in (columns[name], parts, columns[other]))), "")
+        for name, other in (("findings", "impression"), ("impression", "findings")))
     if prompt == "both":
-        text = f"{findings} {impression}"
+        text = joined((findings, impression))
     elif prompt == "findings":
         text = findings or impression
     elif prompt == "report" and worded(body) and not known:
@@ -82,7 +89,8 @@ def known_terms(cell: str, notes: Tally | None = None) -> list[str]:
     for term in set(terms) - set(TERMS) - {""} if notes is not None else ():
         notes.add("term of a label that is not known, left out", term)
     terms = [term for term in terms if term in TERMS]
-    return [term for term in terms if TERMS[term][0] != "No Finding"] or terms
+    found = any(TERMS[term][0] not in ("No Finding", "Support Devices") for term in terms)
+    return [term for term in terms if not found or TERMS[term][0] != "No Finding"]
 
 
 def terms_to_labels(terms: list[str], vocabulary: set[str]) -> tuple[float, ...]:
@@ -246,7 +254,8 @@ def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
             reports = zipfile.ZipFile(archive)
         except (OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{archive}: cannot be read: {error}") from None
-    members = set(reports.namelist() if reports else ())
+    # {path: name}, which Windows packs with backslashes
+    members = {name.replace("\\", "/"): name for name in (reports.namelist() if reports else ())}
     found = map(re.compile(r"(.*?)p\d\d/p\d+/s\d+\.txt").fullmatch, members)
     count = Counter(name[1] for name in found if name)
     packed = sorted(count, key=lambda root: (-count[root], len(root), root))
@@ -264,7 +273,8 @@ def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
         if not (name := place(name)):
             return ""
         try:
-            with reports.open(name) if name in members else open(safe_path(folder, name), "rb") as file:
+            packed = name in members
+            with reports.open(members[name]) if packed else open(safe_path(folder, name), "rb") as file:
                 text = file.read(LONGEST).decode("utf-8", "replace")
             if "\ufffd" in text:
                 notes.add("report is not UTF-8: letters are lost", name)
@@ -314,10 +324,10 @@ def openi_csv_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Itera
     place = image_places(folder, OPENI, notes)
     texts = {}
     for cells in read_table(path, notes, ["uid", "findings", "impression"], noted_as=BESIDE_CELLS):
-        if texts.setdefault(cells["uid"], cells) is not cells:
+        if texts.setdefault(cells["uid"].removesuffix(".0"), cells) is not cells:
             notes.add("uid in a second line of indiana_reports.csv, left out", cells["uid"])
     for cells in read_table(folder / "indiana_projections.csv", notes, ["uid", "filename", "projection"]):
-        uid, name = cells["uid"], cells["filename"]
+        uid, name = cells["uid"].removesuffix(".0"), cells["filename"]
         text = texts.get(uid) if uid else None
         report = choose_prompt("", text["findings"], text["impression"], prompt) if text else ""
         yield Row(named(place, name, notes), report, patient=uid, view=cells["projection"].lower(),
@@ -397,8 +407,9 @@ def nih_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Ro
     """NIH ChestX-ray14: Data_Entry_2017*.csv, test_list.txt, images in images*/. It has no reports, and its
     labels are 1 where listed, else 0. Images are stored as squares."""
     place = image_places(folder, NIH, notes)
-    table = list(read_table(path, notes, ["image index", "finding labels", "patient id"],
-                            ["originalimage[width", "height]"]))  # the name's comma makes two columns of it
+    sizes = ["originalimage[width", "height]",   # the name's comma makes two columns of it
+             "originalimagewidth", "originalimageheight", "originalimage[width,height]"]
+    table = list(read_table(path, notes, ["image index", "finding labels", "patient id"], sizes))
     listed = next(iter(sorted(folder.glob("test_list*.txt"))), folder / "test_list.txt")   # _NIH on Kaggle
     tests = listed_names(listed) if listed.is_file() else set()
     if not tests:
@@ -408,10 +419,16 @@ def nih_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Ro
     vocabulary = {term for cells in table for term in known_terms(cells["finding labels"], notes)}
     for cells in table:
         name, terms = cells["image index"], known_terms(cells["finding labels"])
+        width, height = (cells["originalimage[width"] or cells["originalimagewidth"],
+                         cells["height]"] or cells["originalimageheight"])
+        if "," in cells["originalimage[width,height]"]:
+            width, height = cells["originalimage[width,height]"].split(",", 1)
+        if not width:
+            notes.add("no true width and height: the film stays the square that it is stored as", name)
         yield Row(named(place, name, notes), compose_report(terms),
                   terms_to_labels(terms, vocabulary), cells["patient id"],
                   "test" if Path(name).stem in tests else "",
-                  aspect=true_aspect(cells["originalimage[width"], cells["height]"], notes))
+                  aspect=true_aspect(width, height, notes))
 
 
 def listed_names(path: Path) -> set[str]:

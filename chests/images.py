@@ -6,6 +6,7 @@ Nothing outside the data folder is opened, whatever a table says; what cannot be
 import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -71,29 +72,37 @@ def safe_path(folder: Path, name: str) -> Path:
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 
 
-def open_image(path: Path) -> Image.Image:
-    """Opens an image and checks its header; pixels are not decoded yet. Raises ImageError with the reason."""
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """An image whose header is sound; pixels are not decoded yet. Raises ImageError with the reason, also for
+    what fails within: what the system refuses, whatever the file holds, begins with UNOPENED."""
+    fault = "not a readable image"
     try:
-        image = Image.open(path, formats=FORMATS)
-        frames = getattr(image, "n_frames", 1)
+        with open(path, "rb") as file:   # by its name Pillow would map a turned TIFF by the turned size
+            image = Image.open(file, formats=FORMATS)
+            short, long = sorted(image.size)
+            reason = ("too large (decompression bomb)" if short * long > Image.MAX_IMAGE_PIXELS
+                      else "several images in one file" if (getattr(image, "n_frames", 1) > 1
+                                                            and image.format != "MPO")
+                      else f"smaller than {SMALLEST} pixels" if short < SMALLEST
+                      else f"narrower than 1:{NARROWEST}" if long > NARROWEST * short else None)
+            if reason:
+                raise ImageError(reason)
+            fault = "truncated or damaged"
+            yield image
+    except ImageError:
+        raise
     except Image.DecompressionBombError:
         raise ImageError("too large (decompression bomb)") from None
-    except Exception as error:  # Pillow raises many kinds on hostile headers
-        refused = isinstance(error, OSError) and error.errno   # by the system, whatever the file holds
-        raise ImageError(f"{UNOPENED}: {error.strerror}" if refused else "not a readable image") from None
-    short, long = sorted(image.size)
-    reason = ("too large (decompression bomb)" if short * long > Image.MAX_IMAGE_PIXELS
-              else "several images in one file" if frames > 1 and image.format != "MPO"
-              else f"smaller than {SMALLEST} pixels" if short < SMALLEST
-              else f"narrower than 1:{NARROWEST}" if long > NARROWEST * short else None)
-    if reason:
-        image.close()
-        raise ImageError(reason)
-    return image
+    except MemoryError:
+        raise ImageError(f"{UNOPENED}: not enough memory") from None
+    except Exception as error:  # Pillow raises many kinds on hostile headers and damaged data
+        refused = isinstance(error, OSError) and error.errno
+        raise ImageError(f"{UNOPENED}: {error.strerror}" if refused else fault) from None
 
 
-def to_grey(image: Image.Image) -> Image.Image:
-    """Any mode -> 8-bit grey; what is transparent becomes black.
+def to_grey(image: Image.Image, deepest: int = 16) -> Image.Image:
+    """Any mode -> 8-bit grey; what is transparent becomes black. `deepest`: bits that a grey value can have.
 
     Deep integers are scaled by the depth that all but the brightest thousandth needs (dead pixels), or
     twentieth, or all but the greatest value (a marker, a border), where the rest is far brighter, as scanners
@@ -106,7 +115,7 @@ def to_grey(image: Image.Image) -> Image.Image:
             raise ImageError("grey values below 0, or none")
         dimmer = deep[deep < deep.max()]
         bulk = min(bulk, np.quantile(dimmer, 0.999)) if dimmer.size else bulk
-        depths = () if image.mode == "F" else (8, 10, 12, 14, 15 if image.mode == "I" else 16)   # I: a sign
+        depths = () if image.mode == "F" else (8, 10, 12, 14, deepest)
         deep, most = deep.clip(min=0), (bulk if 0 < 4 * bulk <= most else most) or deep.max() or 1
         top = next((2**bits - 1 for bits in depths if most < 2**bits), most)
         return Image.fromarray((deep.clip(max=top) * (255 / top)).round().astype(np.uint8))
@@ -131,26 +140,23 @@ def to_square(image: Image.Image, size: int, fit: str, aspect: float | None = No
 def read_image(path: Path, size: int, fit: str, aspect: float | None = None) -> np.ndarray:
     """-> h w uint8. Raises ImageError with the reason."""
     with open_image(path) as image:
-        try:
-            if image.mode == "L" and getattr(image, "tag_v2", {}).get(339) in (2, (2,)):
-                raise ImageError("grey values with a sign")
-            image.draft("L", (4 * size, 4 * size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
-            # Of 16-bit colour ("RGB;16B") Pillow keeps 8.
-            halved = image.mode[0] not in "IF" and any(";16" in str(part[3]) for part in image.tile)
-            grey = to_grey(ImageOps.exif_transpose(image))
-            found = np.array(grey.histogram())
-            share = found.cumsum() / found.sum()
-            if min(np.ptp(np.searchsorted(share, (0.001, 0.999))), np.count_nonzero(found)) < DULLEST:
-                raise ImageError(f"blank, or nearly: fewer than {DULLEST} of 256 grey values")
-            if halved and np.searchsorted(share, 0.999) < 64:
-                raise ImageError("colours of 14 bits or fewer in 16; expected grey")
-            if image.mode[0] in "IF" and getattr(image, "tag_v2", {}).get(262) == 0:
-                grey = ImageOps.invert(grey)  # "0 is white": Pillow turns shallow TIFFs itself, deep ones not
-            return np.array(to_square(grey, size, fit, aspect))
-        except ImageError:
-            raise
-        except Exception:  # Pillow raises many kinds on damaged data
-            raise ImageError("truncated or damaged") from None
+        tags = getattr(image, "tag_v2", {})   # a TIFF's
+        signed = tags.get(339) in (2, (2,))
+        if image.mode == "L" and signed:
+            raise ImageError("grey values with a sign")
+        image.draft("L", (4 * size, 4 * size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
+        # Of 16-bit colour ("RGB;16B") Pillow keeps 8.
+        halved = image.mode[0] not in "IF" and any(";16" in str(part[3]) for part in image.tile)
+        grey = to_grey(ImageOps.exif_transpose(image), 15 if signed else 16)
+        found = np.array(grey.histogram())
+        share = found.cumsum() / found.sum()
+        if min(np.ptp(np.searchsorted(share, (0.001, 0.999))), np.count_nonzero(found)) < DULLEST:
+            raise ImageError(f"blank, or nearly: fewer than {DULLEST} of 256 grey values")
+        if halved and np.searchsorted(share, 0.999) < 64:
+            raise ImageError("colours of 14 bits or fewer in 16; expected grey")
+        if image.mode[0] in "IF" and tags.get(262) == 0:
+            grey = ImageOps.invert(grey)  # "0 is white": Pillow turns shallow TIFFs itself, deep ones not
+        return np.array(to_square(grey, size, fit, aspect))
 
 
 def decode(folder: Path, rows: list[Row], size: int, fit: str) -> Iterator[np.ndarray | ImageError]:

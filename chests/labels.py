@@ -45,8 +45,8 @@ NO_MORE = re.compile(rf"{STOP.pattern}|" + cues(r"""
     after\b|following\b|since\b|(?<!^ )(?<!of )(?<!immediate )post\b(?! primary|-)|positive\b
     (?:due|secondary) to\b|only\b|rule out\b|to exclude\b
     and (?:\w+ )?(?:development|placement|insertion|appearance) of\b
-    rather\b(?! than)|(?:other|rather) than\b|(?:aside|apart) from\b|beyond\b|besides\b|save (?:for|an?|minor|mild|minimal|small)\b""")
-    + "|, suggest")   # "no edema after"
+    rather\b(?! than)|(?:other|rather) than\b|(?:aside|apart) from\b|beyond\b|besides\b
+    save (?:for|an?|minor|mild|minimal|small)\b""") + "|, suggest")   # "no edema after"
 
 NO = re.compile(cues(r"""
     no\b(?! (?:more|less|fewer) than| longer (?:seen|present|visible|evident|identified|visuali))
@@ -63,7 +63,8 @@ GONE = re.compile(cues(r"""
     recur(?:red)?)\b(?! (?:before|previous|(?:on|in)$|(?:on|in) (?:the |an? )?(?:pr(?!esent)|yesterday
     earlier|last|old|outside|lateral\b(?! (?:or|and|decub|chest|costo|lung|aspect|sulc)))
     in (?:its|their) entirety))
-    no longer (?:appreciated|in (?:place|position))\b|not (?:persist|in place)\b|(?:is|are|was|were) not$|nonvisuali[sz]ed\b|gone\b
+    no longer (?:appreciated|in (?:place|position))\b|not (?:persist|in place)\b|(?:is|are|was|were) not$
+    nonvisuali[sz]ed\b|gone\b
     remov(?:ed|al)\b|pulled\b(?! back)|disappeared\b|absent\b|resolved\b|cleared\b
     (?<!must be )(?<!should be )(?<!to be )(?:excluded|ruled out)\b
     replaced (?:by|with)\b""")
@@ -121,7 +122,8 @@ MODAL = (r"(?:may|might|could|would|should|can|must|needs?|ha(?:s|ve))(?: also)?
 MAYBE_RIGHT = re.compile(cues(rf"""
     {MODAL} (?:be (?:present|considered|possible|excluded|ruled out|(?:\w+ )?occult)\b|exist\b|not be \w+)
     (?<=: )low (?:probability|likelihood|suspicion)\b
-    (?<!raise the )(?<!raises the )(?<!raising the )possib\w+|probably present\b|favou?red(?: over\b|$)|consideration\b|limited\b|question(?:able|ed)\b
+    (?<!raise the )(?<!raises the )(?<!raising the )possib\w+|probably present\b|favou?red(?: over\b|$)
+    consideration\b|limited\b|question(?:able|ed)\b
     suspected\b|presumed\b|equivocal\b|obscured\b|in the differential\b|if (?:any(?=$|,)|present\b)
     difficult to (?:assess|evaluate)\b|(?:is|are) (?:a|of|the main|also a) concern\b
     (?:poorly|incompletely|not well|suboptimally) (?!defined|circumscribed|marginated)\w+|not appreciated\b
@@ -135,7 +137,8 @@ UNLIKELY = re.compile(r"[^,]*(?<!and )\b(?:unlikely|improbable|less likely|not \
                       r"(?! (?:to )?(?:repr|refl))")
 VERSUS = re.compile(r"[\w-]*(?: (?!(?:and|with|or|is|are|due|from|[cw]ould|might)\b|repres|reflec|likely|may"
                     r"|sugges|consis|concern)[\w-]+){0,8},? vs\b")
-OR_LEFT = re.compile(r"\bor (?:(?!and |with |no |following |after |status |since |post |save )\w[\w-]* ){0,4}$")
+OR_LEFT = re.compile(r"\bor (?:(?!and |with |no |following |after |status |since |post |save )"
+                     r"\w[\w-]* ){0,4}$")
 OR_RIGHT = re.compile(r"[\w-]*(?: [\w-]+| (?:in|at) (?:(?!and |with |no |place )\w[\w-]* ){1,4})? ?\bor\b")
 PROXY = re.compile(r"congestion|indistinctness|vascular prominence")  # these hint at edema, no more
 
@@ -299,7 +302,8 @@ TYPESET = str.maketrans({letter: meant for letters, meant in (
     ("ﬀ", "ff"), ("ﬁ", "fi"), ("ﬂ", "fl"), ("ﬃ", "ffi"), ("ﬄ", "ffl")) for letter in letters})
 SHORT = (("â€™", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "without"), ("r/o", "rule out"),
          ("not normal", "abnormal"), ("not only", "also"), ("v/s", "vs"), ("n/a", "not assessed"),
-         ("[x]", ";"), ("(+)", ";"), ("d/c'd", "discontinued"), ("+/-", "possible "), ("and/or", "or"), (",", ", "))
+         ("[x]", ";"), ("(+)", ";"), ("d/c'd", "discontinued"), ("+/-", "possible "), ("and/or", "or"),
+         (",", ", "))
 # The point of an abbreviation ends no sentence.
 POINT = re.compile(r"\b((?i:sig|signif|evid|comp|approx|i\.e|e\.g|neg|pl|rt|lt))\.(?=,? [a-z])")
 OPTION = r"(?:none|no|yes|small|mild|moderate|large|severe|trace)\b"   # behind a box: "[ ] small [x] large"

@@ -23,15 +23,16 @@ NONE_HEAD = (r"(?:\b(?:no|none|neither|without|negative|free|not (?:have|show|se
              r"|is|are|was|were|seen|present|identified|noted))+"
              r"|(?:^|(?<=[.;\n] ))(?:no|ruled out|(?:the following(?: findings)? are )?(?:absent|not (?:seen"
              r"|present|identified))|(?:pertinent )?(?:negatives?|(?:negative|absent) findings?))):")
-BULLET = r"(?:[-*•>+]|\d+[.)]) "
+BULLET = r"(?:(?:[-*•>+]|\d+[.):]) |[-•■▪●◦\uf0b7] ?(?=[A-Z])|#\d)"
+PART_HEAD = r"(?:\[?[A-Z][A-Z /&,()-]{2,40}(?:[:\]]|\n))"   # "PLEURA:", "[PLEURA]"
 ITEM_ALONE = r"(?!.*\b(?:is|are|was|were|has|have|there)\b)[\w(/][\w()/ -]{0,40}[.,;]?(?=\n|$)"
 NONE_LINES = re.compile(rf"(?i)({NONE_HEAD})((?:\n+{BULLET}.+)+|\n?(?:\n{ITEM_ALONE})+)")
 ITEM_LINE = re.compile(rf"(?m)^(?:{BULLET})?(.+?)[.,;]?$")
 # Not "___", "XXXX", "none", "see above": a text without a word of its own says nothing.
 WORDED = re.compile(r"(?i)\b(?!(?:x+|none|nan?|nil|null|not|assessed|as|same|see|of|the|to|refer|please|above"
                     r"|below|per|in|body|details?|comments?|full|findings?|impression|section|final|report"
-                    r"|(?:not|dictat|discuss|mention|record|report|redact|describ|stat|provid)ed|pending|blank"
-                    r"|(?:un)?available|done|applicable|missing|tbd|empty|given|data"
+                    r"|(?:not|dictat|discuss|mention|record|report|redact|describ|stat|provid)ed|pending"
+                    r"|blank|(?:un)?available|done|applicable|missing|tbd|empty|given|data"
                     r"|yes|true|false|no (?:report|data|impression))\b)"
                     r"[a-z]{2,}")
 
@@ -45,7 +46,11 @@ NO_REPORT = re.compile(r'(?is)\s*(?:(?:<(?:!doctype|html|head|error|\?xml)|\[?\{
                        r"|unauthori|bad (?:request|gateway)|internal server|service unavail"
                        r"|too many requests|gateway|proxy error)"
                        r"|(?:access denied|(?:(?:file|page) )?not found|3\d\d (?:found|moved \w+)|forbidden"
-                       r"|unauthori[sz]ed|[\w./\\:-]+\.(?:txt|xml|pdf|docx?|html?))[\s.!]*$)")
+                       r"|unauthori[sz]ed|internal server error|error: \w+|\[object object\]|series\(\[\].*"
+                       r"|undefined(?: undefined)*|<\w+>|missing value|(?:exam|study|order|test) cancell?ed"
+                       r"|(?:not (?:yet )?|un)reported|report (?:withheld|to follow)|dictated separately"
+                       r"|(?:please )?(?:see|refer to) (?:pacs|ris|dictation|addendum|(?:\w+ )?report)"
+                       r"|[\w./\\:-]+\.(?:txt|xml|pdf|docx?|html?))[\s.!]*$)")
 
 # "No significant interval change." says nothing of what is there.
 SINCE = r"(?:since|from|(?:(?:as|when) )?compared (?:to|with)|in comparison (?:to|with)) "
@@ -74,10 +79,16 @@ TAG = re.compile(r"(?i)</?(?:(p|br|div|li|ul|ol|tr|table|h\d)|b|i|u|em|strong|sm
                  r"|html|body|pre|code)(?:\s[^<>]*)?/?>|\*\*|(?<![^\n])#+ ")
 
 
+# As exports spell a line break; rules
+BREAK = re.compile(r"\\+[rnt]|\\x0[ad]|_x000[ABD]_|\\\.br\\|\\X0[AD]\\|</?s>|<sep>|\[SEP\]|[_=-]{5,}")
+
+
 def plain(text: str) -> str:
     """Markup goes: <b>, <br>, &nbsp;, ** ..."""
     text = re.sub("[\0\xad\u200b-\u200f\u2060\ufeff]", "", unescape(text))   # unseen
-    text = re.sub(r"\\[rnt]|_x000D_|[_=-]{5,}", "\n", text)   # as some exports spell a line break; rules
+    if re.fullmatch(r"""(?s)\s*\[(["']).*\1\]\s*""", text):   # a list as Python writes it
+        text = "\n".join(re.split(r"""["'],\s*["']""", text.strip()[2:-2]))
+    text = BREAK.sub("\n", text)
     return TAG.sub(lambda tag: "\n- " if tag[0].lower().startswith("<li") else "\n" if tag[1] else " ", text)
 
 
@@ -91,7 +102,7 @@ def one_line(text: str) -> str:
         text = re.sub(rf"(?i)(?<=[a-z])-\n+(?=[a-z])|({OPEN})\n+", lambda m: m[1] and m[1] + " " or "", text)
         item = r"|(?!(?:none|no|yes|absent|present)\b\W*(?:\n|$))\w"   # short lines without a point: items
         item = item if max(map(len, lines)) < 40 and not re.search("[.,;:]", text) else ""
-        text = re.sub(rf"(?<=[\w)])\n(?=\n|[A-Z][a-z]|{BULLET}{item})", ". ", text)
+        text = re.sub(rf"(?<=[\w)\]])\n(?=\n|[A-Z][a-z]|{PART_HEAD}|{BULLET}{item})", ". ", text)
     return " ".join(text.split())
 
 
@@ -99,10 +110,12 @@ def one_line(text: str) -> str:
 # Sections. Reports are laid out as " HEADER: text", a blank before the header; names vary and are misspelt.
 # Rules from MIMIC-CXR's section parser (MIT-LCP/mimic-cxr), described and written anew.
 
-KNOWN = (r"END OF IMPRESSION|ACCESSION NUMBER|(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)"
+KNOWN = (r"END OF IMPRESSION|ACCESSION NUMBER"
+         r"|(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFO(?:RMATION)?)"
          r"|CLINICAL (?:DETAILS|DATA)|HX|COMPARISONS?|TECHNIQUES?|PROCEDURE"
          r"|(?:REASON FOR (?:THE )?)?(?:EXAM(?:INATION)?|STUDY)|FINDINGS?(?: ?(?:AND|/|&) ?IMPRESSIONS?)?"
-         r"|OBSERVATIONS?|IMPRESSIONS?|IMP|CONCLUSIONS?|OPINION|RECOMMEND(?:ATION(?:S|\(S\))?)?|ADV(?:I[CS]E)?|ADDENDUM|NARRATIVE|WET READ|NOTIFICATION"
+         r"|REASON|OBSERVATIONS?|IMPRESSIONS?|IMP|CONCLUSIONS?|OPINION|ADDENDUM|NARRATIVE|WET READ"
+         r"|RECOMMEND(?:ATION(?:S|\(S\))?)?|ADV(?:I[CS]E)?|NOTIFICATION"
          r"|REPORT|(?<!CRITICAL )RESULTS?|SUMMARY|INTERPRETATION"
          r"|(?:ELECTRONICALLY )?(?:SIGNED|DICTATED|REPORTED|INTERPRETED) BY|ATTESTATION")
 PARTS = (r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BON[EY]|OSSEOUS|SOFT|LINE|TUBE|DEVICE|AIRWAY|HIL|DIAPHRAGM"
@@ -124,8 +137,8 @@ HEADER = re.compile(
 MISSPELT = re.compile(r"\b([A-Z]{6,15}|[A-Z][a-z]{5,14}):")   # "FINDNGS:"
 USUAL = ("FINDINGS", "IMPRESSION", "INDICATION", "CONCLUSION", "RECOMMENDATION")
 SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
-    ("indication", r"reason for (the )?(exam(ination)?|study)"),
-    ("history", r"clinical (history|information|data|details)|patient history|hx|pfi"),
+    ("indication", r"reason( for (the )?(exam(ination)?|study))?"),
+    ("history", r"clinical (history|info(rmation)?|data|details)|patient history|hx|pfi"),
     ("impression", r"conclusions?|opinion|imp|summary|assessment|i ?m?p\w*s\w*n\w?"),
     ("findings", r"fin\w*s|finding|observations?|chest, two views|report|results?|interpretation"),
     ("examination", r"exam"),
@@ -146,13 +159,15 @@ ENDS = re.compile("|".join(BESIDE) + "|addendum|wet read|exam|narrative")
 
 
 # How a reading begins that has no header: "INDICATION: Cough.\nThe lungs are clear."
-READING = (r"(?:(?:The |Both |Clear |Normal )?(?:[Ll]ung|[Hh]eart (?:size|is|and|not)|[Cc]ardi(?:ac (?:s|c)|om)"
-           r"|[Mm]ediastin|[Tt]rachea)|There (?:is|are|has|have) (?:no|an?|been|mild|moderate|small|left|right)"
-           r"\b|No (?:acute|focal|evidence|pleural|pneumo|infiltr|active|significant|consolid|effusion))")
+READING = (r"(?:(?:The |Both |Clear |Normal )?(?:[Ll]ung|[Hh]eart (?:size|is|and|not)"
+           r"|[Cc]ardi(?:ac (?:s|c)|om)|[Mm]ediastin|[Tt]rachea)"
+           r"|There (?:is|are|has|have) (?:no|an?(?! (?:history|concern|question))|been|mild|moderate|small"
+           r"|left|right)\b"
+           r"|No (?:acute|focal|evidence|pleural|pneumo|infiltr|active|significant|consolid|effusion))")
 # The end of a report that speaks of no film, from the start of a sentence on
 SIGNED = re.compile(
-    r"(?is)(?:^|\n|(?<=[.!:] ))\s{0,20}(?:(?:this document )?(?:has been )?electronically signed|report status"
-    r"|thank you for|i,? (?:dr\.? [^,\n]{1,40}, )?(?:have )?(?:personally )?(?:reviewed|attest)"
+    r"(?is)(?:^|\n|(?<=[.!:] ))\s{0,20}(?:(?:this document )?(?:has been )?electronically signed"
+    r"|report status|thank you for|i,? (?:dr\.? [^,\n]{1,40}, )?(?:have )?(?:personally )?(?:reviewed|attest)"
     r"|(?:dictated|transcribed|typed|reported) (?:by|on|at)\b|(?:radiologist|dictated|transcribed|typed)\s*:"
     r"|dr\.? [\w\s.,]{0,60}\s(?:\(?radiolog|consultant|m\.?d\b)|consultant radiologist|final report\s*$"
     r"|(?:(?:these|the|critical) )?(?:findings|results?) (?:(?:were|was|have been) )?(?:called|communicated"
@@ -160,9 +175,10 @@ SIGNED = re.compile(
     r"|dr\.? \S+ (?:was|has been) (?:paged|notified|informed|called)).*")
 # What was taken, and when: "PORTABLE CHEST, 08:10 HOURS:", "Two views of the chest."
 TITLE = re.compile(
-    rf"(?i)\A(?=[^\n.:]*\b(?:chest|cxr|views?|radiographs?|x-?rays?|films?)\b)\W*(?:(?:(?:final report|chest|cxr"
-    rf"|port|{VIEW}|\dv|radiography|digital|semi|erect|at|of|the|on|hrs?|hours|[ap]m|\d[\d:/]*"
-    r"|exam(?:ination)?|study|performed|obtained|was|were|is|_+)\b|[ap]\.m\.)[ ,()&-]*)+(?:[.:\n]\s*|$)")
+    r"(?i)\A(?=[^\n.:]*\b(?:chest|cxr|views?|radiographs?|x-?rays?|films?)\b)\W*"
+    rf"(?:(?:(?:final report|chest|cxr|port|{VIEW}|\dv|radiography|digital|semi|erect|at|of|the|on|hrs?|hours"
+    r"|[ap]m|\d[\d:/]*|exam(?:ination)?|study|performed|obtained|was|were|is|_+)\b|[ap]\.m\.)[ ,()&-]*)+"
+    r"(?:[.:\n]\s*|$)")
 
 
 def unsigned(text: str) -> str:
@@ -214,9 +230,9 @@ def sections(text: str) -> dict[str, str]:
     """Report -> {section name: its text on one line}; of two sections of one name the last stays.
 
     Text before the first header is "preamble", a text without headers "full report". A header of no usual
-    name stays in its section's text ("NG TUBE: in place"). Where there are headers, but none of findings, what
-    follows the section before the impression without a header is "findings"; where there is no impression
-    either, what follows the last section is "last_paragraph".
+    name stays in its section's text ("NG TUBE: in place"). Where there are headers, but none of findings,
+    what follows the section before the impression without a header is "findings"; where there is no
+    impression either, what follows the last section is "last_paragraph".
     """
     text = MISSPELT.sub(spelt, "\n".join(plain(text).splitlines()))
     cased = text.upper() if text.islower() and text.isascii() else text

@@ -56,6 +56,7 @@ BESIDE_CELLS = "line of a table beside, with more or fewer cells than its header
 WORDS = ("nan -nan na n/a n.a. none null (null) nil nat <na> undefined unknown "
          "#na #n/a #name? #value! #ref! #div/0! #num! #null!")   # Excel's
 MISSING = {form for word in WORDS.split() for form in (word, word.upper(), word.capitalize())}
+MISSING |= {"#NV", "#WERT!", "#BEZUG!", "#NOM?", "#SPILL!", "#CALC!", "#BUSY!", "#FIELD!", "Err:502"}
 MISSING |= {"NaN", "-NaN", "NaT", "\\N", "-", "--", "?", "."}
 
 

@@ -117,6 +117,18 @@ def test_another_suffix_stands_in_for_one_film_not_for_all(mimic, capsys):
     assert "noted 1: image of another suffix than the table's or the archive's" in capsys.readouterr().out
 
 
+def test_reports_that_windows_packed(mimic):
+    """Backslashes in the zip are folders' slashes."""
+    before = loaded(mimic)
+    with zipfile.ZipFile(mimic / "mimic-cxr-reports.zip", "w") as reports:
+        for path in mimic.glob("files/*/*/*.txt"):
+            member = zipfile.ZipInfo("x")
+            member.filename = str(path.relative_to(mimic)).replace("/", "\\")
+            reports.writestr(member, path.read_text())
+            path.unlink()
+    assert loaded(mimic) == before
+
+
 def test_of_two_trees_in_the_zip_always_the_same_counts(mimic, capsys):
     """Equally many reports below two folders of the zip: those nearest to its top count, and that is said."""
     with zipfile.ZipFile(mimic / "mimic-cxr-reports.zip", "w") as reports:
@@ -241,6 +253,10 @@ def test_openi_csv(tmp_path):
     reports = loaded(tmp_path)
     assert len(reports) == 4
     assert reports["images/2_IM-0002-1.dcm.png"] == "Normal 2."
+    table = tmp_path / "indiana_reports.csv"
+    table.write_text("".join(line.replace(",", ".0,", 1) if line[0] != "u" else line
+                             for line in table.read_text().splitlines(True)))   # as pandas writes ids
+    assert loaded(tmp_path) == reports
 
 
 def test_chexpert(tmp_path):
@@ -395,6 +411,22 @@ def test_a_name_with_its_folder_is_that_image(tmp_path, capsys):
     table.write_text(table.read_text().replace("\n0", "\nimages_001/images/0"))
     assert sorted(loaded(tmp_path)) == [f"images_001/images/{name}" for name in names]
     assert "stands in" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("header, cells", [
+    ("OriginalImage[Width,Height]", "64,32"), ('"OriginalImage[Width,Height]"', '"64,32"'),
+    ("OriginalImageWidth,OriginalImageHeight", "64,32"), ("Age", "7")])
+def test_true_sizes_however_the_table_was_saved(tmp_path, capsys, header, cells):
+    """The true aspect is read from two columns, from one cell, or from columns renamed; where there is none,
+    that is said."""
+    names = [f"{i:08}_000.png" for i in range(5)]
+    nih(tmp_path, names, ["images"])
+    lines = [f"{name},Effusion,{name},{cells}\n" for name in names]
+    table = "".join([f"Image Index,Finding Labels,Patient ID,{header}\n", *lines])
+    (tmp_path / "Data_Entry_2017.csv").write_text(table)
+    aspects = {row.aspect for part in load(str(tmp_path)).values() for row in part.rows}
+    assert aspects == ({None} if header == "Age" else {2.0})
+    assert ("noted 5: no true width and height" in capsys.readouterr().out) == (header == "Age")
 
 
 def nih(folder: Path, names: list[str], places: list[str], listed: bytes = b"00000000_000.png\n") -> None:

@@ -279,7 +279,51 @@ No chest tube. | -dev
 Interval removal of ETT and NGT; right PICC unchanged. | +dev
 """
 
-KINDS = (THEN_SOMETHING_NEW, FORMS, CHANGE, DOUBT, WHOSE_WORDS, DEVICES)
+# What is advised of a finding is no doubt of it; "no larger" before a noun denies; the last of several that
+# are possible; what an "or" does not join; exceptions; what is gone in other words.
+ADVICE = r"""
+CT could be obtained for further evaluation of the right hilar mass. | +lesion
+CT may be helpful to characterize the mass. | +lesion
+Consider CT for the left upper lobe nodule. | +lesion
+Lateral views would better assess the effusion. | +eff
+Comparison with older films would be helpful to determine the chronicity of the rib fractures. | +fx
+Consider diuresis for pulmonary edema. | +edema
+Consider retracting the endotracheal tube by 2 cm. | +dev
+NG tube was removed. Consider advancing the ET tube. | +dev
+Nodule in the right lung. No other nodules. CT could be done to evaluate the nodule. | +lesion
+Consider pneumonia. | ?pna
+CT could be obtained to exclude pneumonia. | ?pna
+Opacity could represent pneumonia. | ?pna
+This may be an effusion. | ?eff
+No larger pleural effusions. | -eff
+No larger effusion or pneumothorax. | -eff -ptx
+The effusion is no larger. | +eff
+Effusion no larger than before. | +eff
+Opacity may reflect atelectasis or, less likely, pneumonia. | ?atel ?pna
+Mild edema or, less likely, infection. | ?edema ?pna
+Differential considerations include atelectasis, aspiration, and pneumonia. | ?atel ?pna
+Findings may represent atelectasis, edema, and pneumonia. | ?atel ?edema ?pna
+Opacity may represent atelectasis, and the effusion is unchanged. | ?atel +eff
+Possible effusion and a chest tube is in place. | ?eff +dev
+No pneumothorax or hematoma following pacemaker placement. | -ptx +dev
+No pneumothorax or effusion after chest tube placement. | -ptx -eff +dev
+Right basilar opacity raises the possibility of pneumonia. | +opacity ?pna
+No Rt. sided effusion. | -eff
+Atelectasis with or without a small effusion. | +atel ?eff
+Right IJ catheter is no longer in place. | -dev
+PICC line discontinued. | -dev
+Chest tubes out. | -dev
+No newly appeared pleural effusion. | ?eff
+No acute process beyond mild atelectasis. | +atel
+No consolidation besides minimal left atelectasis. | -cons +atel
+No effusion save for minor atelectasis at the base. | -eff +atel
+Superimposed infection is a concern. | ?pna
+The appearance argues against pneumonia. | -pna
+Suggestive but not diagnostic of pneumonia. | ?pna
+No pacemaker lead fracture. | +dev ~fx
+"""
+
+KINDS = (THEN_SOMETHING_NEW, FORMS, CHANGE, DOUBT, WHOSE_WORDS, DEVICES, ADVICE)
 
 
 @pytest.mark.parametrize("line", [line for kind in KINDS for line in kind.strip().split("\n")])
