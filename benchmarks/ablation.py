@@ -19,26 +19,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from storage import command  # noqa: E402
+from storage import command
 
 if __name__ == "__main__":   # before the imports below, which take seconds
     command.begin("the same command goes on")
 
-import torch  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from supervised_control import train_control  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from safetensors.torch import load_file
+from supervised_control import train_control
+from torch import Tensor
 
-import evaluate  # noqa: E402
-import train  # noqa: E402
-from evaluation import metrics  # noqa: E402
-from evaluation.judge import load_judge  # noqa: E402
-from evaluation.results import BETTER, summary  # noqa: E402
-from sample import Pipeline  # noqa: E402
-from storage.files import keep_tensors, read_json, write_json, write_text  # noqa: E402
-from storage.weights import read_kept  # noqa: E402
-from training import loop, options  # noqa: E402
-from training.ranks import start_ranks  # noqa: E402
+import evaluate
+import train
+from evaluation import metrics
+from evaluation.judge import load_judge
+from evaluation.results import BETTER, summary
+from sample import Pipeline
+from storage.files import keep_tensors, read_json, write_json, write_text
+from storage.weights import read_kept
+from training import loop, options
+from training.ranks import start_ranks
 
 METRICS = ("posture_deviation", "auroc", "consistency", "fid", "ms_ssim", "precision", "recall", "coverage",
            "all_labels_right")

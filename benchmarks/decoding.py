@@ -14,17 +14,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from storage import command  # noqa: E402
+from storage import command
 
 if __name__ == "__main__":   # before the imports below, which take seconds
     command.begin("the same command begins anew")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+import torch
+from PIL import Image
 
-import data  # noqa: E402
-from chests.archives import Row  # noqa: E402
+import data
+from chests.archives import Row
 
 BATCH = 8
 

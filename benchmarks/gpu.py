@@ -19,21 +19,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from storage import command  # noqa: E402
+from storage import command
 
 if __name__ == "__main__":   # before the imports below, which take seconds
     command.begin("the same command begins anew")
 
-import torch  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-import train  # noqa: E402
-from rewards import ConsistencyNet, DiagnosisNet, PostureNet, Rewards  # noqa: E402
-from rl import SCORE, RLConfig, rl_round, start_policy  # noqa: E402
-from sample import Pipeline, SampleConfig, Schedule, autocast, generate  # noqa: E402
-from storage.pictures import grey  # noqa: E402
-from text_encoder import CLIPTextModel, Tokenizer  # noqa: E402
-from training import loop, options  # noqa: E402
+import train
+from rewards import ConsistencyNet, DiagnosisNet, PostureNet, Rewards
+from rl import SCORE, RLConfig, rl_round, start_policy
+from sample import Pipeline, SampleConfig, Schedule, autocast, generate
+from storage.pictures import grey
+from text_encoder import CLIPTextModel, Tokenizer
+from training import loop, options
 
 CASES = {  # name -> preset, what differs from RLConfig's defaults
     "tiny": ("tiny", {}),

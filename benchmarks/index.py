@@ -25,19 +25,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from storage import command  # noqa: E402
+from storage import command
 
 if __name__ == "__main__":   # before the imports below, which take seconds
     command.begin("the same command begins anew")
 
-from PIL import Image  # noqa: E402
+from PIL import Image
 
-import data  # noqa: E402
-from chests import (
-    archives,  # noqa: E402
-    images,  # noqa: E402
-)
-from chests.findings import LABELS  # noqa: E402
+import data
+from chests import archives, images
+from chests.findings import LABELS
 
 METADATA = ("dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,"
             "StudyDate,StudyTime,ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,"

@@ -17,23 +17,23 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from storage import command  # noqa: E402
+from storage import command
 
 if __name__ == "__main__":   # before the imports below, which take seconds
     command.begin("the same command begins anew")
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from gpu import REPORT, random_pipeline, random_rewards  # noqa: E402
-from torch import nn  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
+import torch
+import torch.nn.functional as F
+from gpu import REPORT, random_pipeline, random_rewards
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-import rl  # noqa: E402
-import sample  # noqa: E402
-from rewards import NAMES  # noqa: E402
-from training import loop, options  # noqa: E402
-from training.plan import LiveBytes  # noqa: E402
-from vae import at_once  # noqa: E402
+import rl
+import sample
+from rewards import NAMES
+from training import loop, options
+from training.plan import LiveBytes
+from vae import at_once
 
 CPU, GIB = torch.device("cpu"), 2**30
 ROLLOUT, PICTURES = rl.rollout, rl.pictures

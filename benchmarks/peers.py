@@ -24,18 +24,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from storage import command  # noqa: E402
+from storage import command
 
 if __name__ == "__main__":   # before the imports below, which take seconds
     command.begin("the same command begins anew")
 
-import torch  # noqa: E402
-from gpu import REPORT, ddpo_rounds, diffusers_unet, random_pipeline, random_rewards  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+from gpu import REPORT, ddpo_rounds, diffusers_unet, random_pipeline, random_rewards
+from torch import nn
 
-from rl import RLConfig  # noqa: E402
-from sample import Pipeline, generate, seeded_noise  # noqa: E402
-from training import loop, options  # noqa: E402
+from rl import RLConfig
+from sample import Pipeline, generate, seeded_noise
+from training import loop, options
 
 WIDEN = {"tiny": 1, "large": 2.25}   # the preset's UNet, and a wider one
 Pair = tuple[Callable, Callable]

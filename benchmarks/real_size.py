@@ -18,21 +18,20 @@ import time
 import warnings
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from storage import command  # noqa: E402
+from storage import command
 
 if __name__ == "__main__":   # before the imports below, which take seconds
     command.begin("the same command begins anew")
 
-import torch  # noqa: E402
-from gpu import REPORT, random_pipeline, random_rewards  # noqa: E402
+import torch
+from gpu import REPORT, random_pipeline, random_rewards
 
-from model import add_lora  # noqa: E402
-from rl import RLConfig, rl_round, save_policy, start_policy  # noqa: E402
-from sample import Pipeline, SampleConfig, generate, seeded_noise  # noqa: E402
-from training import loop, options  # noqa: E402
+from model import add_lora
+from rl import RLConfig, rl_round, save_policy, start_policy
+from sample import Pipeline, SampleConfig, generate, seeded_noise
+from training import loop, options
 
 CPU = torch.device("cpu")
 

@@ -13,18 +13,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from storage import command  # noqa: E402
+from storage import command
 
 if __name__ == "__main__":   # before the imports below, which take seconds
     command.begin("the same command goes on")
 
-import evaluate  # noqa: E402
-import train  # noqa: E402
-from sample import Pipeline, newest_run  # noqa: E402
-from storage.files import holding  # noqa: E402
-from training import loop, options  # noqa: E402
-from training.latents import latent_cache  # noqa: E402
-from training.ranks import start_ranks  # noqa: E402
+import evaluate
+import train
+from sample import Pipeline, newest_run
+from storage.files import holding
+from training import loop, options
+from training.latents import latent_cache
+from training.ranks import start_ranks
 
 
 def last_log(run: Path, stage: str) -> dict:

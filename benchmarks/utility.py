@@ -23,25 +23,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from storage import command  # noqa: E402
+from storage import command
 
 if __name__ == "__main__":   # before the imports below, which take seconds
     command.begin("the same command begins anew", 2)
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
 
-import evaluate  # noqa: E402
-import sample  # noqa: E402
-from chests.findings import LABELS  # noqa: E402
-from evaluation import metrics  # noqa: E402
-from evaluation.judge import prompt_labels  # noqa: E402
-from evaluation.results import summary  # noqa: E402
-from rewards import DiagnosisNet, RewardConfig  # noqa: E402
-from storage.files import git_revision, write_json  # noqa: E402
-from training import loop  # noqa: E402
+import evaluate
+import sample
+from chests.findings import LABELS
+from evaluation import metrics
+from evaluation.judge import prompt_labels
+from evaluation.results import summary
+from rewards import DiagnosisNet, RewardConfig
+from storage.files import git_revision, write_json
+from training import loop
 
 IMAGES, FEWEST = 1024, 20
 SIDE = 224              # px; larger images are reduced

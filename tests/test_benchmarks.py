@@ -19,17 +19,17 @@ from torch.utils.checkpoint import checkpoint
 import evaluate
 import rl
 from sample import SampleConfig
-from training import options  # noqa: E402
+from training import options
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import ablation  # noqa: E402
-import decoding  # noqa: E402
-import gpu  # noqa: E402
-import index  # noqa: E402
-import memory  # noqa: E402
-import peers  # noqa: E402
-import utility  # noqa: E402
+import ablation
+import decoding
+import gpu
+import index
+import memory
+import peers
+import utility
 
 
 @pytest.mark.parametrize("kind", ["ImportError", "ValueError"])

@@ -33,7 +33,7 @@ from training.ranks import start_ranks
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import supervised_control  # noqa: E402
+import supervised_control
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
