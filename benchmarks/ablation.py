@@ -9,7 +9,6 @@ judged as evaluate.py does. Those that differ in the policy gradient alone begin
 the defaults, took. What is done is kept in OUT, so the same command continues, and, given several times at
 once, shares the work; other flags than OUT was begun with are refused.
 """
-import argparse
 import fcntl
 import functools
 import json
@@ -188,8 +187,7 @@ def compared(seeds: dict[int, dict[str, Tensor]], cxrl: dict[int, dict[str, Tens
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--only", nargs="+", choices=["supervised", *VARIANTS], metavar="NAME",

@@ -6,7 +6,6 @@ Writes made-up JPEG files of MIMIC-CXR-JPG's size (3056 x 2544; 2 MB) to a tempo
 train.py reads a large set (FolderChests.stream, batches of 8). Prints images a second, and what one image
 costs in processor time.
 """
-import argparse
 import sys
 import tempfile
 import time
@@ -52,8 +51,7 @@ def speed(chests: data.FolderChests) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--size", type=int, default=256, help="pixels a side of what comes out [256]")
     args = parser.parse_args(argv)

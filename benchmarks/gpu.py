@@ -9,7 +9,6 @@ between two timings of ours, and the ratio given. Where trl 0.23.1 is (with peft
 its DDPOTrainer is timed beside an equal one of ours: a LoRA of rank 4, no anchor, KL or c_s; same rewards,
 weights, sizes, steps and batches.
 """
-import argparse
 import dataclasses
 import statistics
 import sys
@@ -189,8 +188,7 @@ def measure(name: str, images: int, steps: int, compiled: bool, rate: float, dev
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--case", nargs="+", choices=CASES, default=["tiny"])
     parser.add_argument("--images", type=int, default=16, help="a batch, and a round; a multiple of 4")
     parser.add_argument("--steps", type=int, default=10, help="denoising steps")

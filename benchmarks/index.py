@@ -132,8 +132,7 @@ def load(folder: Path, state: Path) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--images", type=int, default=377_110, help="rows of the metadata table [377110]")
     parser.add_argument("--reports", choices=("none", "zip", "files"), default="none",
                         help="none: prompts are made of the labels [none]")

@@ -8,7 +8,6 @@ Counted are weights, gradients, optimizer state, autocast's copies, activations 
 networks run under bf16 autocast, norms compute in float32, attention keeps no matrix of scores and AdamW is
 fused. Not counted: the CUDA context, workspaces of cuDNN and cuBLAS, fragmentation: leave 1 to 2 GiB to them.
 """
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -179,8 +178,7 @@ def estimate(sizes: options.Preset, config: rl.RLConfig, sampling: sample.Sample
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     args = parser.parse_args(argv)
     sampling = sample.SampleConfig(guidance=4.0)

@@ -11,7 +11,6 @@ One thread. Ours and theirs alternate; a row has both medians, and the median of
 a busy machine the last holds longest. trl imports after `pip install --no-deps trl==0.23.1 peft accelerate
 datasets`, in an environment of its own; where a peer is not installed its row is left out.
 """
-import argparse
 import dataclasses
 import math
 import statistics
@@ -116,8 +115,7 @@ WORK = {"sampling": sampling, "step": step, "round": a_round}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
     parser.add_argument("--size", nargs="+", choices=WIDEN, default=list(WIDEN))
     parser.add_argument("--images", type=int, default=16, help="a batch, and a round")

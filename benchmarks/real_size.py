@@ -8,7 +8,6 @@ Phases, each a fork of its own, whose peak is its own: `build` and save random w
 `finetune`, two steps of a LoRA on random latents; `rl`, one round on 2 images and 3 steps, for each estimator
 that RLConfig has; `diffusers` opens what the round saved and draws a picture, which is compared with ours.
 """
-import argparse
 import multiprocessing
 import os
 import resource
@@ -115,8 +114,7 @@ PHASES = {"build": build, "load": load, "finetune": finetune, "rl": reinforce, "
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--size", choices=("sd15", "sd21", "small", "tiny"), default="sd15")
     parser.add_argument("--out", type=Path, default=Path("runs/real_size"))
     args = parser.parse_args(argv)

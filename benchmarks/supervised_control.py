@@ -6,7 +6,6 @@ Continues RUN/anchor (the UNet; same loss, all pairs, batch and peak learning ra
 for the seconds that RUN/log.jsonl gives for both parts of RL, at the pace of the diffusion stage,
 saves RUN/control and writes RUN/evaluation.json anew with the key "control" beside "anchor" and "cxrl".
 """
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -70,8 +69,7 @@ def train_control(folder: Path, flags: list[str]) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("run", nargs="?", type=Path)
     folder = parser.parse_args(argv).run or newest_run()
     flags = saved_flags(folder)

@@ -16,7 +16,6 @@ differences to `real` are paired; chance in training is not in them: other seeds
 
 Prints a Markdown table and writes RUN/utility.json.
 """
-import argparse
 import math
 import sys
 from pathlib import Path
@@ -152,8 +151,7 @@ def table(result: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("run", nargs="?", type=Path, help="run folder (default: the newest under runs/)")
     parser.add_argument("--images", type=int, help=f"training images, and as many drawn [{IMAGES}, or all]")
     parser.add_argument("--steps", type=int, default=400, help="optimizer steps of each classifier [400]")

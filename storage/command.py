@@ -76,6 +76,11 @@ def begin(again: str, status: int = 1) -> None:
         signal.signal(number, on_signal)
 
 
+def parser(text: str) -> argparse.ArgumentParser:
+    """A parser whose --help begins with this text, in its own lines."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     """parser.parse_args(argv). Refused: nothing as a value, which would be the folder that one is in; bytes
     that are no letters, in which neither a report nor the path of a weight file can be written; "--flag=--",

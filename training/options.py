@@ -17,7 +17,7 @@ from model import UNetConfig, read_unet_config
 from rewards import NAMES, CLIPConsistency, DiagnosisNet, RewardConfig, Rewards
 from rl import SCORE, RLConfig
 from sample import SampleConfig, Schedule, ScheduleConfig
-from storage.command import arguments
+from storage import command
 from storage.files import git_revision, naming, read_json, write_json
 from storage.weights import read_config
 from text_encoder import FIXED as TEXT_FIXED
@@ -154,11 +154,10 @@ def parse(argv: list[str] | None, text: str = "") -> tuple[TrainConfig, SampleCo
     first.add_argument("--gradient", default="pathwise")
     early = first.parse_known_args(argv)[0]   # wrong ones are refused below
     defaults = defaults_of(early.preset, early.gradient)
-    parser = argparse.ArgumentParser(description=text,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(text)
     for kind in KINDS:
         add_flags(parser, kind, defaults)
-    values = vars(arguments(parser, argv))
+    values = vars(command.arguments(parser, argv))
     configs = tuple(kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}) for kind in KINDS)
     check(*configs)
     return configs
