@@ -32,9 +32,10 @@ import evaluate
 import train
 from evaluation import metrics
 from evaluation.judge import load_judge
-from evaluation.results import BETTER, summary
+from evaluation.results import BETTER, cell, summary
 from sample import Pipeline
 from storage.files import keep_tensors, read_json, write_json, write_text
+from storage.pictures import unit
 from storage.weights import read_kept
 from training import loop, options
 from training.ranks import start_ranks
@@ -137,7 +138,7 @@ def judged(base: Path, row: str, seed: int, flags: list[str]) -> dict[str, Tenso
     """One row of one seed -> metric: 1+r, the value and its resamples"""
     sets, yard, sampling, batch = measures(base, seed, tuple(flags))
     if row == "real":
-        images = sets["test"].images(yard.index).float() / 255
+        images = unit(sets["test"].images(yard.index))
         rows = evaluate.measure(yard, images, evaluate.real_groups(yard, sets["test"]))
     else:
         folder = {"anchor": base / "anchor", "supervised": base.with_name("cxrl") / "control"}.get(
@@ -163,9 +164,8 @@ def table(found: dict[str, dict[int, dict[str, Tensor]]]) -> str:
         cells = []
         for metric in METRICS:
             rows = torch.stack([rows[metric] for rows in seeds.values()]).mean(0)
-            entry = summary(rows)
             sign = compared(seeds, found.get("cxrl", {}), metric) if name != "cxrl" else ""
-            cells.append("{:.3f} [{:.3f}, {:.3f}]{}".format(entry["value"], *entry["ci95"], sign))
+            cells.append(cell(summary(rows)) + sign)
         lines.append(f"| {name} | {len(seeds)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\n" + SIGNS
 

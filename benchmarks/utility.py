@@ -34,15 +34,16 @@ from tqdm import tqdm
 
 import evaluate
 import sample
-from chests.findings import LABELS
 from evaluation import metrics
 from evaluation.judge import prompt_labels
-from evaluation.results import summary
+from evaluation.metrics import FEWEST
+from evaluation.results import by_finding, cell, summary
 from rewards import DiagnosisNet, RewardConfig
 from storage.files import git_revision, write_json
+from storage.pictures import unit
 from training import loop
 
-IMAGES, FEWEST = 1024, 20
+IMAGES = 1024
 SIDE = 224              # px; larger images are reduced
 BATCH, RATE = 64, 2e-3  # images a step; peak learning rate
 
@@ -50,7 +51,7 @@ BATCH, RATE = 64, 2e-3  # images a step; peak learning rate
 def reduced(images: Tensor) -> Tensor:
     """b 1 h w in [0, 1] or uint8 -> b 1 h w uint8, at most SIDE pixels a side"""
     if not images.is_floating_point():
-        images = images.float() / 255
+        images = unit(images)
     if images.shape[-1] > SIDE:
         images = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
     return (images * 255).round().clamp(0, 255).byte()
@@ -73,7 +74,7 @@ def taught(images: Tensor, labels: Tensor, steps: int, seed: int, device: torch.
         for group in optimizer.param_groups:
             group["lr"] = loop.learning_rate(step, steps, RATE)
         index = loop.batch_index(len(images), BATCH, seed, step)
-        loss, _ = net.loss(images[index].to(device).float() / 255, targets[index].to(device))
+        loss, _ = net.loss(unit(images[index], device), targets[index].to(device))
         if not math.isfinite(loss.item()):
             raise ValueError(f"{name}: loss is {loss.item()} at step {step}, seed {seed}")
         optimizer.zero_grad(set_to_none=True)
@@ -85,7 +86,7 @@ def taught(images: Tensor, labels: Tensor, steps: int, seed: int, device: torch.
 @torch.no_grad()
 def tested(net: DiagnosisNet, images: Tensor, labels: Tensor, seed: int, device: torch.device) -> Tensor:
     """(images: n 1 h w uint8, labels: n 14) -> 1+r 14, the AUROC of each finding and its resamples"""
-    scores = torch.cat([net(x.to(device).float() / 255).float().cpu() for x in images.split(BATCH)])
+    scores = torch.cat([net(unit(x, device)).float().cpu() for x in images.split(BATCH)])
     return metrics.auroc(scores, labels, metrics.resampling(len(images), evaluate.RESAMPLES, seed))
 
 
@@ -128,12 +129,10 @@ def measure(run: Path, images: int | None, steps: int, seed: int, device: torch.
             "systems": {name: entry(x, rows["real"], len(lessons[name])) for name, x in rows.items()}}
 
 
-def entry(by_finding: Tensor, real: Tensor, images: int) -> dict:
+def entry(rows: Tensor, real: Tensor, images: int) -> dict:
     """(1+r 14 each) -> macro AUROC, its difference to the classifier taught by real images, and by finding"""
-    auroc = metrics.macro(by_finding)
-    findings = {name: summary(column) for name, column in zip(LABELS, by_finding.T, strict=True)
-                if not column[0].isnan()}
-    return {"images": images, "auroc": summary(auroc), "auroc_by_finding": findings,
+    auroc = metrics.macro(rows)
+    return {"images": images, "auroc": summary(auroc), "auroc_by_finding": by_finding(rows),
             "difference_to_real": summary(auroc - metrics.macro(real))}
 
 
@@ -141,12 +140,8 @@ def table(result: dict) -> str:
     """utility.json -> a Markdown table"""
     lines = ["| taught by | images | AUROC on real images | difference to real |", "|---|---|---|---|"]
     for name, system in result["systems"].items():
-        cells = []
-        for key, form in (("auroc", ".3f"), ("difference_to_real", "+.3f")):
-            value, (low, high) = system[key]["value"], system[key]["ci95"]
-            cells.append("undefined" if None in (value, low, high)
-                         else f"{value:{form}} [{low:{form}}, {high:{form}}]")
-        lines.append(f"| {name} | {system['images']} | {cells[0]} | {'' if name == 'real' else cells[1]} |")
+        difference = "" if name == "real" else cell(system["difference_to_real"], "+")
+        lines.append(f"| {name} | {system['images']} | {cell(system['auroc'])} | {difference} |")
     return "\n".join(lines)
 
 

@@ -22,11 +22,16 @@ def summary(rows: Tensor) -> dict:
     return {"value": value, "ci95": [low, high]}
 
 
+def by_finding(rows: Tensor) -> dict[str, dict]:
+    """1+r 14 -> a summary for each finding that is defined"""
+    return {name: summary(column) for name, column in zip(LABELS, rows.T, strict=True)
+            if not column[0].isnan()}
+
+
 def entry(rows: dict[str, Tensor]) -> dict:
     """What evaluation.json says of a system: every metric, and the AUROC of each finding."""
-    findings = {name: summary(column) for name, column in zip(LABELS, rows["by_finding"].T, strict=True)
-                if not column[0].isnan()}
-    return {**{name: summary(rows[name]) for name in BETTER}, "auroc_by_finding": findings}
+    return {**{name: summary(rows[name]) for name in BETTER},
+            "auroc_by_finding": by_finding(rows["by_finding"])}
 
 
 def gains(system: dict[str, Tensor], anchor: dict[str, Tensor], real: dict[str, Tensor]) -> dict:
