@@ -95,8 +95,8 @@ class Schedule:
         self.a = torch.cat([a, final]).to(device)   # index -1, "before the first timestep", is the last entry
 
     def timesteps(self, n: int) -> tuple[Tensor, Tensor]:
-        """(t: n, p: n), each step's timestep and the one it leads to, at last -1, or 0 where n
-        does not divide all timesteps."""
+        """(t: n, p: n), each step's timestep and the one it leads to, at last -1 (or 0 for some n that do not
+        divide all timesteps, trailing)."""
         total, spacing = self.config.num_train_timesteps, self.config.timestep_spacing
         if not 1 <= n <= total:
             raise ValueError(f"{n} denoising steps: expected 1 to {total}")
@@ -209,9 +209,7 @@ def ddim_step(schedule: Schedule, out: Tensor, x: Tensor, t: Tensor, p: Tensor,
 
 
 class Step(NamedTuple):
-    """One denoising step of a batch: state (t, x_t), action x_p ~ N(mean, std^2)."""
-    t: Tensor
-    p: Tensor
+    """One denoising step of a batch: state x = x_t, action x_p ~ N(mean, std^2)."""
     x: Tensor
     x_p: Tensor
     mean: Tensor
@@ -230,7 +228,7 @@ def denoise(unet, schedule: Schedule, cond: Tensor, uncond: Tensor, noise: Tenso
         out = guided_noise(unet, x, t, cond, uncond, guidance, context)
         mean, std, x_0 = ddim_step(schedule, out, x, t, p, eta)
         x_p = mean + std * noise[:, i + 1]
-        yield Step(t, p, x, x_p, mean, std, x_0)
+        yield Step(x, x_p, mean, std, x_0)
         x = x_p
 
 
@@ -381,12 +379,7 @@ def newest_run(root: Path = Path("runs")) -> Path:
     if not runs:
         raise ValueError(f"--run: no run with a trained pipeline under {root}/; "
                          "train one with: python train.py")
-
-    def last_written(run: Path) -> float:
-        log = run / "log.jsonl"
-        return log.stat().st_mtime if log.exists() else 0
-
-    return max(runs, key=last_written)
+    return max(runs, key=lambda run: log.stat().st_mtime if (log := run / "log.jsonl").exists() else 0)
 
 
 def run_settings(run: Path) -> SampleConfig:
