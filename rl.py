@@ -294,15 +294,15 @@ class Objective:
 
     def outputs(self, image: Tensor, step: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> what the policy's and the start's denoiser say: b c h w each; None: nothing needs the second"""
-        x, t, c = self.ro.states[image, step], self.ro.t[step], self.c_p[image]
+        x, t, c_p = self.ro.states[image, step], self.ro.t[step], self.c_p[image]
+
+        def says(model: Pipeline) -> Tensor:
+            return guided_noise(model.unet, x, t, *model.condition(c_p, self.c_empty), self.sampling.guidance)
+
         with autocast(self.pipe.device):
-            out = guided_noise(self.pipe.unet, x, t, *self.pipe.condition(c, self.c_empty),
-                               self.sampling.guidance)
-            if self.config.kl == 0:
-                return out, None
+            out = says(self.pipe)
             with torch.no_grad():
-                return out, guided_noise(self.start.unet, x, t, *self.start.condition(c, self.c_empty),
-                                         self.sampling.guidance)
+                return out, says(self.start) if self.config.kl else None
 
     def step(self, out: Tensor, image: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> mean, std and x_0 of ddim_step"""
