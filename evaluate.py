@@ -50,7 +50,6 @@ import inspect
 import math
 import time
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -202,8 +201,8 @@ def similarity(groups: list[Tensor]) -> Tensor:
     """groups of k 1 h w images -> one value each, the mean MS-SSIM over all pairs of the group"""
     values = []
     for group in groups:
-        first, second = zip(*combinations(range(len(group)), 2), strict=True)
-        values.append(metrics.ms_ssim(group[list(first)], group[list(second)]).mean().double())
+        first, second = torch.combinations(torch.arange(len(group))).T
+        values.append(metrics.ms_ssim(group[first], group[second]).mean().double())
     return torch.stack(values) if values else torch.tensor([math.nan], dtype=torch.float64)
 
 

@@ -73,7 +73,7 @@ class Judge(nn.Module):
         super().__init__()
         self.config = config
         stages = max(int(math.log2(config.size / 8)) - 1, 1)   # from size / 4 px to 8 .. 15 (64: 16, 8)
-        widths = [min(config.width * 2**i, 384) for i in range(stages)]
+        widths = [config.width * 2**i for i in range(stages)]
         layers = [nn.Conv2d(1, widths[0], 4, 4), Block(widths[0])]
         for before, width in zip(widths, widths[1:], strict=False):
             layers += [nn.GroupNorm(1, before), nn.Conv2d(before, width, 2, 2), Block(width), Block(width)]
