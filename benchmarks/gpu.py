@@ -26,13 +26,15 @@ if __name__ == "__main__":   # before the imports below, which take seconds
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import train
+from model import UNet2DConditionModel
 from rewards import ConsistencyNet, DiagnosisNet, PostureNet, Rewards
 from rl import SCORE, RLConfig, rl_round, start_policy
 from sample import Pipeline, SampleConfig, Schedule, autocast, generate
 from storage.pictures import grey
 from text_encoder import CLIPTextModel, Tokenizer
 from training import loop, options
+from training.plan import inputs
+from vae import AutoencoderKL
 
 CASES = {  # name -> preset, what differs from RLConfig's defaults
     "tiny": ("tiny", {}),
@@ -68,7 +70,7 @@ def random_pipeline(sizes: options.Preset, device: torch.device) -> Pipeline:
     tokenizer = Tokenizer.train([REPORT] * 4, sizes.text.vocab_size, sizes.text.max_position_embeddings)
     with device:
         unet, vae, text = (kind(config).eval() for kind, config in (
-            (train.UNet2DConditionModel, sizes.unet), (train.AutoencoderKL, sizes.vae),
+            (UNet2DConditionModel, sizes.unet), (AutoencoderKL, sizes.vae),
             (CLIPTextModel, sizes.text)))
     return Pipeline(unet, vae, text, tokenizer, Schedule(sizes.schedule, device))
 
@@ -82,15 +84,11 @@ def random_rewards(sizes: options.Preset, tokenizer: Tokenizer, device: torch.de
 
 def unet_work(unet, sizes: options.Preset, images: int, device: torch.device, backward: bool) -> Callable:
     """-> one pass of the UNet over a batch, as training runs it; diffusers' output is unwrapped."""
-    config = sizes.unet
-    x = torch.randn(images, config.in_channels, config.sample_size, config.sample_size, device=device)
-    t = torch.full((images,), 500, device=device)
-    tokens = sizes.text.max_position_embeddings
-    context = torch.randn(images, tokens, config.cross_attention_dim, device=device)
+    passed = inputs(sizes.unet, images, sizes.text.max_position_embeddings, device)
 
     def work() -> None:
         with torch.set_grad_enabled(backward), autocast(device):
-            out = unet(x, t, context)
+            out = unet(*passed)
             out = out if torch.is_tensor(out) else out.sample
             if backward:
                 out.float().square().mean().backward()
@@ -101,10 +99,10 @@ def unet_work(unet, sizes: options.Preset, images: int, device: torch.device, ba
 def diffusers_unet(pipe: Pipeline, device: torch.device):
     """diffusers' UNet with the same configuration and weights; None where diffusers is not installed."""
     try:
-        from diffusers import UNet2DConditionModel
+        import diffusers
     except ImportError:
         return None
-    theirs = UNet2DConditionModel(**dataclasses.asdict(pipe.unet.config)).to(device).eval()
+    theirs = diffusers.UNet2DConditionModel(**dataclasses.asdict(pipe.unet.config)).to(device).eval()
     theirs.load_state_dict(pipe.unet.state_dict())
     return theirs
 
