@@ -227,10 +227,10 @@ def check(config: TrainConfig, sampling: SampleConfig, rl: RLConfig) -> None:
         for flag, needless in (("preset", ("tiny", "small")), ("finetune", ("none",))):
             if (value := getattr(config, flag)) not in needless:
                 raise ValueError(f"--{flag} {value}: needs --init DIR, a diffusers folder to start from")
-    if config.init is not None:
+        schedule = Schedule(preset(config.preset).schedule)
+    else:
         check_init(config.init)
-    schedule = (Schedule(preset(config.preset).schedule) if config.init is None
-                else Schedule.from_pretrained(config.init / "scheduler"))
+        schedule = Schedule.from_pretrained(config.init / "scheduler")
     for flag, steps in (("sample", sampling.sample_steps), ("rollout", rl.rollout_steps)):
         with naming(f"--{flag}-steps {steps}: ", ValueError):
             schedule.timesteps(steps)
