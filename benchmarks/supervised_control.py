@@ -6,7 +6,7 @@ Continues RUN/anchor (the UNet; same loss, all pairs, batch and peak learning ra
 for the seconds that RUN/log.jsonl gives for both parts of RL, at the pace of the diffusion stage,
 saves RUN/control and writes RUN/evaluation.json anew with the key "control" beside "anchor" and "cxrl".
 """
-import dataclasses
+import shlex
 import sys
 from pathlib import Path
 
@@ -30,21 +30,6 @@ def last_log(run: Path, stage: str) -> dict:
     """The last line of a stage with its time; none: no step and no time."""
     lines = loop.read_log(run / "log.jsonl")
     return [{"step": 0, "time": 0.0}, *(x for x in lines if x["stage"] == stage and "time" in x)][-1]
-
-
-def saved_flags(run: Path) -> list[str]:
-    """The flags of a run, from its config.json."""
-    kept = evaluate.read_config(run)
-    kinds = (options.TrainConfig, options.SampleConfig, options.RLConfig)
-    names = [f.name for kind in kinds for f in dataclasses.fields(kind)]
-    flags = []
-    for name in names:
-        flag, value = name.replace("_", "-"), kept.get(name)
-        if isinstance(value, bool):
-            flags += [f"--{flag}" if value else f"--no-{flag}"]
-        elif value is not None:
-            flags += [f"--{flag}", str(value)]
-    return flags
 
 
 def train_control(folder: Path, flags: list[str]) -> Path:
@@ -72,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = command.parser(__doc__)
     parser.add_argument("run", nargs="?", type=Path)
     folder = parser.parse_args(argv).run or newest_run()
-    flags = saved_flags(folder)
+    _, _, *flags = shlex.split(options.command_of(evaluate.read_config(folder)))   # "python train.py" ...
     with holding(folder):
         control, (config, *_) = train_control(folder, flags), options.parse(flags)
         evaluate.evaluate_run(folder, train.load_sets(config), config.eval_reports, config.seed,
