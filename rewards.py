@@ -186,17 +186,21 @@ def nearer_half(x: Tensor, mean: Tensor) -> Tensor:
     return distance.argsort(stable=True)[:max(len(x) // 2, 1)]
 
 
-def canonical_chest(images: Tensor) -> Tensor:
-    """(images: n 1 h w in [0, 1]) -> 1 1 32 32: mean of the half that is nearest to the mean,
-    found in a few rounds.
+def usual_half(x: Tensor) -> Tensor:
+    """(x: n 1 32 32) -> the indices of the half that is nearest to that half's mean, found in a few rounds.
 
     No posture label is used: badly positioned exposures are the ones that differ most from everybody's mean.
     """
-    x = pose_view(images)
-    mean = x.mean(0, keepdim=True)
+    near = torch.arange(len(x), device=x.device)
     for _ in range(3):
-        mean = x[nearer_half(x, mean)].mean(0, keepdim=True)
-    return mean
+        near = nearer_half(x, x[near].mean(0, keepdim=True))
+    return near
+
+
+def canonical_chest(images: Tensor) -> Tensor:
+    """(images: n 1 h w in [0, 1]) -> 1 1 32 32: mean of the half that is nearest to the mean"""
+    x = pose_view(images)
+    return x[usual_half(x)].mean(0, keepdim=True)
 
 
 class PostureNet(RewardNet):

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from chests.findings import LABELS
 from evaluation.results import summary
-from rewards import affine, nearer_half, warp
+from rewards import affine, usual_half, warp
 from storage.files import keep_tensors
 from storage.pictures import unit
 from storage.weights import read_kept
@@ -185,12 +185,8 @@ def native_posture(chests, most: int | None = None) -> Tensor:
     parts = torch.arange(len(chests))[:most].split(512)
     x = torch.cat([F.interpolate(unit(chests.images(part)), (32, 32), mode="area") for part in parts])
     x = (x - reduce(x, "n c h w -> n 1 1 1", "mean")) / x.std((1, 2, 3), keepdim=True).clamp(min=1e-3)
-    mean = x.mean(0)
-    for _ in range(3):
-        near = nearer_half(x, mean)
-        mean = x[near].mean(0)
     psi = torch.full((len(x), len(IDENTITY)), math.nan)
-    psi[near] = IDENTITY
+    psi[usual_half(x)] = IDENTITY
     return psi
 
 
