@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import data
-from chests.archives import Row
+from chests.images import Row
 
 BATCH = 8
 

@@ -31,7 +31,7 @@ import rl
 import sample
 from rewards import NAMES
 from training import loop, options
-from training.plan import LiveBytes
+from training.plan import LiveBytes, branches
 from vae import at_once
 
 CPU, GIB = torch.device("cpu"), 2**30
@@ -112,9 +112,8 @@ def rollout(policy: sample.Pipeline, *args) -> rl.Rollout:
     *_, noise, sampling, _, micro = args
     unet = getattr(policy.unet, "unet", policy.unet)                   # of an anchor that is a LoRA's
     calls = -(-len(noise) // micro) * (noise.shape[1] - 1)
-    branches = 1 if sampling.guidance == 1 else 2                      # which the UNet makes of its input
     with only_last(unet, "forward", calls,
-                   lambda x: torch.zeros_like(x, dtype=torch.bfloat16).repeat(branches, 1, 1, 1)):
+                   lambda x: torch.zeros_like(x, dtype=torch.bfloat16).repeat(branches(sampling), 1, 1, 1)):
         return ROLLOUT(policy, *args)
 
 

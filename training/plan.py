@@ -133,6 +133,7 @@ def seconds_a_pass(sizes: Preset, batch: int, device: torch.device) -> float:
 
 
 def branches(sampling: SampleConfig) -> int:
+    """Outputs of the UNet for each image and step: guidance takes two"""
     return 1 if sampling.guidance == 1 else 2
 
 
@@ -169,7 +170,8 @@ def work(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, n: int,
 def dry_run(config: TrainConfig, sampling: SampleConfig, rl: RLConfig, sizes: Preset, n: int, drawn: int,
             stages: list[str], device: torch.device) -> None:
     """Print the plan of these stages. Raises ValueError where memory or disk cannot hold them."""
-    needs, cuda = needed_bytes(config, sampling, rl, sizes, device.type == "cuda"), device.type == "cuda"
+    cuda = device.type == "cuda"
+    needs = needed_bytes(config, sampling, rl, sizes, cuda)
     there = (torch.cuda.get_device_properties(device).total_memory if cuda
              else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     hints = {"diffusion": "lower --diffusion-micro, or try --checkpointing or --finetune lora",
