@@ -63,7 +63,7 @@ class Finding:
     """One thing to see: its CheXpert name, where it is, how large, and whether the reader is sure."""
     name: str
     side: str    # "left", "right", "both"; "" for what has none
-    place: str   # "upper", "lower", "rim"; the kind of a support device
+    place: str   # "upper", "lower", "rim", "hila", ""; the kind of a support device
     size: float  # 0 to 1
     seed: float  # 0 to 1, settles details of the picture
     sure: bool = True

@@ -206,7 +206,8 @@ def judge_loss(judge: Judge, images: Tensor, targets: Tensor, psi: Tensor, grams
 
 
 def train_judge(chests, config: JudgeConfig, device: torch.device) -> Judge:
-    """Chests of data.load's "judge" -> the trained judge, in eval mode. AdamW, warm-up and cosine.
+    """Chests of data.load's "judge" -> the trained judge, in eval mode. AdamW, warm-up and cosine; beta_1 the
+    other way, from 0.95 to 0.85 and back, as torch's OneCycleLR has it.
 
     Poses widen over the first half: small findings are learned much faster where they do not move about.
     """
