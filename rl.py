@@ -50,6 +50,7 @@ from sample import (
     SampleConfig,
     Schedule,
     autocast,
+    both_branches,
     ddim_step,
     denoise,
     guided_noise,
@@ -297,7 +298,8 @@ class Objective:
         x, t, c_p = self.ro.states[image, step], self.ro.t[step], self.c_p[image]
 
         def says(model: Pipeline) -> Tensor:
-            return guided_noise(model.unet, x, t, *model.condition(c_p, self.c_empty), self.sampling.guidance)
+            context = both_branches(model.unet, *model.condition(c_p, self.c_empty), self.sampling.guidance)
+            return guided_noise(model.unet, x, t, context, self.sampling.guidance)
 
         with autocast(self.pipe.device):
             out = says(self.pipe)
@@ -306,9 +308,8 @@ class Objective:
 
     def step(self, out: Tensor, image: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> mean, std and x_0 of ddim_step"""
-        ro = self.ro
-        return ddim_step(self.pipe.schedule, out, ro.states[image, step], ro.t[step], ro.p[step],
-                         self.sampling.eta)
+        ro, eta = self.ro, self.sampling.eta
+        return ddim_step(self.pipe.schedule, out, ro.states[image, step], ro.t[step], ro.p[step], eta)
 
 
 @dataclass

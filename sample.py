@@ -175,14 +175,8 @@ def both_branches(unet, cond: Tensor, uncond: Tensor, guidance: float) -> Tensor
     return unet.read(context) if hasattr(unet, "read") else context
 
 
-def guided_noise(unet, x: Tensor, t: Tensor, cond: Tensor, uncond: Tensor, guidance: float,
-                 context: Tensor | list | None = None) -> Tensor:
-    """(x: b c h w, t: b, cond: b n d, uncond: n d) -> b c h w; e_uncond + w (e_cond - e_uncond), float32.
-
-    Whoever takes many steps under one condition gives its `context`, of both_branches, too.
-    """
-    if context is None:
-        context = both_branches(unet, cond, uncond, guidance)
+def guided_noise(unet, x: Tensor, t: Tensor, context: Tensor | list, guidance: float) -> Tensor:
+    """(x: b c h w, t: b, context: both_branches') -> b c h w; e_uncond + w (e_cond - e_uncond), float32"""
     if guidance == 1:
         return unet(x, t, context).float()
     if not hasattr(unet, "read"):   # a UNet doubles the batch itself, as late as it can
@@ -225,7 +219,7 @@ def denoise(unet, schedule: Schedule, cond: Tensor, uncond: Tensor, noise: Tenso
     context, x = both_branches(unet, cond, uncond, guidance), noise[:, 0].contiguous()
     for i, (t, p) in enumerate(zip(*schedule.timesteps(noise.shape[1] - 1), strict=True)):
         t, p = t.expand(len(x)), p.expand(len(x))
-        out = guided_noise(unet, x, t, cond, uncond, guidance, context)
+        out = guided_noise(unet, x, t, context, guidance)
         mean, std, x_0 = ddim_step(schedule, out, x, t, p, eta)
         x_p = mean + std * noise[:, i + 1]
         yield Step(x, x_p, mean, std, x_0)

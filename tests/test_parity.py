@@ -10,7 +10,7 @@ from test_model import randomised, relative_error
 from test_text_encoder import HARD, REPORTS
 
 from model import UNet2DConditionModel, UNetConfig
-from sample import Schedule, ScheduleConfig, ddim_step, guided_noise
+from sample import Schedule, ScheduleConfig, both_branches, ddim_step, guided_noise
 from text_encoder import EOS, CLIPTextModel, TextConfig, Tokenizer
 from vae import AutoencoderKL, VAEConfig
 
@@ -61,7 +61,8 @@ def test_unet(config, h, w, n, seed):
         assert relative_error(ours(x, t, context), e_c) < 1e-5
         uncond = torch.randn(n, config.cross_attention_dim)
         e_u = theirs(x, t, uncond.expand_as(context)).sample
-        assert relative_error(guided_noise(ours, x, t, context, uncond, 3.5), e_u + 3.5 * (e_c - e_u)) < 1e-5
+        both = both_branches(ours, context, uncond, 3.5)
+        assert relative_error(guided_noise(ours, x, t, both, 3.5), e_u + 3.5 * (e_c - e_u)) < 1e-5
 
 
 @few

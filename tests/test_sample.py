@@ -26,6 +26,7 @@ from sample import (
     Pipeline,
     Schedule,
     ScheduleConfig,
+    both_branches,
     ddim_step,
     denoise,
     generate,
@@ -151,8 +152,9 @@ def test_guidance_extrapolates_from_the_unconditional_branch():
 
     x, t = torch.zeros(2, 1, 2, 2), torch.zeros(2).long()
     cond, uncond = torch.full((2, 3, 4), 5.0), torch.full((3, 4), 1.0)
-    assert guided_noise(unet, x, t, cond, uncond, 3.0).unique().item() == 13 and calls == [4]
-    assert guided_noise(unet, x, t, cond, uncond, 1).unique().item() == 5 and calls == [4, 2]
+    for w, guided, rows in ((3.0, 13, [4]), (1, 5, [4, 2])):
+        out = guided_noise(unet, x, t, both_branches(unet, cond, uncond, w), w)
+        assert out.unique().item() == guided and calls == rows
 
 
 def test_schedule_folder_round_trip_and_refusals(tmp_path):
