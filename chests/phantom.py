@@ -69,15 +69,9 @@ RANGES = {  # anatomy of one patient, uniform between; lengths in u
 
 
 def soft(distance: np.ndarray, width: float) -> np.ndarray:
-    """0 outside, 1 inside, smooth over `width` either side of 0. In place, as it is used most."""
-    t = distance * np.float32(0.5 / width)
-    np.minimum(np.maximum(t, -0.5, out=t), 0.5, out=t)
-    ramp = t * t
-    ramp *= -2
-    ramp += 1.5
-    ramp *= t
-    ramp += 0.5
-    return ramp
+    """0 outside, 1 inside, smooth over `width` either side of 0: 3 s^2 - 2 s^3, s = t + 1/2 (smoothstep)."""
+    t = np.clip(distance * np.float32(0.5 / width), -0.5, 0.5)
+    return (1.5 - 2 * t * t) * t + 0.5
 
 
 def bump(distance: np.ndarray, width: float) -> np.ndarray:
