@@ -61,7 +61,8 @@ SPLITS = {"": "", "train": "train", "training": "train", "val": "val", "valid": 
 DECODED_ROWS = 20_000   # sets up to this size are decoded once and kept in memory
 LOOKED_AT = 256         # images of a larger set whose headers are read when it is indexed
 CACHED_BYTES = 2**29    # phantoms are kept once rendered, up to this size
-DRAWING = Path(__file__).parent / "chests" / "phantom.py"   # what a phantom's film depends on
+DRAWING = [Path(__file__).parent / "chests" / name   # what a phantom's film depends on
+           for name in ("phantom.py", "patients.py")]
 READER = Path(__file__).parent / "chests" / "images.py"      # what a decoded image depends on
 CODE = ("data.py", *(f"chests/{name}.py" for name in (
     "archives", "findings", "images", "labels", "plainer", "reports", "tables")))   # what an index depends on
@@ -100,7 +101,7 @@ class PhantomChests:
 
     @cached_property
     def digest(self) -> str:
-        made_by = [self.seed, self.start, self.count, self.size, self.faults, read_text(DRAWING)]
+        made_by = [self.seed, self.start, self.count, self.size, self.faults, *map(read_text, DRAWING)]
         return digest(made_by, self.reports, self.labels)
 
     def render(self, index: Tensor) -> Tensor:

@@ -1004,7 +1004,7 @@ def test_digest_follows_what_a_run_is_made_of(tmp_path, monkeypatch):
         (0, 9, 1, 32, True), (0, 9, 0, 64, True), (0, 9, 0, 32, False))]
     assert phantoms[0] == phantoms[1] and len(set(phantoms)) == 6
     (tmp_path / "phantom.py").write_text("another lesion")
-    monkeypatch.setattr(data, "DRAWING", tmp_path / "phantom.py")
+    monkeypatch.setattr(data, "DRAWING", [tmp_path / "phantom.py"])
     assert data.PhantomChests("train", 0, 9, 0, 32, True).digest not in phantoms
 
 
