@@ -26,8 +26,8 @@ from chests.tables import BESIDE_CELLS, LONGEST, DataError, Tally, given, newest
 
 def joined(texts: Iterable[str]) -> str:
     """Texts as sentences of one, so that no denial reaches from one into the next"""
-    *before, last = [text.strip() for text in texts if text.strip()] or [""]
-    return " ".join([*(text if text[-1] in ".!?:;" else f"{text}." for text in before), last])
+    *before, last = [text.strip(" ,") for text in texts if text.strip(" ,")] or [""]
+    return " ".join([*(text if re.search(r"[.!?:;]\)?$", text) else f"{text}." for text in before), last])
 
 
 def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> str:

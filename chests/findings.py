@@ -38,7 +38,8 @@ FINDINGS = {
         h(?:ydropneu|a?e)mothora""",
     "Pleural Other": r"""
         pleural thickening|fibrosis|fibrothorax|pleural[ -](?:parenchymal )?scar|pleuro-?\w+ scar""",
-    "Fracture": r"(?<!lead )(?<!sternal wire )fractur(?!ed (?:(?!with |and )\w+ ){0,2}(?:wire|lead(?! to)))",
+    "Fracture": r"(?<!\blead |\bwire |\bline )(?<!device )(?<!hardware |catheter )"
+                r"fractur(?!ed (?:(?!with |and )\w+ ){0,2}(?:wire|lead(?! to)))",
     "Support Devices": r"""
         pacer|defib|tubes?\b|(?:ett|ngt|ogt|cv[cl])\b|swan-ganz|\w*catheter(?!iz)|pacemaker
         a?icd\b|picc|lines?\b|cannula|drain\b|valves?\b|hardware|arthroplast|screw|coils?\b

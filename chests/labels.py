@@ -45,7 +45,8 @@ NO_MORE = re.compile(rf"{STOP.pattern}|" + cues(r"""
     after\b|following\b|since\b|(?<!^ )(?<!of )(?<!immediate )post\b(?! primary|-)|positive\b
     (?:due|secondary) to\b|only\b|rule out\b|to exclude\b
     and (?:\w+ )?(?:development|placement|insertion|appearance) of\b
-    rather\b(?! than)|(?:other|rather) than\b|(?:aside|apart) from\b|beyond\b|besides\b
+    rather\b(?! than)|(?:other|rather) than\b|(?:aside|apart) from\b|besides\b
+    (?<=abnormality )beyond\b|(?<=process )beyond\b
     save (?:for|an?|minor|mild|minimal|small)\b""") + "|, suggest")   # "no edema after"
 
 NO = re.compile(cues(r"""
@@ -54,7 +55,7 @@ NO = re.compile(cues(r"""
     not\b(?! (?:seen|present|identified|visuali[sz]ed|noted|evident)(?:,| and))|never\b|nothing\b
     den(?:y|ies|ied)\b|free (?:of|from)\b|clear of\b|rules out\b|ruled out\b|(?<!to )excludes?\b|history of\b
     lack(?:s|ing)?\b|as opposed to\b|in(?:consistent|compatible) with\b|devoid of\b|fail(?:s|ed|ure)? to\b
-    unable to\b|argu\w+ against\b|cannot (?:see|find|identify|detect)\b
+    unable to\b|argu\w+ (?:\w+ly )?against\b|cannot (?:see|find|identify|detect)\b
     (?<!failed )(?<!failure of )(?:resolution|disappearance|removal|drainage|absence|clearing) of\b""")
     + r"|(?<!has )(?<!have )(?<!been )(?<!is )(?<!are )(?<!was )(?<!now )\b(?:absent|resolved)\b(?!,)")
 GONE = re.compile(cues(r"""
@@ -63,7 +64,8 @@ GONE = re.compile(cues(r"""
     recur(?:red)?)\b(?! (?:before|previous|(?:on|in)$|(?:on|in) (?:the |an? )?(?:pr(?!esent)|yesterday
     earlier|last|old|outside|lateral\b(?! (?:or|and|decub|chest|costo|lung|aspect|sulc)))
     in (?:its|their) entirety))
-    no longer (?:appreciated|in (?:place|position))\b|not (?:persist|in place)\b|(?:is|are|was|were) not$
+    no longer (?:appreciated|in (?:place|position(?! in)))\b|not (?:persist|in place)\b
+    (?:is|are|was|were) not$
     nonvisuali[sz]ed\b|gone\b
     remov(?:ed|al)\b|pulled\b(?! back)|disappeared\b|absent\b|resolved\b|cleared\b
     (?<!must be )(?<!should be )(?<!to be )(?:excluded|ruled out)\b
@@ -72,7 +74,7 @@ GONE = re.compile(cues(r"""
     rf"(?!,| (?:[\w-]+ ){{0,3}}(?:{NAMED}))(?!.* (?:again|still|is|are|has|have|now|persist|remain|unchanged"
     r"|stable|smaller|larger|\w+creas|improv|worse|measur|terminat))")
 UNSURE_PLACE = re.compile(r"\b(?:possib|probab|question)\w* (?:in|within|at|coil|kink|extend|terminat).*"
-                          r"|\breplaced (?:by|with)\b.*")
+                          r"|\breplaced (?:by|with)\b.*|\b(?:is|are) (?:\w+ )?(?:a|the main) concern\b.*")
 TIP = re.compile(r"\b(?:tips?|side ?(?:port|hole)s?)\b")  # where that is not seen, its device is there
 COLON_NO = re.compile(r"[^,:]*: (?:there (?:is|are) )?(?:no|without|not(?! well| clear| assess| evaluat))\b")
 # ", small left effusion" is a new, affirmed item after a denied one, unless a later "or" closes the list.
@@ -122,10 +124,11 @@ MODAL = (r"(?:may|might|could|would|should|can|must|needs?|ha(?:s|ve))(?: also)?
 MAYBE_RIGHT = re.compile(cues(rf"""
     {MODAL} (?:be (?:present|considered|possible|excluded|ruled out|(?:\w+ )?occult)\b|exist\b|not be \w+)
     (?<=: )low (?:probability|likelihood|suspicion)\b
-    (?<!raise the )(?<!raises the )(?<!raising the )possib\w+|probably present\b|favou?red(?: over\b|$)
+    (?<!raise the )(?<!raises the )(?<!raising the )(?<!raise )(?<!raises )possib\w+
+    probably present\b|favou?red(?: over\b|$)
     consideration\b|limited\b|question(?:able|ed)\b
     suspected\b|presumed\b|equivocal\b|obscured\b|in the differential\b|if (?:any(?=$|,)|present\b)
-    difficult to (?:assess|evaluate)\b|(?:is|are) (?:a|of|the main|also a) concern\b
+    difficult to (?:assess|evaluate)\b|(?:is|are) (?:a|the main|also a) concern\b(?! and)
     (?:poorly|incompletely|not well|suboptimally) (?!defined|circumscribed|marginated)\w+|not appreciated\b
     (?:not|cannot be) (?:\w+ )?(?:assessed|evaluated)\b"""))
 # Where doubt ends: "cannot exclude A, with B", "possible A, and B"
@@ -137,7 +140,7 @@ UNLIKELY = re.compile(r"[^,]*(?<!and )\b(?:unlikely|improbable|less likely|not \
                       r"(?! (?:to )?(?:repr|refl))")
 VERSUS = re.compile(r"[\w-]*(?: (?!(?:and|with|or|is|are|due|from|[cw]ould|might)\b|repres|reflec|likely|may"
                     r"|sugges|consis|concern)[\w-]+){0,8},? vs\b")
-OR_LEFT = re.compile(r"\bor (?:(?!and |with |no |following |after |status |since |post |save )"
+OR_LEFT = re.compile(r"\bor (?:(?!and |with |no |following |after |status |since |save )"
                      r"\w[\w-]* ){0,4}$")
 OR_RIGHT = re.compile(r"[\w-]*(?: [\w-]+| (?:in|at) (?:(?!and |with |no |place )\w[\w-]* ){1,4})? ?\bor\b")
 PROXY = re.compile(r"congestion|indistinctness|vascular prominence")  # these hint at edema, no more
@@ -219,7 +222,7 @@ def finding_verdict(left: str, mention: str, right: str) -> float:
     verbs = [m.start() for m in STOP.finditer(predicate)]
     predicate = predicate[: verbs[1]] if len(verbs) > 1 else predicate  # up to the end of what its verb says
     if (device := DEVICE.match(mention)) and TIP.search(left + right):
-        predicate = re.sub(r"\b(?:not|cannot|poorly|incompletely|obscured)\b.*", "", predicate)
+        predicate = re.sub(r"\b(?:not|no longer|cannot|poorly|incompletely|obscured)\b.*", "", predicate)
     if device:   # where it may end is no doubt that it is there
         predicate = UNSURE_PLACE.sub("", predicate)
     cannot = CANNOT_EXCLUDE.search(left)
@@ -305,7 +308,8 @@ SHORT = (("â€™", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "witho
          ("[x]", ";"), ("(+)", ";"), ("d/c'd", "discontinued"), ("+/-", "possible "), ("and/or", "or"),
          (",", ", "))
 # The point of an abbreviation ends no sentence.
-POINT = re.compile(r"\b((?i:sig|signif|evid|comp|approx|i\.e|e\.g|neg|pl|rt|lt))\.(?=,? [a-z])")
+POINT = re.compile(r"\b((?i:sig|signif|evid|comp|approx|i\.e|e\.g|neg|pl)|(?i:rt|lt)(?!\. (?:no|small|minimal"
+                   r"|trace|tiny|mild|moderate|large|there|heart|lungs?)\b))\.(?=,? [a-z])")
 OPTION = r"(?:none|no|yes|small|mild|moderate|large|severe|trace)\b"   # behind a box: "[ ] small [x] large"
 SLASHED = {"s/p": "status post", "c/w": "consistent with", "c/f": "concern for",
            "b/l": "bilateral", "d/t": "due to", "a/w": "with", "h/o": "history of", "y/o": "old"}

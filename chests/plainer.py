@@ -25,11 +25,12 @@ ON_A_SIDE = r"(?:on|in) the (?:left|right)(?: side| lung)?"
 DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|complete|full|acute|short|major|much|yet"
           r"|been|appear|evidence[ ]of|sig(?:nif)?)[ ]){0,4}")
 # What follows a word of advice: "be obtained to better evaluate the", "follow-up CT for the", "pulling back"
-ADVICE = (r"(?!.{0,200}\b(?:whether|if|possib|exclu|rule|vs|versus|question)\w*\b)(?:[\w-]+ ){0,8}?(?:"
+ADVICE = (r"(?!.{0,200}\b(?:whether|if|possib|exclu|rule|vs|versus|question)\w*\b)"
+          rf"(?:(?!(?:after|following|since|post|status)\b|{ILLNESS})[\w-]+ ){{0,8}}?(?:"
           r"(?:to|for|of) (?:[\w-]+ ){0,2}?(?:evaluat|assess|characteri[sz]|quantif|visuali[sz]|document"
           r"|follow|delineat|defin|determin|clarif|confirm|localiz)\w*"
           r"(?: (?:the )?(?:stability|chronicity|resolution|extent|size|nature|position))?(?: of)?"
-          r" (?:the|this|these|that|an?y?)\b"
+          r" (?:the|this|these|that)\b"
           r"|be (?:performed|obtained|considered|done|repeated) for (?:the|this|these)\b"
           r"|(?:ct|mri|films?|radiographs?|views?|series|ultrasound|imaging|follow-?up|correlation)"
           r" (?:for|of) (?:the|this|these)\b"
@@ -39,7 +40,8 @@ ADVICE = (r"(?!.{0,200}\b(?:whether|if|possib|exclu|rule|vs|versus|question)\w*\
           r"|(?:diuresis|thoracentesis|drainage|bronchoscopy|biopsy)(?: (?:for|of)\b|$))")
 # One of several, and what is said of it alone: "may represent A, B, and C", but not "..., and C is stable"
 SAID = r" (?:is|are|was|were|has|have|remains?|persists?|unchanged|stable)\b"
-ITEM = rf"(?:(?!{SAID}| (?:with|which|there)\b) [\w-]+){{1,4}}"
+ITEM = (r"(?! (?:no|new|stable|unchanged|similar|(?:\w+ly )?(?:worse|improved|(?:in|de)creased))\b)"
+        rf"(?:(?!{SAID}| (?:with|which|there)\b) [\w-]+){{1,4}}")
 # What says the same in words that end no denial: "does not appear to be", "is seen to suggest" ...
 PLAINER = [(re.compile(pattern), words) for pattern, words in (
     (r"\bnot (?:appear|seem|have|believe|think|feel|felt|thought)(?: to (?:be|have)(?: been)?)?(?: that)?"
@@ -70,6 +72,9 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
      rf"(?=(?:the )?{PLACE}\b(?! or)|(?:a?icd|defib\w+)\b)", r"\1-"),
     (r"\b(?:(?:possib|probab)ly|perhaps|maybe) with\b", "possible"),
     (r"\bconcern is for\b", "concern for"),
+    (r"\b(is|are) (?:a|of) concern for\b", r"\1 concerning for"),
+    (r"\b(argu\w+ (?:\w+ly )?against [^,;]{1,80}?),? (?:and (?=for\b|favou?r|suggest)"
+     r"|(?=consistent|compatible|suggest|favou?r))", r"\1; "),
     (r"\b(?:evaluate|assess|look|check|screen) for (?!.*\b(?:show|demonstrat|reveal))"
      r"(?=(?:(?:an?|any|acute|small|new|apical|underlying|evolving|developing|layering|loculated"
      rf"|metastatic) )*(?:{ILLNESS})(?!\w* healing))", "possible "),
@@ -82,19 +87,20 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
      r"|\bno longer (?:has|have|shows?)\b", "no"),
     (r"\bnot well-(?=\w)", "not well "),
     (r"\b(?:no|without) (?:(?:evidence|signs?) of )?(?=(?:[\w-]+ )?(?:hardware|device|line|lead|catheter)s? "
-     r"(?:failure|fracture|complications?|loosening|malposition))", ""),
+     r"(?:failure|fractures?\b(?!,| (?:or|nor)\b)|complications?|loosening|malposition))", ""),
     (r"\bin line with\b", "consistent with"),
     (r"\bnormal (?=interstitial marking)|\b(?=interstitial markings (?:are|appear|remain) (?:\w+ly )?"
      r"(?:normal|unremarkable|within normal|not (?:\w+ly )?(?:increased|prominent)))", "no "),
-    (r"\b(?:one|two|1|2) of (?:the )?((?:[\w-]+ ){1,4})(?:ha(?:s|ve)|was|were) (?:been )?removed\b",
+    (r"\b(?:one|two|1|2) of (?:the )?((?:[\w-]+ ){1,4})(?:ha(?:s|ve)|was|were) (?:been )?"
+     r"(?:removed|discontinued)\b",
      r"\1remains"),
     (r"\bremoval of (?:one|two|1|2) of\b", ""),
     (r"\b(?:recommend\w*|consider|advis\w*|(?:^|(?<=we )|(?<=would ))suggest) (?:(?!interval|recent|prior)"
      r"\w+ )?removal of\b|(?<!interval )(?<!after )(?<!following )(?<!post )\bremoval of (?=(?:(?!and )"
      r"[\w-]+ ){1,6}?(?:is|are) (?:recommended|suggested|advised|planned))", ""),
     (r"\b(?:should|could|can|may|must|needs? to) be (?:\w+ )?(?:removed|pulled)\b", "remains"),
-    (r"\b(tubes?|lines?|\w*catheters?|drains?|picc)((?: (?:has|have) been| was| were| (?:is|are)(?= out))?)"
-     r" (?:discontinued\b|out$)", r"\1\2 removed"),
+    (r"\b(tubes?|lines?|\w*catheters?|drains?|picc)((?: (?:has|have) been| was| were)?) discontinued\b",
+     r"\1\2 removed"),
     (r"\b((?:removal|resolution|drainage|clearing|disappearance) of [^,;]{1,60}?),? result(?:s|ed|ing) in\b",
      r"\1;"),
     (r"\b((?:after|following|since|post) (?:\w+ )?removal of (?:[\w-]+ ){0,5}?"
@@ -119,13 +125,13 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
     (r"\bnewly appear(?:ed|ing)\b", "new"),
     (r"\bwith or without\b", ", possible"),
     (r"\b(or|and),? less likely,", r"\1 possible"),
-    (r"\bbut not (?:diagnostic|specific|definitive|pathognomonic) (?:of|for)\b", "of"),
+    (r",? but not (?:diagnostic|specific|definitive|pathognomonic),? (?:of|for)\b", ", possible"),
     # Advice is no doubt: "CT could be obtained to evaluate the mass", "consider advancing the tube"
     (rf"\b(?:consider|could|would|may|might)\b(?= {ADVICE})", ""),
     # The last of several that are possible: "may represent atelectasis, aspiration, and pneumonia"
     (r"\b((?:may|might|could) (?:represent|reflect|be|indicate)|(?:differential|etiolog\w+|considerations?"
-     rf"|possibilities)(?: [\w-]+){{0,4}}? includ\w+)({ITEM},(?:{ITEM},){{0,6}}) and(?! there|{ITEM}{SAID})",
-     r"\1\2 or"),
+     rf"|possibilities)(?: [\w-]+){{0,4}}? includ\w+)({ITEM},(?:{ITEM},){{1,6}}) and(?! there|{ITEM}{SAID}"
+     rf"| (?:[\w-]+ ){{0,3}}(?:{DEVICES}))", r"\1\2 or"),
     (r"\bnor (?:is|are|was|were|has|have|does|do|can)\b(?: there)?(?: be)?(?: any)?", "nor"),
     (rf"^(?=.* or )((?:(?!\b(?:no|not|without|nor|negative|free)\b).)*\b{FORM}) or (?:\w+ly )?(?={FORM}\b)",
      r"\1-"),

@@ -4,7 +4,7 @@ import re
 from difflib import get_close_matches
 from html import unescape
 
-from chests.findings import FINDINGS
+from chests.findings import FINDINGS, ORGANS
 
 
 def cues(lines: str) -> str:
@@ -12,7 +12,7 @@ def cues(lines: str) -> str:
     return r"\b(?:" + "|".join(line.strip() for line in lines.strip().splitlines()) + ")"
 
 
-ANY_FINDING = re.compile("|".join(map(cues, FINDINGS.values())))
+OF_THE_FILM = re.compile("|".join(map(cues, (*FINDINGS.values(), *ORGANS.values(), "lungs?|heart|tip"))))
 
 # ------------------------------------------------------------------------------------------------------------
 # Text on one line
@@ -23,8 +23,8 @@ NONE_HEAD = (r"(?:\b(?:no|none|neither|without|negative|free|not (?:have|show|se
              r"|is|are|was|were|seen|present|identified|noted))+"
              r"|(?:^|(?<=[.;\n] ))(?:no|ruled out|(?:the following(?: findings)? are )?(?:absent|not (?:seen"
              r"|present|identified))|(?:pertinent )?(?:negatives?|(?:negative|absent) findings?))):")
-BULLET = r"(?:(?:[-*•>+]|\d+[.):]) |[-•■▪●◦\uf0b7] ?(?=[A-Z])|#\d)"
-PART_HEAD = r"(?:\[?[A-Z][A-Z /&,()-]{2,40}(?:[:\]]|\n))"   # "PLEURA:", "[PLEURA]"
+BULLET = r"(?:(?:[-*•>+]|\d+[.)]) |[-•■▪●◦\uf0b7] ?(?=[A-Z][a-z]))"
+PART_HEAD = r"(?:[A-Z][A-Z /&,()-]{2,40}:|\[[A-Z][A-Z /&,()-]{2,40}\])"   # "PLEURA:", "[PLEURA]"
 ITEM_ALONE = r"(?!.*\b(?:is|are|was|were|has|have|there)\b)[\w(/][\w()/ -]{0,40}[.,;]?(?=\n|$)"
 NONE_LINES = re.compile(rf"(?i)({NONE_HEAD})((?:\n+{BULLET}.+)+|\n?(?:\n{ITEM_ALONE})+)")
 ITEM_LINE = re.compile(rf"(?m)^(?:{BULLET})?(.+?)[.,;]?$")
@@ -46,8 +46,9 @@ NO_REPORT = re.compile(r'(?is)\s*(?:(?:<(?:!doctype|html|head|error|\?xml)|\[?\{
                        r"|unauthori|bad (?:request|gateway)|internal server|service unavail"
                        r"|too many requests|gateway|proxy error)"
                        r"|(?:access denied|(?:(?:file|page) )?not found|3\d\d (?:found|moved \w+)|forbidden"
-                       r"|unauthori[sz]ed|internal server error|error: \w+|\[object object\]|series\(\[\].*"
-                       r"|undefined(?: undefined)*|<\w+>|missing value|(?:exam|study|order|test) cancell?ed"
+                       r"|unauthori[sz]ed|internal server error|error: (?:\w*error|timeout|failed)"
+                       r"|\[object object\]|series\(\[\].*|undefined(?: undefined)*"
+                       r"|<(?:image|none|null|unk|pad)>|missing value|(?:exam|study|order|test) cancell?ed"
                        r"|(?:not (?:yet )?|un)reported|report (?:withheld|to follow)|dictated separately"
                        r"|(?:please )?(?:see|refer to) (?:pacs|ris|dictation|addendum|(?:\w+ )?report)"
                        r"|[\w./\\:-]+\.(?:txt|xml|pdf|docx?|html?))[\s.!]*$)")
@@ -80,13 +81,13 @@ TAG = re.compile(r"(?i)</?(?:(p|br|div|li|ul|ol|tr|table|h\d)|b|i|u|em|strong|sm
 
 
 # As exports spell a line break; rules
-BREAK = re.compile(r"\\+[rnt]|\\x0[ad]|_x000[ABD]_|\\\.br\\|\\X0[AD]\\|</?s>|<sep>|\[SEP\]|[_=-]{5,}")
+BREAK = re.compile(r"\\{1,8}[rnt]|\\x0[ad]|_x000[ABD]_|\\\.br\\|\\X0[AD]\\|</?s>|<sep>|\[SEP\]|[_=-]{5,}")
 
 
 def plain(text: str) -> str:
     """Markup goes: <b>, <br>, &nbsp;, ** ..."""
     text = re.sub("[\0\xad\u200b-\u200f\u2060\ufeff]", "", unescape(text))   # unseen
-    if re.fullmatch(r"""(?s)\s*\[(["']).*\1\]\s*""", text):   # a list as Python writes it
+    if re.fullmatch(r"""(?s)\s*\[["'].*["']\]\s*""", text):   # a list as Python writes it
         text = "\n".join(re.split(r"""["'],\s*["']""", text.strip()[2:-2]))
     text = BREAK.sub("\n", text)
     return TAG.sub(lambda tag: "\n- " if tag[0].lower().startswith("<li") else "\n" if tag[1] else " ", text)
@@ -114,7 +115,7 @@ KNOWN = (r"END OF IMPRESSION|ACCESSION NUMBER"
          r"|(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFO(?:RMATION)?)"
          r"|CLINICAL (?:DETAILS|DATA)|HX|COMPARISONS?|TECHNIQUES?|PROCEDURE"
          r"|(?:REASON FOR (?:THE )?)?(?:EXAM(?:INATION)?|STUDY)|FINDINGS?(?: ?(?:AND|/|&) ?IMPRESSIONS?)?"
-         r"|REASON|OBSERVATIONS?|IMPRESSIONS?|IMP|CONCLUSIONS?|OPINION|ADDENDUM|NARRATIVE|WET READ"
+         r"|OBSERVATIONS?|IMPRESSIONS?|IMP|CONCLUSIONS?|OPINION|ADDENDUM|WET READ"
          r"|RECOMMEND(?:ATION(?:S|\(S\))?)?|ADV(?:I[CS]E)?|NOTIFICATION"
          r"|REPORT|(?<!CRITICAL )RESULTS?|SUMMARY|INTERPRETATION"
          r"|(?:ELECTRONICALLY )?(?:SIGNED|DICTATED|REPORTED|INTERPRETED) BY|ATTESTATION")
@@ -130,14 +131,15 @@ NOTE = r"(?: \([^()\n]{0,40}\)(?= ?[:：]))?"   # "IMPRESSION (final):"
 HEADER = re.compile(
     rf"(?:^|\n) ?(?!{PARTS})([A-Z][A-Z ()/,-]*):(?=\s|$)|(?:^|\n)[ =*_\[-]*((?i:{KNOWN}))[ =*_\]:-]*(?=\n)"
     rf"|\b({KNOWN}){NOTE} ?[:：]"
-    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})){NOTE} ?(?::|;| ?[-–—=](?= ))"
+    rf"|(?:^|(?<=\n)|(?<=[.!?:;]\s))\s{{0,20}}((?i:{KNOWN})){NOTE} ?(?::|;| [-–—=](?= ))"
+    r"|(?:^|(?<=\n)|(?<=[.!?:;]\s))((?i:FINDINGS?|IMPRESSIONS?|CONCLUSIONS?))-(?= )"
     rf"|\b\w[\w.)]{{0,40}}[ \t|]+(?=[A-Z][a-z])((?i:{KNOWN})):"
     r"|(?:^|\n ?|(?<=\. ))(FINDINGS|IMPRESSION|ADDENDUM)(?= {1,2}[A-Z]?[a-z])"
-    rf"|(?<=[.!?] )(?P<view>(?:{VIEW}[ ,]+)*CHEST(?:,? {VIEW})*):(?=\s+[A-Z][a-z])")
+    rf"|(?<=[.!?] )(?P<view>(?i:(?:{VIEW}[ ,]+)*CHEST(?:,? {VIEW})*)):(?=\s+[A-Z][a-z])")
 MISSPELT = re.compile(r"\b([A-Z]{6,15}|[A-Z][a-z]{5,14}):")   # "FINDNGS:"
 USUAL = ("FINDINGS", "IMPRESSION", "INDICATION", "CONCLUSION", "RECOMMENDATION")
 SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
-    ("indication", r"reason( for (the )?(exam(ination)?|study))?"),
+    ("indication", r"reason for (the )?(exam(ination)?|study)"),
     ("history", r"clinical (history|info(rmation)?|data|details)|patient history|hx|pfi"),
     ("impression", r"conclusions?|opinion|imp|summary|assessment|i ?m?p\w*s\w*n\w?"),
     ("findings", r"fin\w*s|finding|observations?|chest, two views|report|results?|interpretation"),
@@ -155,15 +157,18 @@ CHEST_VIEW = re.compile(cues(r"""
 # What is about the report; and what a header has to hold to end the findings or the impression
 ABOUT = re.compile(r"communicat|discuss|notif|^end of|accession|dictat|electronic|attending"
                    r"|(?:sign|report|interpret)ed by|attest")
-ENDS = re.compile("|".join(BESIDE) + "|addendum|wet read|exam|narrative")
+ENDS = re.compile("|".join(BESIDE) + "|addendum|wet read|exam")
 
 
 # How a reading begins that has no header: "INDICATION: Cough.\nThe lungs are clear."
-READING = (r"(?:(?:The |Both |Clear |Normal )?(?:[Ll]ung|[Hh]eart (?:size|is|and|not)"
-           r"|[Cc]ardi(?:ac (?:s|c)|om)|[Mm]ediastin|[Tt]rachea)"
+READING = (r"(?=[A-Z])(?:(?:The |Both |Clear |Normal )?"
+           r"(?:[Ll]ungs?\b(?! (?:canc|transpl|nodul|mass|resec|biop))"
+           r"|[Hh]eart (?:size|is|not|and (?!lung tr))"
+           r"|[Cc]ardi(?:ac (?:si|co)|ome)|[Mm]ediastin(?!al (?:mass|\w*aden|lymph))|[Tt]rachea)"
            r"|There (?:is|are|has|have) (?:no|an?(?! (?:history|concern|question))|been|mild|moderate|small"
            r"|left|right)\b"
-           r"|No (?:acute|focal|evidence|pleural|pneumo|infiltr|active|significant|consolid|effusion))")
+           r"|No (?:acute (?!dist)|focal (?!def)|evidence of (?!trauma)|pleural|pneumo|infiltr|active"
+           r"|consolid|effusion))")
 # The end of a report that speaks of no film, from the start of a sentence on
 SIGNED = re.compile(
     r"(?is)(?:^|\n|(?<=[.!:] ))\s{0,20}(?:(?:this document )?(?:has been )?electronically signed"
@@ -178,21 +183,24 @@ TITLE = re.compile(
     r"(?i)\A(?=[^\n.:]*\b(?:chest|cxr|views?|radiographs?|x-?rays?|films?)\b)\W*"
     rf"(?:(?:(?:final report|chest|cxr|port|{VIEW}|\dv|radiography|digital|semi|erect|at|of|the|on|hrs?|hours"
     r"|[ap]m|\d[\d:/]*|exam(?:ination)?|study|performed|obtained|was|were|is|_+)\b|[ap]\.m\.)[ ,()&-]*)+"
-    r"(?:[.:\n]\s*|$)")
+    r"(?:[.:\n](?!\d)\s*|$)")
 
 
 def unsigned(text: str) -> str:
-    """Without a signature or the like at its end, unless that speaks of a finding"""
+    """Without a signature or the like at its end, unless that speaks of the film"""
     signed = SIGNED.search(text)
-    return text[: signed.start()] if signed and not ANY_FINDING.search(signed[0].lower()) else text
+    return text[: signed.start()] if signed and not OF_THE_FILM.search(signed[0].lower()) else text
 
 
-def unheaded(name: str, body: str) -> list[str]:
+def unheaded(name: str, body: str, before: bool) -> list[str]:
     """A section beside the reading -> its own text, and the reading without a header that follows it, if any:
     behind a blank line, or from a line on that begins as readings do; behind a comparison or a technique what
-    follows its first line, or its first sentence where there is but one line."""
+    follows its first line, or its first sentence where there is but one line. `before` an impression only
+    what is sure: behind a blank line, and as readings begin."""
+    if before:
+        return re.split(rf"\n ?\n\s*(?={READING})", body, maxsplit=1)
     parts = re.split(r"\n ?\n", body, maxsplit=1)
-    if len(parts) == 1 or not parts[1].strip():
+    if name in BESIDE and (len(parts) == 1 or not parts[1].strip()):
         line = r"\n" if "\n" in body.strip() else r"(?<=\.)"
         parts = re.split(rf"{line} ?(?={READING})", body, maxsplit=1)
     if len(parts) == 1 and name in ("comparison", "technique"):
@@ -243,8 +251,9 @@ def sections(text: str) -> dict[str, str]:
         name = section_name(words, within=parts[-1][0])
         following = HEADER.search(cased, header.end())
         end = following.start(following.lastindex) if following else len(text)
-        there = any(part == "impression" and worded(body) for part, body in parts)
-        if words.lower() == "summary" and (there or re.match(r"\s*\d", text[header.end():])):
+        if words.lower() == "summary" and (
+                re.match(r"\s*\d", text[header.end():])
+                or any(part == "impression" and worded(body) for part, body in parts)):
             name = "summary"   # CheXpert Plus's, of its own: "SUMMARY: 2-ABNORMAL"
         if header["view"] and (parts[-1][0] not in ("indication", "history")
                                or {"findings", "impression"} & {part for part, _ in parts}):
@@ -264,7 +273,7 @@ def sections(text: str) -> dict[str, str]:
         end = names.index("impression") if "impression" in names else len(parts)
         name, body = parts[end - 1]
         if name in BESIDE or end == len(parts):
-            own, *rest = unheaded(name, body)
+            own, *rest = unheaded(name, body, "impression" in names)
             kind = "findings" if "impression" in names else "last_paragraph"
             parts[end - 1: end] = [(name, own), *((kind, text) for text in rest if text.strip())]
     return {name: one_line(unsigned(body)) for name, body in parts}

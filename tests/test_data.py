@@ -418,7 +418,12 @@ def test_prompt_choice():
     ("Indication: Cough. Heart is big.", "Heart is big."),
     ("Chest. Comparison: None. There is edema.", "There is edema."), ("Hx: fever.\n\nEdema.", "Edema."),
     ("Findings- Edema. Impression- Effusion.", "Effusion."),
-    ("Impression\nEdema.\nNarrative\nEXAM: XR", "Edema."),
+    ("IMPRESSION: Dr. A was paged. The heart is enlarged.", "Dr. A was paged. The heart is enlarged."),
+    ("AP view of the chest, 1.5 cm nodule.", "AP view of the chest, 1.5 cm nodule."),
+    ("FINDINGS: Limited study. Reason: rotation. Edema.", "Limited study. Reason: rotation. Edema."),
+    ("NO CONSOLIDATION, EDEMA OR\nEFFUSION\nOR MASS", "NO CONSOLIDATION, EDEMA OR EFFUSION OR MASS"),
+    ("NARRATIVE: Edema. Lungs are clear.", "NARRATIVE: Edema. Lungs are clear."), ("<Normal>", "<Normal>"),
+    ("Clinical details: ?infection. XR Chest: Left effusion.", "Left effusion."),
     ("IMPRESSION: Edema. Adv: CT of the effusion.", "Edema."), ("Observations:\nEdema.", "Edema."),
     ("['No edema', 'Left effusion']", "No edema. Left effusion"),
     (r"No edema\.br\Effusion.", "No edema. Effusion."),
@@ -496,9 +501,12 @@ def test_two_texts_are_never_one_sentence():
 
 def test_findings_without_a_header_stand_before_the_impression():
     """As "--prompt findings" wants them: behind a blank line of what is beside the reading."""
-    report = " HISTORY: Cough.\n\n Small effusion.\n\n IMPRESSION: Edema."
-    assert choose_prompt(report, "", "", "findings") == "Small effusion."
+    report = " HISTORY: Cough.\n\n The lungs are clear.\n\n IMPRESSION: Edema."
+    assert choose_prompt(report, "", "", "findings") == "The lungs are clear."
     assert choose_prompt(report, "", "", "report") == "Edema."
+    for beside in ("COMPARISON: Radiograph of 1/2. CT chest of 3/4.", "HISTORY: Cough. Lung cancer.",
+                   "HISTORY: Cough.\n\nEvaluate for pneumonia.", "TECHNIQUE: PA. Patient is rotated."):
+        assert choose_prompt(f"{beside}\n\nIMPRESSION: Edema.", "", "", "findings") == "Edema."
 
 
 @pytest.mark.parametrize("view, frontal", [

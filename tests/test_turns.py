@@ -312,7 +312,8 @@ No Rt. sided effusion. | -eff
 Atelectasis with or without a small effusion. | +atel ?eff
 Right IJ catheter is no longer in place. | -dev
 PICC line discontinued. | -dev
-Chest tubes out. | -dev
+One of the chest tubes was discontinued. | +dev
+The PICC is no longer in position in the SVC. | +dev
 No newly appeared pleural effusion. | ?eff
 No acute process beyond mild atelectasis. | +atel
 No consolidation besides minimal left atelectasis. | -cons +atel
@@ -321,6 +322,21 @@ Superimposed infection is a concern. | ?pna
 The appearance argues against pneumonia. | -pna
 Suggestive but not diagnostic of pneumonia. | ?pna
 No pacemaker lead fracture. | +dev ~fx
+No hardware fracture. | +dev ~fx
+Hairline fracture of the left clavicle. | +fx
+No evidence of lead fracture, pneumothorax, or effusion. | -ptx -eff
+There may be a small pneumothorax after biopsy. | ?ptx
+Opacity may represent pneumonia and a follow-up radiograph to document resolution of this opacity. | ?pna
+Consider CT to determine any fracture. | ?fx
+The opacity is a concern for pneumonia. | +opacity ?pna
+This may reflect mild edema, small effusions, and an endotracheal tube in the trachea. | ?edema +dev
+Opacity may reflect atelectasis, similar to prior, and small right effusion. | ?atel +eff
+This argues against pneumonia and favors atelectasis. | -pna ?atel
+No effusion on the lt. small effusion on the rt. side. | +eff
+Atelectasis or post obstructive pneumonia. | ?pna
+No focal opacity beyond the hilum, effusion, or pneumothorax. | -opacity -eff -ptx
+Nonspecific opacity but not diagnostic of pneumonia. | +opacity ?pna
+Effusion raises possibility of pneumonia. | +eff ?pna
 """
 
 KINDS = (THEN_SOMETHING_NEW, FORMS, CHANGE, DOUBT, WHOSE_WORDS, DEVICES, ADVICE)
