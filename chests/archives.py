@@ -37,6 +37,8 @@ def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> s
     without headers as it is, else the impression, or else the findings. "impression" and "findings" fall back
     on each other; "both" joins.
     """
+    if not report + findings + impression:   # as most often in an archive without reports
+        return ""
     parts = sections("" if NO_REPORT.match(report) else report)
     known = {"findings", "impression"} & set(parts)
     parts = {name: text for name, text in parts.items() if worded(text)}
