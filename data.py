@@ -147,9 +147,9 @@ class FolderChests:
 
     @cached_property
     def digest(self) -> str:
-        """By the pixels of a small set, by the files' sizes and times of a large one"""
+        """By the pixels of a small set, by the files' sizes, times and reader of a large one"""
         images = (hashlib.sha256(self.pixels.numpy()).hexdigest() if self.pixels is not None
-                  else images_digest(self.folder, self.rows, self.size, self.fit))
+                  else images_digest(self.folder, self.rows, self.size, self.fit) + read_text(READER))
         return digest([images], self.reports, self.labels)
 
     def images(self, index: Tensor | list[int]) -> Tensor:
@@ -235,7 +235,7 @@ def build_index(folder: Path, prompt: str) -> Index:
         except ImageError as error:
             skipped.add(str(error), row.image if row.split in SPLITS else f"{row.image}, split {row.split}")
         else:
-            if re.fullmatch(r"\d(?:\.\d+)?E\+\d+", row.patient):
+            if re.fullmatch(r"(?i)\d(?:[.,]\d+)?E\+\d+", row.patient):
                 notes.add("patient as a spreadsheet shortens a number: several may be one", row.patient)
             said = label_values(row.report) if row.labels is None else row.labels
             own = owners.setdefault(row.image, row.patient) if row.patient else ""

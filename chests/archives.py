@@ -256,8 +256,8 @@ def report_reader(folder: Path, notes: Tally) -> Callable[[str], str]:
             reports = zipfile.ZipFile(archive)
         except (OSError, zipfile.BadZipFile) as error:
             raise DataError(f"{archive}: cannot be read: {error}") from None
-    # {path: name}, which Windows packs with backslashes
-    members = {name.replace("\\", "/"): name for name in (reports.namelist() if reports else ())}
+    names = reports.namelist() if reports else []   # which Windows writes with backslashes
+    members = {name.replace("\\", "/"): name for name in names} | {name: name for name in names}
     found = map(re.compile(r"(.*?)p\d\d/p\d+/s\d+\.txt").fullmatch, members)
     count = Counter(name[1] for name in found if name)
     packed = sorted(count, key=lambda root: (-count[root], len(root), root))
@@ -410,7 +410,8 @@ def nih_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Ro
     labels are 1 where listed, else 0. Images are stored as squares."""
     place = image_places(folder, NIH, notes)
     sizes = ["originalimage[width", "height]",   # the name's comma makes two columns of it
-             "originalimagewidth", "originalimageheight", "originalimage[width,height]"]
+             "originalimagewidth", "originalimageheight",
+             "originalimage[width,height]", "originalimage[width, height]"]
     table = list(read_table(path, notes, ["image index", "finding labels", "patient id"], sizes))
     listed = next(iter(sorted(folder.glob("test_list*.txt"))), folder / "test_list.txt")   # _NIH on Kaggle
     tests = listed_names(listed) if listed.is_file() else set()
@@ -423,9 +424,9 @@ def nih_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Iterator[Ro
         name, terms = cells["image index"], known_terms(cells["finding labels"])
         width, height = (cells["originalimage[width"] or cells["originalimagewidth"],
                          cells["height]"] or cells["originalimageheight"])
-        if "," in cells["originalimage[width,height]"]:
-            width, height = cells["originalimage[width,height]"].split(",", 1)
-        if not width:
+        if "," in (both := cells["originalimage[width,height]"] or cells["originalimage[width, height]"]):
+            width, height = both.split(",", 1)
+        if not (width or height):
             notes.add("no true width and height: the film stays the square that it is stored as", name)
         yield Row(named(place, name, notes), compose_report(terms),
                   terms_to_labels(terms, vocabulary), cells["patient id"],

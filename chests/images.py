@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from errno import EINVAL
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +98,8 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     except MemoryError:
         raise ImageError(f"{UNOPENED}: not enough memory") from None
     except Exception as error:  # Pillow raises many kinds on hostile headers and damaged data
-        refused = isinstance(error, OSError) and error.errno
+        # EINVAL is a seek to where no file can reach, as a damaged one says.
+        refused = isinstance(error, OSError) and error.errno not in (None, EINVAL)
         raise ImageError(f"{UNOPENED}: {error.strerror}" if refused else fault) from None
 
 
@@ -141,13 +143,13 @@ def read_image(path: Path, size: int, fit: str, aspect: float | None = None) -> 
     """-> h w uint8. Raises ImageError with the reason."""
     with open_image(path) as image:
         tags = getattr(image, "tag_v2", {})   # a TIFF's
-        signed = tags.get(339) in (2, (2,))
+        signed, bits = tags.get(339) in (2, (2,)), tags.get(258)
         if image.mode == "L" and signed:
             raise ImageError("grey values with a sign")
         image.draft("L", (4 * size, 4 * size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8
         # Of 16-bit colour ("RGB;16B") Pillow keeps 8.
         halved = image.mode[0] not in "IF" and any(";16" in str(part[3]) for part in image.tile)
-        grey = to_grey(ImageOps.exif_transpose(image), 15 if signed else 16)
+        grey = to_grey(ImageOps.exif_transpose(image), 15 if signed and bits in (16, (16,)) else 16)
         found = np.array(grey.histogram())
         share = found.cumsum() / found.sum()
         if min(np.ptp(np.searchsorted(share, (0.001, 0.999))), np.count_nonzero(found)) < DULLEST:

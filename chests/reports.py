@@ -78,8 +78,6 @@ OPEN = (r"(?:\b(?:(?<![:;|=?-] )(?<!\t)no|not|of|or|and|the|an?|with|without|for
 # Tags of HTML, and Markdown's; group 1: those that begin a new line
 TAG = re.compile(r"(?i)</?(?:(p|br|div|li|ul|ol|tr|table|h\d)|b|i|u|em|strong|small|span|font|su[bp]|a|td|th"
                  r"|html|body|pre|code)(?:\s[^<>]*)?/?>|\*\*|(?<![^\n])#+ ")
-
-
 # As exports spell a line break; rules
 BREAK = re.compile(r"\\{1,8}[rnt]|\\x0[ad]|_x000[ABD]_|\\\.br\\|\\X0[AD]\\|</?s>|<sep>|\[SEP\]|[_=-]{5,}")
 
@@ -158,8 +156,6 @@ CHEST_VIEW = re.compile(cues(r"""
 ABOUT = re.compile(r"communicat|discuss|notif|^end of|accession|dictat|electronic|attending"
                    r"|(?:sign|report|interpret)ed by|attest")
 ENDS = re.compile("|".join(BESIDE) + "|addendum|wet read|exam")
-
-
 # How a reading begins that has no header: "INDICATION: Cough.\nThe lungs are clear."
 READING = (r"(?=[A-Z])(?:(?:The |Both |Clear |Normal )?"
            r"(?:[Ll]ungs?\b(?! (?:canc|transpl|nodul|mass|resec|biop))"

@@ -343,6 +343,9 @@ def test_a_file_that_may_not_be_read_is_asked_for_again(tmp_path, monkeypatch):
             load(str(tmp_path), cache=kept)
         monkeypatch.undo()
         assert len(all_rows(load(str(tmp_path), cache=kept))) == 8
+    monkeypatch.setattr(ImageOps, "exif_transpose", Mock(side_effect=OSError(22, "Invalid argument")))
+    with pytest.raises(images.ImageError, match="truncated or damaged"):   # a seek that the file asks for
+        images.read_image(tmp_path / "good3.png", 16, "crop")
 
 
 def test_pixels_are_kept_with_the_code_that_read_them(tmp_path, monkeypatch):
@@ -797,6 +800,8 @@ def test_sixteen_bits_are_sixteen_in_every_format(tmp_path):
     Image.fromarray(film).save(tmp_path / "a.png")
     deep, usual = (images.read_image(tmp_path / name, 48, "crop").astype(int) for name in ("a.pgm", "a.png"))
     assert abs(deep - usual).max() <= 1 and usual.max() == 115
+    Image.fromarray(film.astype(np.int32) * 2 - film).save(tmp_path / "a.tif")   # 32 bits with a sign
+    assert abs(images.read_image(tmp_path / "a.tif", 48, "crop").astype(int) - usual).max() <= 1
 
 
 def test_twelve_bits_fill_the_range(tmp_path):
