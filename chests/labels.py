@@ -64,8 +64,8 @@ GONE = re.compile(cues(r"""
     recur(?:red)?)\b(?! (?:before|previous|(?:on|in)$|(?:on|in) (?:the |an? )?(?:pr(?!esent)|yesterday
     earlier|last|old|outside|lateral\b(?! (?:or|and|decub|chest|costo|lung|aspect|sulc)))
     in (?:its|their) entirety))
-    no longer (?:appreciated|in (?:place|position(?! in)))\b|not (?:persist|in place)\b
-    (?:is|are|was|were) not$
+    no longer (?:appreciated\b|in (?:place|position)\b(?! (?:in|at|within)\b|, (?:now|and|with|termin)))
+    not (?:persist|in place)\b|(?:is|are|was|were) not$
     nonvisuali[sz]ed\b|gone\b
     remov(?:ed|al)\b|pulled\b(?! back)|disappeared\b|absent\b|resolved\b|cleared\b
     (?<!must be )(?<!should be )(?<!to be )(?:excluded|ruled out)\b
@@ -308,8 +308,9 @@ SHORT = (("â€™", "'"), ("can't", "cannot"), ("n't", " not"), ("w/o", "witho
          ("[x]", ";"), ("(+)", ";"), ("d/c'd", "discontinued"), ("+/-", "possible "), ("and/or", "or"),
          (",", ", "))
 # The point of an abbreviation ends no sentence.
-POINT = re.compile(r"\b((?i:sig|signif|evid|comp|approx|i\.e|e\.g|neg|pl)|(?i:rt|lt)(?!\. (?:no|small|minimal"
-                   r"|trace|tiny|mild|moderate|large|there|heart|lungs?)\b))\.(?=,? [a-z])")
+POINT = re.compile(r"\b((?i:sig|signif|evid|comp|approx|i\.e|e\.g|neg|pl)|(?i:rt|lt)(?=\. (?:upper|mid\w*"
+                   r"|lower|lungs?|hemi\w+|sided?|bas\w+|cp|costo\w+|\w*hil\w+|para\w+|ap(?:ex|ical)|pleural|zone|ij"
+                   r"|subclavian|pneumothorax|effusion|main|ribs?|clavic\w*)\b))\.(?=,? [a-z])")
 OPTION = r"(?:none|no|yes|small|mild|moderate|large|severe|trace)\b"   # behind a box: "[ ] small [x] large"
 SLASHED = {"s/p": "status post", "c/w": "consistent with", "c/f": "concern for",
            "b/l": "bilateral", "d/t": "due to", "a/w": "with", "h/o": "history of", "y/o": "old"}

@@ -28,12 +28,14 @@ DEGREE = (r"(?:(?:[\w-]*(?:al|ant|able|ible|ous|ent|ite|ic|ly)|complete|full|acu
 ADVICE = (r"(?!.{0,200}\b(?:whether|if|possib|exclu|rule|vs|versus|question)\w*\b)"
           rf"(?:(?!(?:after|following|since|post|status)\b|{ILLNESS})[\w-]+ ){{0,8}}?(?:"
           r"(?:to|for|of) (?:[\w-]+ ){0,2}?(?:evaluat|assess|characteri[sz]|quantif|visuali[sz]|document"
-          r"|follow|delineat|defin|determin|clarif|confirm|localiz)\w*"
+          r"|follow|delineat|defin|determin|clarif|localiz)\w*"
           r"(?: (?:the )?(?:stability|chronicity|resolution|extent|size|nature|position))?(?: of)?"
-          r" (?:the|this|these|that)\b"
-          r"|be (?:performed|obtained|considered|done|repeated) for (?:the|this|these)\b"
+          r" (?:the|this|these|that)\b(?! (?:presence|existence))"
+          r"|(?:be (?:performed|obtained|considered|done|repeated) for"
           r"|(?:ct|mri|films?|radiographs?|views?|series|ultrasound|imaging|follow-?up|correlation)"
-          r" (?:for|of) (?:the|this|these)\b"
+          r" (?:for|of)) (?:the|this|these)\b"
+          r"(?! (?:\w+ )?(?:evaluation|assessment|detection|diagnosis|identification|confirmation) of "
+          r"(?!the|this|these))"
           r"|(?:better|further) (?:evaluat|assess|characteri[sz]|delineat|visuali[sz])\w* the\b"
           r"|(?:recommend )?(?:advanc|retract|withdraw|reposition|exchang|replac|remov)(?:ing|al|ement)\b"
           r"|(?:recommend )?(?:pull|draw)ing back\b"
@@ -91,9 +93,8 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
     (r"\bin line with\b", "consistent with"),
     (r"\bnormal (?=interstitial marking)|\b(?=interstitial markings (?:are|appear|remain) (?:\w+ly )?"
      r"(?:normal|unremarkable|within normal|not (?:\w+ly )?(?:increased|prominent)))", "no "),
-    (r"\b(?:one|two|1|2) of (?:the )?((?:[\w-]+ ){1,4})(?:ha(?:s|ve)|was|were) (?:been )?"
-     r"(?:removed|discontinued)\b",
-     r"\1remains"),
+    (r"\b(?:one|two|1|2) of (?:the )?((?:[\w-]+ ){1,4})(?:(?:ha(?:s|ve)|was|were) (?:been )?removed"
+     r"|(?:(?:(?:has|have) been|was|were) )?discontinued)\b", r"\1remains"),
     (r"\bremoval of (?:one|two|1|2) of\b", ""),
     (r"\b(?:recommend\w*|consider|advis\w*|(?:^|(?<=we )|(?<=would ))suggest) (?:(?!interval|recent|prior)"
      r"\w+ )?removal of\b|(?<!interval )(?<!after )(?<!following )(?<!post )\bremoval of (?=(?:(?!and )"
@@ -123,15 +124,15 @@ PLAINER = [(re.compile(pattern), words) for pattern, words in (
     (r"\bno (?:better|worse|larger|smaller|bigger)\b(?= *(?:$|[,:]|(?:than|and|or|but|in|on|at|since|compared"
      r"|from|when|now|today)\b))", "unchanged"),
     (r"\bnewly appear(?:ed|ing)\b", "new"),
-    (r"\bwith or without\b", ", possible"),
+    (r"\bwith or without\b(?!.*\b(?:excluded|ruled out))", ", possible"),
     (r"\b(or|and),? less likely,", r"\1 possible"),
     (r",? but not (?:diagnostic|specific|definitive|pathognomonic),? (?:of|for)\b", ", possible"),
     # Advice is no doubt: "CT could be obtained to evaluate the mass", "consider advancing the tube"
     (rf"\b(?:consider|could|would|may|might)\b(?= {ADVICE})", ""),
     # The last of several that are possible: "may represent atelectasis, aspiration, and pneumonia"
     (r"\b((?:may|might|could) (?:represent|reflect|be|indicate)|(?:differential|etiolog\w+|considerations?"
-     rf"|possibilities)(?: [\w-]+){{0,4}}? includ\w+)({ITEM},(?:{ITEM},){{1,6}}) and(?! there|{ITEM}{SAID}"
-     rf"| (?:[\w-]+ ){{0,3}}(?:{DEVICES}))", r"\1\2 or"),
+     rf"|possibilities)(?: [\w-]+){{0,4}}? includ\w+)({ITEM},(?:{ITEM},){{1,6}}) and(?! there"
+     rf"| (?:no|stable|unchanged|similar)\b|{ITEM}{SAID}| (?:[\w-]+ ){{0,3}}(?:{DEVICES}))", r"\1\2 or"),
     (r"\bnor (?:is|are|was|were|has|have|does|do|can)\b(?: there)?(?: be)?(?: any)?", "nor"),
     (rf"^(?=.* or )((?:(?!\b(?:no|not|without|nor|negative|free)\b).)*\b{FORM}) or (?:\w+ly )?(?={FORM}\b)",
      r"\1-"),

@@ -12,7 +12,9 @@ def cues(lines: str) -> str:
     return r"\b(?:" + "|".join(line.strip() for line in lines.strip().splitlines()) + ")"
 
 
-OF_THE_FILM = re.compile("|".join(map(cues, (*FINDINGS.values(), *ORGANS.values(), "lungs?|heart|tip"))))
+OF_THE_FILM = re.compile("|".join(map(cues, (*FINDINGS.values(), *ORGANS.values(), r"""
+    lungs?|heart|tip|normal\b|clear\b|no \w+|acute\b|abnormal|disease\b|hil(?:ar|um|a)\b|ribs?\b|aort|bon[ey]
+    osse|trache|diaphragm"""))))
 
 # ------------------------------------------------------------------------------------------------------------
 # Text on one line
@@ -109,12 +111,11 @@ def one_line(text: str) -> str:
 # Sections. Reports are laid out as " HEADER: text", a blank before the header; names vary and are misspelt.
 # Rules from MIMIC-CXR's section parser (MIT-LCP/mimic-cxr), described and written anew.
 
-KNOWN = (r"END OF IMPRESSION|ACCESSION NUMBER"
-         r"|(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFO(?:RMATION)?)"
-         r"|CLINICAL (?:DETAILS|DATA)|HX|COMPARISONS?|TECHNIQUES?|PROCEDURE"
+KNOWN = (r"END OF IMPRESSION|ACCESSION NUMBER|(?:CLINICAL |PATIENT )?(?:INDICATIONS?|HISTORY|INFORMATION)"
+         r"|COMPARISONS?|TECHNIQUES?|PROCEDURE"
          r"|(?:REASON FOR (?:THE )?)?(?:EXAM(?:INATION)?|STUDY)|FINDINGS?(?: ?(?:AND|/|&) ?IMPRESSIONS?)?"
          r"|OBSERVATIONS?|IMPRESSIONS?|IMP|CONCLUSIONS?|OPINION|ADDENDUM|WET READ"
-         r"|RECOMMEND(?:ATION(?:S|\(S\))?)?|ADV(?:I[CS]E)?|NOTIFICATION"
+         r"|RECOMMENDATION(?:S|\(S\))?|NOTIFICATION"
          r"|REPORT|(?<!CRITICAL )RESULTS?|SUMMARY|INTERPRETATION"
          r"|(?:ELECTRONICALLY )?(?:SIGNED|DICTATED|REPORTED|INTERPRETED) BY|ATTESTATION")
 PARTS = (r"(?:LUNG|PLEURA|HEART|CARDI|MEDIASTIN|BON[EY]|OSSEOUS|SOFT|LINE|TUBE|DEVICE|AIRWAY|HIL|DIAPHRAGM"
@@ -133,17 +134,17 @@ HEADER = re.compile(
     r"|(?:^|(?<=\n)|(?<=[.!?:;]\s))((?i:FINDINGS?|IMPRESSIONS?|CONCLUSIONS?))-(?= )"
     rf"|\b\w[\w.)]{{0,40}}[ \t|]+(?=[A-Z][a-z])((?i:{KNOWN})):"
     r"|(?:^|\n ?|(?<=\. ))(FINDINGS|IMPRESSION|ADDENDUM)(?= {1,2}[A-Z]?[a-z])"
-    rf"|(?<=[.!?] )(?P<view>(?i:(?:{VIEW}[ ,]+)*CHEST(?:,? {VIEW})*)):(?=\s+[A-Z][a-z])")
+    rf"|(?<=[.!?] )(?P<view>(?:{VIEW}[ ,]+)*CHEST(?:,? {VIEW})*):(?=\s+[A-Z][a-z])")
 MISSPELT = re.compile(r"\b([A-Z]{6,15}|[A-Z][a-z]{5,14}):")   # "FINDNGS:"
 USUAL = ("FINDINGS", "IMPRESSION", "INDICATION", "CONCLUSION", "RECOMMENDATION")
 SECTION_NAMES = (  # the first pattern that the lower-cased header matches in full names the section
     ("indication", r"reason for (the )?(exam(ination)?|study)"),
-    ("history", r"clinical (history|info(rmation)?|data|details)|patient history|hx|pfi"),
+    ("history", r"clinical (history|information|data|details)|patient history|pfi"),
     ("impression", r"conclusions?|opinion|imp|summary|assessment|i ?m?p\w*s\w*n\w?"),
     ("findings", r"fin\w*s|finding|observations?|chest, two views|report|results?|interpretation"),
     ("examination", r"exam"),
     ("procedure", r"procedure comments?"),
-    ("recommendations", r"recommend(ation(s|\(s\))?)?|adv(i[cs]e)?"),
+    ("recommendations", r"recommendation(s|\(s\))?"),
 )
 SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum", "indication", "examination",
                  "technique")
@@ -161,10 +162,10 @@ READING = (r"(?=[A-Z])(?:(?:The |Both |Clear |Normal )?"
            r"(?:[Ll]ungs?\b(?! (?:canc|transpl|nodul|mass|resec|biop))"
            r"|[Hh]eart (?:size|is|not|and (?!lung tr))"
            r"|[Cc]ardi(?:ac (?:si|co)|ome)|[Mm]ediastin(?!al (?:mass|\w*aden|lymph))|[Tt]rachea)"
-           r"|There (?:is|are|has|have) (?:no|an?(?! (?:history|concern|question))|been|mild|moderate|small"
-           r"|left|right)\b"
-           r"|No (?:acute (?!dist)|focal (?!def)|evidence of (?!trauma)|pleural|pneumo|infiltr|active"
-           r"|consolid|effusion))")
+           r"|There (?:is|are|has|have) (?:(?:no|an?)(?! (?:prior|previous|known|compar|relevant|history"
+           r"|concern|question))|been|mild|moderate|small|left|right)\b"
+           r"|No (?:acute (?!dist)|focal (?!def)|evidence of (?!trauma|tb\b|TB\b)|pleural|pneumo|infiltr"
+           r"|active|consolid|effusion))")
 # The end of a report that speaks of no film, from the start of a sentence on
 SIGNED = re.compile(
     r"(?is)(?:^|\n|(?<=[.!:] ))\s{0,20}(?:(?:this document )?(?:has been )?electronically signed"
@@ -178,14 +179,17 @@ SIGNED = re.compile(
 TITLE = re.compile(
     r"(?i)\A(?=[^\n.:]*\b(?:chest|cxr|views?|radiographs?|x-?rays?|films?)\b)\W*"
     rf"(?:(?:(?:final report|chest|cxr|port|{VIEW}|\dv|radiography|digital|semi|erect|at|of|the|on|hrs?|hours"
-    r"|[ap]m|\d[\d:/]*|exam(?:ination)?|study|performed|obtained|was|were|is|_+)\b|[ap]\.m\.)[ ,()&-]*)+"
-    r"(?:[.:\n](?!\d)\s*|$)")
+    r"|[ap]m|(?![12]\b(?![:/]\d))\d+(?:[:/]\d+)*|exam(?:ination)?|study|performed|obtained|was|were|is|_+)\b"
+    r"|[ap]\.m\.)[ ,()&-]*)+(?:[.:\n](?!\d)\s*|$)")
 
 
 def unsigned(text: str) -> str:
-    """Without a signature or the like at its end, unless that speaks of the film"""
+    """Without a signature or the like at its end, unless that speaks of the film, or is all that there is"""
     signed = SIGNED.search(text)
-    return text[: signed.start()] if signed and not OF_THE_FILM.search(signed[0].lower()) else text
+    if not signed or OF_THE_FILM.search(signed[0].lower()):
+        return text
+    kept = text[: signed.start()]
+    return kept if worded(kept) else text
 
 
 def unheaded(name: str, body: str, before: bool) -> list[str]:
@@ -194,7 +198,7 @@ def unheaded(name: str, body: str, before: bool) -> list[str]:
     follows its first line, or its first sentence where there is but one line. `before` an impression only
     what is sure: behind a blank line, and as readings begin."""
     if before:
-        return re.split(rf"\n ?\n\s*(?={READING})", body, maxsplit=1)
+        return re.split(rf"\n\n *(?={READING})", re.sub(r"\n\s*\n", "\n\n", body), maxsplit=1)
     parts = re.split(r"\n ?\n", body, maxsplit=1)
     if name in BESIDE and (len(parts) == 1 or not parts[1].strip()):
         line = r"\n" if "\n" in body.strip() else r"(?<=\.)"

@@ -419,15 +419,17 @@ def test_prompt_choice():
     ("INDICATION: Cough.\nThe lungs are clear.", "The lungs are clear."),
     ("INDICATION: Cough and\nFever, pneumothorax?", ""),
     ("Indication: Cough. Heart is big.", "Heart is big."),
-    ("Chest. Comparison: None. There is edema.", "There is edema."), ("Hx: fever.\n\nEdema.", "Edema."),
+    ("Chest. Comparison: None. There is edema.", "There is edema."),
     ("Findings- Edema. Impression- Effusion.", "Effusion."),
     ("IMPRESSION: Dr. A was paged. The heart is enlarged.", "Dr. A was paged. The heart is enlarged."),
     ("AP view of the chest, 1.5 cm nodule.", "AP view of the chest, 1.5 cm nodule."),
     ("FINDINGS: Limited study. Reason: rotation. Edema.", "Limited study. Reason: rotation. Edema."),
     ("NO CONSOLIDATION, EDEMA OR\nEFFUSION\nOR MASS", "NO CONSOLIDATION, EDEMA OR EFFUSION OR MASS"),
     ("NARRATIVE: Edema. Lungs are clear.", "NARRATIVE: Edema. Lungs are clear."), ("<Normal>", "<Normal>"),
-    ("Clinical details: ?infection. XR Chest: Left effusion.", "Left effusion."),
-    ("IMPRESSION: Edema. Adv: CT of the effusion.", "Edema."), ("Observations:\nEdema.", "Edema."),
+    ("IMPRESSION: Results were called at 10:00. No acute process.",
+     "Results were called at 10:00. No acute process."),
+    ("Chest film 12/03/2019 08:10, 1 2 1 2. Edema.", "Edema."),
+    ("Observations:\nEdema.", "Edema."),
     ("['No edema', 'Left effusion']", "No edema. Left effusion"),
     (r"No edema\.br\Effusion.", "No edema. Effusion."),
     ("LUNGS: No edema\nPLEURA: Left effusion", "LUNGS: No edema. PLEURA: Left effusion"),
@@ -508,7 +510,8 @@ def test_findings_without_a_header_stand_before_the_impression():
     assert choose_prompt(report, "", "", "findings") == "The lungs are clear."
     assert choose_prompt(report, "", "", "report") == "Edema."
     for beside in ("COMPARISON: Radiograph of 1/2. CT chest of 3/4.", "HISTORY: Cough. Lung cancer.",
-                   "HISTORY: Cough.\n\nEvaluate for pneumonia.", "TECHNIQUE: PA. Patient is rotated."):
+                   "HISTORY: Cough.\n\nEvaluate for pneumonia.", "TECHNIQUE: PA. Patient is rotated.",
+                   "COMPARISON:\n\nThere are no prior studies."):
         assert choose_prompt(f"{beside}\n\nIMPRESSION: Edema.", "", "", "findings") == "Edema."
 
 

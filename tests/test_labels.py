@@ -148,10 +148,11 @@ def test_fast():
 def read_hostile(times: int) -> None:
     for hostile in ("no effusion ", "\n", ".", "? ", "[ ] ", "; no", " +a", "<b ", "none of these", "v ", "x",
                     "1.", "no change in effusion or ", "could be done to evaluate ", "may be a, ", "LUNGS:\n",
-                    "CHEST 1 ", "dr. a ", "['", "Indication: a\n"):
+                    "CHEST 1 ", "1/1/1/1/1/1/", "12/3/2019 8:10, ",
+                    "dr. a ", "\\", "Indication: a\n\n", "['", "Indication: a\n"):
         label(hostile * times)
         sections(hostile * times)
-        choose_prompt(hostile * times, "", "", "both")
+        choose_prompt(f"Chest {hostile * times}", "", "", "both")
 
 
 REPORT = """                                 FINAL REPORT

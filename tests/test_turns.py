@@ -309,6 +309,11 @@ No pneumothorax or hematoma following pacemaker placement. | -ptx +dev
 No pneumothorax or effusion after chest tube placement. | -ptx -eff +dev
 Right basilar opacity raises the possibility of pneumonia. | +opacity ?pna
 No Rt. sided effusion. | -eff
+no pleural effusion on the rt. patchy opacity in the lt lower zone. | -eff +opacity
+Decubitus views may be performed for the evaluation of pleural effusions. | ?eff
+The PICC is no longer in place at the cavoatrial junction. | +dev
+One of two chest tubes discontinued. | +dev
+Atelectasis with or without pneumonia cannot be excluded. | ?atel ?pna
 Atelectasis with or without a small effusion. | +atel ?eff
 Right IJ catheter is no longer in place. | -dev
 PICC line discontinued. | -dev
