@@ -49,24 +49,14 @@ from training.loop import (
     save_state,
     step_generator,
 )
-from training.options import (
-    MARKS,
-    Preset,
-    TrainConfig,
-    bind,
-    finished,
-    given_by_init,
-    open_run,
-    parse,
-    sizes_of,
-)
+from training.options import Preset, TrainConfig, bind, finished, given_by_init, open_run, parse, sizes_of
 from training.plan import dry_run, queries_per_round
 from training.ranks import rank, ranks, share, start_ranks, wait_for_ranks, whole_job
 from vae import AutoencoderKL
 
 KEPT_NUMBERS = 2**27      # of prompt embeddings, 0.5 GB; of larger sets they are computed for each batch
 MOST_PASSES = 4           # over pairs that reward networks see as they are: in more they would learn them
-STAGES = tuple(MARKS)   # in order
+STAGES = ("vae", "diffusion", "rewards", "rl", "evaluate")
 
 
 def load_sets(config: TrainConfig) -> dict:

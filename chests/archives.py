@@ -37,9 +37,11 @@ def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> s
     without headers as it is, else the impression, or else the findings. "impression" and "findings" fall back
     on each other; "both" joins.
     """
+    report, findings, impression = ("" if NO_REPORT.match(text) else text
+                                    for text in (report, findings, impression))
     if not report + findings + impression:   # as most often in an archive without reports
         return ""
-    parts = sections("" if NO_REPORT.match(report) else report)
+    parts = sections(report)
     known = {"findings", "impression"} & set(parts)
     parts = {name: text for name, text in parts.items() if worded(text)}
     body = joined(text for name, text in parts.items() if name not in BESIDE)
@@ -57,7 +59,7 @@ def choose_prompt(report: str, findings: str, impression: str, prompt: str) -> s
         text = parts.get("last_paragraph", body)
     else:
         text = impression or findings
-    text = TITLE.sub("", one_line(text if text.strip() or known else parts.get("last_paragraph", body)), 1)
+    text = TITLE.sub("", one_line(text if text.strip() or known else parts.get("last_paragraph", body)))
     return text if worded(text) else ""
 
 
@@ -151,6 +153,11 @@ def true_aspect(width: str, height: str, notes: Tally) -> float | None:
     return None
 
 
+def whole(key: str) -> str:
+    """"7.0", as pandas writes 7 in a column with blanks -> "7"; a UID that ends in .0 stays."""
+    return re.sub(r"^(\d+)\.0$", r"\1", key)
+
+
 PATIENTS = ("patient_id", "subject_id", "patientid", "patient id")
 VIEWS = ("view", "viewposition", "view_position", "view position", "projection", "frontal/lateral")
 
@@ -234,7 +241,7 @@ def mimic_table(folder: Path, name: str, columns: list[str], notes: Tally,
     found, kept = {}, {}
     for path in newest(folder, f"mimic-cxr-2*-{name}.csv*", notes):
         for cells in read_table(path, notes, columns, noted_as=BESIDE_CELLS):
-            key = re.sub(r"^(\d+)\.0$", r"\1", cells[columns[0]])
+            key = whole(cells[columns[0]])
             if key in found:
                 notes.add(f"{columns[0]} in a second line of the {name} table, left out", key)
             else:
@@ -326,10 +333,10 @@ def openi_csv_rows(folder: Path, path: Path, prompt: str, notes: Tally) -> Itera
     place = image_places(folder, OPENI, notes)
     texts = {}
     for cells in read_table(path, notes, ["uid", "findings", "impression"], noted_as=BESIDE_CELLS):
-        if texts.setdefault(cells["uid"].removesuffix(".0"), cells) is not cells:
+        if texts.setdefault(whole(cells["uid"]), cells) is not cells:
             notes.add("uid in a second line of indiana_reports.csv, left out", cells["uid"])
     for cells in read_table(folder / "indiana_projections.csv", notes, ["uid", "filename", "projection"]):
-        uid, name = cells["uid"].removesuffix(".0"), cells["filename"]
+        uid, name = whole(cells["uid"]), cells["filename"]
         text = texts.get(uid) if uid else None
         report = choose_prompt("", text["findings"], text["impression"], prompt) if text else ""
         yield Row(named(place, name, notes), report, patient=uid, view=cells["projection"].lower(),

@@ -65,8 +65,7 @@ GONE = re.compile(cues(r"""
     earlier|last|old|outside|lateral\b(?! (?:or|and|decub|chest|costo|lung|aspect|sulc)))
     in (?:its|their) entirety))
     no longer (?:appreciated\b|in (?:place|position)\b(?! (?:in|at|within)\b|, (?:now|and|with|termin)))
-    not (?:persist|in place)\b|(?:is|are|was|were) not$
-    nonvisuali[sz]ed\b|gone\b
+    not (?:persist|in place)\b|(?:is|are|was|were) not$|nonvisuali[sz]ed\b|gone\b
     remov(?:ed|al)\b|pulled\b(?! back)|disappeared\b|absent\b|resolved\b|cleared\b
     (?<!must be )(?<!should be )(?<!to be )(?:excluded|ruled out)\b
     replaced (?:by|with)\b""")
@@ -125,8 +124,7 @@ MAYBE_RIGHT = re.compile(cues(rf"""
     {MODAL} (?:be (?:present|considered|possible|excluded|ruled out|(?:\w+ )?occult)\b|exist\b|not be \w+)
     (?<=: )low (?:probability|likelihood|suspicion)\b
     (?<!raise the )(?<!raises the )(?<!raising the )(?<!raise )(?<!raises )possib\w+
-    probably present\b|favou?red(?: over\b|$)
-    consideration\b|limited\b|question(?:able|ed)\b
+    probably present\b|favou?red(?: over\b|$)|consideration\b|limited\b|question(?:able|ed)\b
     suspected\b|presumed\b|equivocal\b|obscured\b|in the differential\b|if (?:any(?=$|,)|present\b)
     difficult to (?:assess|evaluate)\b|(?:is|are) (?:a|the main|also a) concern\b(?! and)
     (?:poorly|incompletely|not well|suboptimally) (?!defined|circumscribed|marginated)\w+|not appreciated\b
@@ -140,8 +138,7 @@ UNLIKELY = re.compile(r"[^,]*(?<!and )\b(?:unlikely|improbable|less likely|not \
                       r"(?! (?:to )?(?:repr|refl))")
 VERSUS = re.compile(r"[\w-]*(?: (?!(?:and|with|or|is|are|due|from|[cw]ould|might)\b|repres|reflec|likely|may"
                     r"|sugges|consis|concern)[\w-]+){0,8},? vs\b")
-OR_LEFT = re.compile(r"\bor (?:(?!and |with |no |following |after |status |since |save )"
-                     r"\w[\w-]* ){0,4}$")
+OR_LEFT = re.compile(r"\bor (?:(?!and |with |no |following |after |status |since |save )\w[\w-]* ){0,4}$")
 OR_RIGHT = re.compile(r"[\w-]*(?: [\w-]+| (?:in|at) (?:(?!and |with |no |place )\w[\w-]* ){1,4})? ?\bor\b")
 PROXY = re.compile(r"congestion|indistinctness|vascular prominence")  # these hint at edema, no more
 

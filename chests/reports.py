@@ -12,10 +12,6 @@ def cues(lines: str) -> str:
     return r"\b(?:" + "|".join(line.strip() for line in lines.strip().splitlines()) + ")"
 
 
-OF_THE_FILM = re.compile("|".join(map(cues, (*FINDINGS.values(), *ORGANS.values(), r"""
-    lungs?|heart|tip|normal\b|clear\b|no \w+|acute\b|abnormal|disease\b|hil(?:ar|um|a)\b|ribs?\b|aort|bon[ey]
-    osse|trache|diaphragm"""))))
-
 # ------------------------------------------------------------------------------------------------------------
 # Text on one line
 
@@ -38,7 +34,7 @@ WORDED = re.compile(r"(?i)\b(?!(?:x+|none|nan?|nil|null|not|assessed|as|same|see
                     r"|yes|true|false|no (?:report|data|impression))\b)"
                     r"[a-z]{2,}")
 
-# What a failed download or an unfetched file leaves in a report's place, or where it lies
+# What a failed download or an unfetched file leaves in a report's place; where it lies; that there is none
 NO_REPORT = re.compile(r'(?is)\s*(?:(?:<(?:!doctype|html|head|error|\?xml)|\[?\{\s*")(?=.{0,3000}\b(?:'
                        r"errors?|not found|forbidden|denied|unauthori[sz]ed|(?:sign|log) ?in|limit|moved"
                        r"|gateway|unavailable|javascript|cookies?|code|message)\b)"
@@ -72,7 +68,7 @@ NO_CHANGE = re.compile(
 def worded(text: str) -> bool:
     """Does any sentence say something of its own? (In other letters than ASCII that is taken for granted.)"""
     return not text.isascii() or any(WORDED.search(sentence) and not NO_CHANGE.fullmatch(sentence)
-                                     for sentence in re.split(r"(?<=[.;])\s+", TITLE.sub("", text, 1)))
+                                     for sentence in re.split(r"(?<=[.;])\s+", TITLE.sub("", text)))
 
 
 OPEN = (r"(?:\b(?:(?<![:;|=?-] )(?<!\t)no|not|of|or|and|the|an?|with|without|for|to|in|on|by|is|are|was|be"
@@ -124,9 +120,10 @@ VIEW = (r"(?:PA|AP|FRONTAL|LATERAL|PORTABLE|UPRIGHT|SUPINE|SINGLE|ONE|TWO|[12]|A
         r"|XR|RADIOGRAPHS?)")
 NOTE = r"(?: \([^()\n]{0,40}\)(?= ?[:：]))?"   # "IMPRESSION (final):"
 # At the start of a line any capitals (but not "LUNGS:", a part of the findings); a usual name alone on its
-# line, anywhere in capitals, behind a word with a capital ("cough Findings:"), as the first words of a
-# sentence, or in capitals before words that are none ("FINDINGS Heart normal"); and what was looked at, in
-# capitals, which `sections` takes for one behind an indication only ("PORTABLE CHEST: Small effusion").
+# line, anywhere in capitals, as the first words of a sentence ("Impression- Edema"), behind a word with a
+# capital ("cough Findings:"), or in capitals before words that are none ("FINDINGS Heart normal"); and what
+# was looked at, in capitals, which `sections` takes for one behind an indication only ("PORTABLE CHEST: Small
+# effusion").
 HEADER = re.compile(
     rf"(?:^|\n) ?(?!{PARTS})([A-Z][A-Z ()/,-]*):(?=\s|$)|(?:^|\n)[ =*_\[-]*((?i:{KNOWN}))[ =*_\]:-]*(?=\n)"
     rf"|\b({KNOWN}){NOTE} ?[:：]"
@@ -175,6 +172,9 @@ SIGNED = re.compile(
     r"|(?:(?:these|the|critical) )?(?:findings|results?) (?:(?:were|was|have been) )?(?:called|communicated"
     r"|discussed|conveyed|relayed|telephoned)\b|d/w |discussed with dr"
     r"|dr\.? \S+ (?:was|has been) (?:paged|notified|informed|called)).*")
+OF_THE_FILM = re.compile("|".join(map(cues, (*FINDINGS.values(), *ORGANS.values(), r"""
+    lungs?|heart|tip|normal\b|clear\b|no \w+|acute\b|abnormal|disease\b|hil(?:ar|um|a)\b|ribs?\b|aort|bon[ey]
+    osse|trache|diaphragm"""))))
 # What was taken, and when: "PORTABLE CHEST, 08:10 HOURS:", "Two views of the chest."
 TITLE = re.compile(
     r"(?i)\A(?=[^\n.:]*\b(?:chest|cxr|views?|radiographs?|x-?rays?|films?)\b)\W*"
@@ -268,12 +268,13 @@ def sections(text: str) -> dict[str, str]:
     parts = [(name, body) for name, body in parts if body.strip() or name not in ("impression", "findings")]
     names = [name for name, _ in parts]
     if len(parts) > 1 and "findings" not in names:
-        while len(parts) > 2 and "impression" not in names and parts[-1][0] in ("notification", "summary"):
+        before = "impression" in names
+        while not before and len(parts) > 2 and parts[-1][0] in ("notification", "summary"):
             parts.pop()
-        end = names.index("impression") if "impression" in names else len(parts)
+        end = names.index("impression") if before else len(parts)
         name, body = parts[end - 1]
-        if name in BESIDE or end == len(parts):
-            own, *rest = unheaded(name, body, "impression" in names)
-            kind = "findings" if "impression" in names else "last_paragraph"
+        if name in BESIDE or not before:
+            own, *rest = unheaded(name, body, before)
+            kind = "findings" if before else "last_paragraph"
             parts[end - 1: end] = [(name, own), *((kind, text) for text in rest if text.strip())]
     return {name: one_line(unsigned(body)) for name, body in parts}

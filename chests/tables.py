@@ -54,9 +54,9 @@ def lines_of(text: TextIO) -> Iterator[str]:
 CELLS = "line with more or fewer cells than the header"
 BESIDE_CELLS = "line of a table beside, with more or fewer cells than its header"
 WORDS = ("nan -nan na n/a n.a. none null (null) nil nat <na> undefined unknown "
-         "#na #n/a #name? #value! #ref! #div/0! #num! #null!")   # Excel's
+         "#na #n/a #name? #value! #ref! #div/0! #num! #null! "   # spreadsheets'
+         "#nv #wert! #bezug! #nom? #spill! #calc! #busy! #field! err:502")
 MISSING = {form for word in WORDS.split() for form in (word, word.upper(), word.capitalize())}
-MISSING |= {"#NV", "#WERT!", "#BEZUG!", "#NOM?", "#SPILL!", "#CALC!", "#BUSY!", "#FIELD!", "Err:502"}
 MISSING |= {"NaN", "-NaN", "NaT", "\\N", "-", "--", "?", "."}
 
 

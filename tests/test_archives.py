@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from chests import tables
-from chests.archives import compose_from_labels, read_rows
+from chests.archives import compose_from_labels, read_rows, whole
 from chests.labels import LABELS, label
 from chests.tables import DataError, Tally
 from data import load
@@ -257,6 +257,7 @@ def test_openi_csv(tmp_path):
     table.write_text("".join(line.replace(",", ".0,", 1) if line[0] != "u" else line
                              for line in table.read_text().splitlines(True)))   # as pandas writes ids
     assert loaded(tmp_path) == reports
+    assert [whole(key) for key in ("7.0", "7", "1.2.840.0", "")] == ["7", "7", "1.2.840.0", ""]
 
 
 def test_chexpert(tmp_path):

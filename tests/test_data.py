@@ -497,6 +497,12 @@ def test_a_column_may_hold_other_sections():
     assert choose_prompt("", "", whole, "findings") == "Edema."
 
 
+def test_a_column_that_says_there_is_no_report_is_none():
+    """As a report that says so."""
+    assert choose_prompt("", "Not yet reported", "Exam cancelled.", "report") == ""
+    assert choose_prompt("", "Edema.", "See PACS", "report") == "Edema."
+
+
 def test_two_texts_are_never_one_sentence():
     """Where findings end without a point no denial in them reaches the impression."""
     for report, columns in (("", ("No edema", "Left effusion.")),

@@ -1,6 +1,7 @@
 """labels.py: what a report says, by rules. The reports here are written for these tests."""
 
 import time
+from collections.abc import Callable
 from math import isnan
 
 import pytest
@@ -134,25 +135,28 @@ def test_batch_is_each_report_alone(reports):
 
 
 def test_fast():
-    """2,000 distinct reports take a second or so, and a hostile text of twice the length takes hardly more
-    than twice as long (quadratic time would be four times as long, and minutes)."""
+    """2,000 distinct reports take a second or so, and a hostile text of twice the length hardly more than
+    twice as long (quadratic time would be four times as long, and minutes)."""
     reports = [" ".join(SENTENCES[i % 7:]) + f" Nodule of {i} mm." for i in range(2000)]
-    seconds = []
-    for work in (lambda: label_all(reports), lambda: read_hostile(1_000), lambda: read_hostile(2_000)):
-        start = time.process_time()
-        work()
-        seconds.append(time.process_time() - start)
-    assert seconds[0] < 5 and seconds[2] < 3 * seconds[1]
-
-
-def read_hostile(times: int) -> None:
+    assert seconds(label_all, reports) < 5
     for hostile in ("no effusion ", "\n", ".", "? ", "[ ] ", "; no", " +a", "<b ", "none of these", "v ", "x",
                     "1.", "no change in effusion or ", "could be done to evaluate ", "may be a, ", "LUNGS:\n",
                     "CHEST 1 ", "1/1/1/1/1/1/", "12/3/2019 8:10, ",
-                    "dr. a ", "\\", "Indication: a\n\n", "['", "Indication: a\n"):
-        label(hostile * times)
-        sections(hostile * times)
-        choose_prompt(f"Chest {hostile * times}", "", "", "both")
+                    "dr. a ", "\\", "Indication: a\n\n", "['", "Indication: a\n", "IMPRESSION (final): "):
+        first, twice = (seconds(read, hostile * times) for times in (1_000, 2_000))
+        assert twice < 3 * first + 0.1, hostile
+
+
+def seconds(work: Callable, argument: object) -> float:
+    start = time.process_time()
+    work(argument)
+    return time.process_time() - start
+
+
+def read(text: str) -> None:
+    label(text)
+    sections(text)
+    choose_prompt(f"Chest {text}", "", "", "both")
 
 
 REPORT = """                                 FINAL REPORT
